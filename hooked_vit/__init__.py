@@ -1,0 +1,39 @@
+"""Vision Transformers as one graph of hooks: see what a model contains, change it, learn what it uses.
+
+>>> from hooked_vit import HookedViT  # doctest: +SKIP
+>>> model = HookedViT.from_pretrained("google/vit-base-patch16-224")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformer_lens.hook_points import HookPoint
+
+    from hooked_vit import architectures, zoo
+    from hooked_vit.cache import ActivationCache
+    from hooked_vit.config import ViTConfig
+    from hooked_vit.model import HookedViT
+    from hooked_vit.tokens import TokenLayout
+
+__version__ = "0.1.0"
+__all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig", "architectures", "zoo"]
+
+_HOMES = {
+    "HookedViT": "hooked_vit.model",
+    "ViTConfig": "hooked_vit.config",
+    "ActivationCache": "hooked_vit.cache",
+    "HookPoint": "transformer_lens.hook_points",
+    "TokenLayout": "hooked_vit.tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are looked up on first use: printing a command's help must not wait for torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in ("architectures", "zoo"):
+        return import_module(f"hooked_vit.{name}")
+    raise AttributeError(f"module 'hooked_vit' has no attribute {name!r}")

@@ -1,0 +1,60 @@
+"""One small file per family: what its config means, where its tensors go, how it reads out.
+
+A family is a module of this package that calls `register(Architecture(...))`; nothing else needs to know of it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from hooked_vit.architectures.base import ALL, Architecture, register
+from hooked_vit.errors import UnsupportedModelError, nearest
+
+__all__ = ["Architecture", "for_class", "get", "register", "registered", "supported_classes"]
+
+
+@cache
+def _discover() -> None:
+    for module in iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+
+
+def registered() -> tuple[str, ...]:
+    """Names of the families.
+
+    >>> "vit" in registered()
+    True
+    """
+    _discover()
+    return tuple(sorted(ALL))
+
+
+def get(name: str) -> Architecture:
+    """The family of this name.
+
+    Raises UnsupportedModelError for a name no family has.
+    """
+    _discover()
+    if name not in ALL:
+        raise UnsupportedModelError(f"no architecture is called {name!r}; there are {', '.join(registered())}")
+    return ALL[name]
+
+
+def supported_classes() -> dict[str, str]:
+    """transformers class name -> family name."""
+    return {cls: name for name in registered() for cls in ALL[name].classes}
+
+
+def for_class(hf_class: str) -> Architecture:
+    """The family that reads a transformers class.
+
+    Raises UnsupportedModelError for a class without a faithful graph, naming those that have one.
+    """
+    known = supported_classes()
+    if hf_class not in known:
+        raise UnsupportedModelError(
+            f"no hook graph for {hf_class}{nearest(hf_class, known)} Supported: {', '.join(sorted(known))}"
+        )
+    return get(known[hf_class])

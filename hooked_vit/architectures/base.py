@@ -1,0 +1,151 @@
+"""What a family says of itself, and the reader that makes it account for every config attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hooked_vit.config import ViTConfig
+from hooked_vit.errors import CheckpointError
+
+ALL: dict[str, Architecture] = {}
+
+# `{l}` stands for the layer. Ours -> theirs, after their base prefix is stripped.
+Keys = Mapping[str, str]
+
+
+class ConfigReader:
+    """Wraps a transformers config and remembers which attributes were read, so that none is overlooked."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self._read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self._read.add(name)
+        return getattr(self._config, name)
+
+    def sub(self, name: str) -> ConfigReader:
+        """A reader of a nested config."""
+        return ConfigReader(getattr(self, name))
+
+    def pair(self, name: str) -> tuple[int, int]:
+        """A size given as one number or as (height, width)."""
+        value = getattr(self, name)
+        return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+    def square(self, name: str) -> int:
+        """A size whose two sides must agree."""
+        height, width = self.pair(name)
+        if height != width:
+            raise CheckpointError(f"{name} must be square, got {height} x {width}")
+        return height
+
+    def labels(self) -> tuple[int, tuple[str, ...]]:
+        """Number of classes and their names in order of id."""
+        names = self.id2label
+        return len(names), tuple(str(names[i]) for i in range(len(names)))
+
+    def refuse_unread(self, irrelevant: tuple[str, ...]) -> None:
+        """Raise CheckpointError for every attribute that was neither read nor declared irrelevant."""
+        from transformers import PretrainedConfig
+
+        everywhere = set(PretrainedConfig().to_dict()) | {"model_type", "_name_or_path", "transformers_version"}
+        unread = set(self._config.to_dict()) - self._read - set(irrelevant) - everywhere
+        if unread:
+            shown = ", ".join(f"{name}={getattr(self._config, name, None)!r}" for name in sorted(unread))
+            raise CheckpointError(
+                f"{type(self._config).__name__} has attributes this version neither handles nor knows to be irrelevant: "
+                f"{shown}. If they do not change inference, add them to the family's `irrelevant_config`"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A family: how to read its configs, and where each of its tensors goes.
+
+    `classes` maps a transformers class to the function that reads its config. `keys` maps our tensors to theirs, with
+    `{l}` for the layer; `roots` are the prefixes under which the body of their model may live. `class_readout` is what
+    the family's classifier reads, for checkpoints that came without one. `irrelevant_*` are named so that anything
+    else is an error. `native_flags` are keyword arguments their forward needs for a foreign image size.
+    """
+
+    name: str
+    classes: Mapping[str, Callable[[ConfigReader, str], ViTConfig]]
+    keys: Keys
+    roots: tuple[str, ...]
+    class_readout: Mapping[str, Any]
+    irrelevant_config: tuple[str, ...] = ()
+    irrelevant_tensors: tuple[str, ...] = ()
+    foreign_size_flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+def register(architecture: Architecture) -> Architecture:
+    """Make a family known; its name must be new."""
+    if architecture.name in ALL:
+        raise ValueError(f"an architecture called {architecture.name!r} is registered already")
+    ALL[architecture.name] = architecture
+    return architecture
+
+
+# What nearly every family in transformers shares: attributes of training or initialisation, and the ViT block's keys.
+TRAINING_ONLY = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "attention_dropout",
+    "initializer_range",
+    "initializer_factor",
+    "drop_path_rate",
+    "encoder_stride",
+    "problem_type",
+    "use_mask_token",
+)
+
+LINEARS = ("weight", "bias")
+
+
+def linears(pairs: Mapping[str, str]) -> dict[str, str]:
+    """Weight and bias entries for modules that have both."""
+    return {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in pairs.items() for part in LINEARS}
+
+
+VIT_EMBEDDING = {
+    "embed.cls": "embeddings.cls_token",
+    "pos_embed.weight": "embeddings.position_embeddings",
+    **linears({"embed.patch": "embeddings.patch_embeddings.projection"}),
+}
+VIT_BLOCK = linears(
+    {
+        "blocks.{l}.ln1": "layers.{l}.layernorm_before",
+        "blocks.{l}.ln2": "layers.{l}.layernorm_after",
+        "blocks.{l}.attn.q": "layers.{l}.attention.q_proj",
+        "blocks.{l}.attn.k": "layers.{l}.attention.k_proj",
+        "blocks.{l}.attn.v": "layers.{l}.attention.v_proj",
+        "blocks.{l}.attn.o": "layers.{l}.attention.o_proj",
+        "blocks.{l}.mlp.fc_in": "layers.{l}.mlp.fc1",
+        "blocks.{l}.mlp.fc_out": "layers.{l}.mlp.fc2",
+    }
+)
+
+
+def vit_sizes(hf: ConfigReader) -> dict[str, Any]:
+    """The sizes all ViT-like configs spell alike."""
+    return {
+        "d_model": hf.hidden_size,
+        "n_layers": hf.num_hidden_layers,
+        "n_heads": hf.num_attention_heads,
+        "image_size": hf.pair("image_size"),
+        "patch_size": hf.square("patch_size"),
+        "n_channels": hf.num_channels,
+        "eps": hf.layer_norm_eps,
+    }
+
+
+def classifier(hf: ConfigReader) -> dict[str, Any]:
+    """One linear classifier, named by the config's labels."""
+    n, names = hf.labels()
+    return {"n_classes": n, "class_names": names}
+
+
+FEATURES: dict[str, Any] = {"heads": (), "n_classes": None}

@@ -1,0 +1,85 @@
+"""CLIP's vision tower (Radford et al. 2021): a norm in front of the first block, quick-GELU, no patch bias.
+
+Natively CLS is read, after the final norm, and projected beside the text; transformers' image classifier instead
+averages the patches without any norm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hooked_vit.architectures.base import (
+    FEATURES,
+    TRAINING_ONLY,
+    Architecture,
+    ConfigReader,
+    classifier,
+    linears,
+    register,
+    vit_sizes,
+)
+from hooked_vit.config import ViTConfig
+
+UNNORMED_MEAN = {"sources": ("patches",), "final_norm": "none"}
+
+
+def _vision(hf: ConfigReader, **readout: Any) -> ViTConfig:
+    return ViTConfig(
+        **vit_sizes(hf), d_mlp=hf.intermediate_size, act_fn=hf.hidden_act, patch_bias=False, ln_pre=True, **readout
+    )
+
+
+def vision_config(hf: ConfigReader, hf_class: str) -> ViTConfig:
+    """CLIPVisionModel (pooled features) or CLIPVisionModelWithProjection (image embeddings)."""
+    if hf_class == "CLIPVisionModel":
+        return _vision(hf, **FEATURES)
+    return _vision(hf, n_classes=hf.projection_dim, outputs="embedding", head_bias=False)
+
+
+def full_config(hf: ConfigReader, hf_class: str) -> ViTConfig:
+    """CLIPModel (its vision tower, projected) or CLIPForImageClassification."""
+    vision = hf.sub("vision_config")
+    vision_cfg = (
+        _vision(vision, n_classes=hf.projection_dim, outputs="embedding", head_bias=False)
+        if hf_class == "CLIPModel"
+        else _vision(vision, **classifier(hf), **UNNORMED_MEAN)
+    )
+    vision.refuse_unread((*TRAINING_ONLY, "projection_dim"))
+    return vision_cfg
+
+
+register(
+    Architecture(
+        name="clip",
+        classes={
+            **dict.fromkeys(("CLIPVisionModel", "CLIPVisionModelWithProjection"), vision_config),
+            **dict.fromkeys(("CLIPModel", "CLIPForImageClassification"), full_config),
+        },
+        keys=linears(
+            {
+                "ln_pre": "pre_layrnorm",
+                "blocks.{l}.ln1": "encoder.layers.{l}.layer_norm1",
+                "blocks.{l}.ln2": "encoder.layers.{l}.layer_norm2",
+                "blocks.{l}.attn.q": "encoder.layers.{l}.self_attn.q_proj",
+                "blocks.{l}.attn.k": "encoder.layers.{l}.self_attn.k_proj",
+                "blocks.{l}.attn.v": "encoder.layers.{l}.self_attn.v_proj",
+                "blocks.{l}.attn.o": "encoder.layers.{l}.self_attn.out_proj",
+                "blocks.{l}.mlp.fc_in": "encoder.layers.{l}.mlp.fc1",
+                "blocks.{l}.mlp.fc_out": "encoder.layers.{l}.mlp.fc2",
+                "ln_final": "post_layernorm",
+                "head": "classifier|visual_projection",
+            }
+        )
+        | {
+            "embed.cls": "embeddings.class_embedding",
+            "embed.patch.weight": "embeddings.patch_embedding.weight",
+            "pos_embed.weight": "embeddings.position_embedding.weight",
+        },
+        roots=("vision_model.", ""),
+        class_readout=UNNORMED_MEAN,
+        irrelevant_config=(*TRAINING_ONLY, "projection_dim", "text_config", "logit_scale_init_value"),
+        # the text tower, and the final norm that CLIPForImageClassification holds but never applies
+        irrelevant_tensors=("text_model.*", "text_projection.weight", "logit_scale", "post_layernorm.*"),
+        foreign_size_flags={"interpolate_pos_encoding": True},
+    )
+)

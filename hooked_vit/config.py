@@ -1,0 +1,144 @@
+"""The one description of a model: every field is read by the graph, none is family lore."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Role = Literal["cls", "dist", "registers", "patches", "inserted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Everything the hook graph needs to know; frozen, so that a model cannot drift from its description.
+
+    >>> ViTConfig(d_model=32, n_layers=2, n_heads=4, d_mlp=64, image_size=(32, 32), patch_size=8, n_classes=10).d_head
+    8
+
+    Sizes are pixels (`image_size` is (height, width)) or units (`d_*`, `n_*`). The readout is part of the description:
+    `sources` are the token roles it reads (a role of many tokens is averaged), `heads` the linear heads and the
+    positions in `sources` each one reads; several heads are averaged. Without heads the model returns its pooled
+    features, and `is_feature_model` says so.
+
+    Raises ValueError for a combination no graph can have.
+    """
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_mlp: int
+    image_size: tuple[int, int]
+    patch_size: int
+    n_channels: int = 3
+    act_fn: str = "gelu"
+    gated_mlp: bool = False
+    eps: float = 1e-6
+    layer_scale: bool = False
+    q_bias: bool = True
+    k_bias: bool = True
+    v_bias: bool = True
+    patch_bias: bool = True
+
+    has_cls: bool = True
+    has_dist: bool = False
+    n_registers: int = 0
+    absolute_positions: bool = True
+    position_antialias: bool = False
+    position_float32: bool = False
+    ln_pre: bool = False
+    rel_pos_shared: bool = False
+    rel_pos_per_layer: bool = False
+
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    sources: tuple[Role, ...] = ("cls",)
+    heads: tuple[tuple[str, tuple[int, ...]], ...] = (("head", (0,)),)
+    head_bias: bool = True
+    n_classes: int | None = None
+    outputs: Literal["classes", "embedding"] = "classes"
+    class_names: tuple[str, ...] | None = field(default=None, repr=False)
+
+    architecture: str = "custom"
+    hf_class: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        rules = [
+            (self.d_model % self.n_heads == 0, f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}"),
+            (
+                all(s % self.patch_size == 0 for s in self.image_size),
+                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}",
+            ),
+            (
+                not (self.rel_pos_shared or self.rel_pos_per_layer) or self.image_size[0] == self.image_size[1],
+                f"a relative position bias needs a square native image, got {self.image_size}: "
+                "transformers reads the table of another shape scrambled",
+            ),
+            (
+                not (self.rel_pos_shared or self.rel_pos_per_layer) or self.prefix == ("cls",),
+                f"a relative position bias is defined for a CLS token and patches, got the prefix {self.prefix}",
+            ),
+            (bool(self.sources), "the readout needs at least one source"),
+            (
+                all(s == "patches" or s in self.prefix for s in self.sources),
+                f"the readout reads {self.sources}, the tokens are {(*self.prefix, 'patches')}",
+            ),
+            (
+                (self.n_classes is None) == (not self.heads),
+                f"n_classes {self.n_classes} and heads {self.heads} must come together; a feature model has neither",
+            ),
+            (
+                all(0 <= i < len(self.sources) for _, read in self.heads for i in read),
+                f"heads {self.heads} read sources that do not exist, there are {len(self.sources)}",
+            ),
+            (
+                self.class_names is None or len(self.class_names) == self.n_classes,
+                f"{len(self.class_names or ())} class names for {self.n_classes} classes",
+            ),
+        ]
+        for holds, message in rules:
+            if not holds:
+                raise ValueError(message)
+
+    def replace(self, **changes: Any) -> ViTConfig:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches at the native image size."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def prefix(self) -> tuple[Role, ...]:
+        """The role of every token in front of the patches."""
+        named: tuple[Role, ...] = (("cls",) if self.has_cls else ()) + (("dist",) if self.has_dist else ())  # type: ignore[assignment]
+        return named + ("registers",) * self.n_registers
+
+    @property
+    def n_positions(self) -> int:
+        """Rows of the position embedding: registers have none."""
+        return self.grid[0] * self.grid[1] + len(self.prefix) - self.n_registers
+
+    @property
+    def is_feature_model(self) -> bool:
+        """True where there is no head: the model returns its pooled features."""
+        return not self.heads
+
+    @property
+    def d_out(self) -> int:
+        """Width of the model's output: classes, or pooled features."""
+        return self.n_classes if self.n_classes is not None else self.d_model * len(self.sources)
+
+    # TransformerLens' ActivationCache asks these of a config.
+    normalization_type = "LN"
+    attn_only = False
+
+    @property
+    def final_rms(self) -> bool:
+        """Tells ActivationCache not to centre the stack where the family has no final norm."""
+        return self.final_norm == "none"

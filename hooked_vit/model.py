@@ -1,0 +1,328 @@
+"""One hooked Vision Transformer for every family: the forward pass is the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities import Slice
+
+from hooked_vit.cache import ActivationCache
+from hooked_vit.components import Block, LayerNorm, watched
+from hooked_vit.config import Role, ViTConfig
+from hooked_vit.errors import UnknownHookError, nearest
+from hooked_vit.positions import Embedding, PositionEmbedding, RelativePositionBias
+from hooked_vit.readout import Readout
+from hooked_vit.tokens import Run, TokenLayout
+from hooked_vit.weights import Weights
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+Hook = tuple[str | Callable[[str], bool], Callable]
+
+
+class HookedViT(Readout, Weights, HookedRootModule):
+    """ViT, DeiT, BEiT, DINOv2, CLIP and more as one graph of TransformerLens hook points.
+
+    >>> model = HookedViT.from_pretrained("facebook/deit-tiny-patch16-224")  # doctest: +SKIP
+    >>> logits, cache = model.run_with_cache(model.preprocess(images))  # doctest: +SKIP
+
+    `HookedViT(cfg)` has random weights. Hook names and shapes: `hooked-vit hooks MODEL`, or `model.describe_hooks()`.
+    """
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.run = Run(TokenLayout.native(cfg.prefix, cfg.grid))
+        self.processor: Any = None
+        self.embed = Embedding(cfg)
+        self.hook_embed = HookPoint()
+        self.pos_embed = PositionEmbedding(cfg) if cfg.absolute_positions else None
+        self.hook_pos_embed = HookPoint()
+        self.ln_pre = LayerNorm(cfg.d_model, cfg.eps) if cfg.ln_pre else None
+        self.rel_pos = RelativePositionBias(cfg) if cfg.rel_pos_shared else None
+        self.blocks = nn.ModuleList(Block(cfg, self.run, self.rel_pos) for _ in range(cfg.n_layers))
+        self._build_readout(cfg)
+        self.setup()
+        self._initialise()
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kw: Any) -> HookedViT:
+        """Load a hub checkpoint or a local folder; strict both ways, float32 unless `dtype` says otherwise.
+
+        >>> model = HookedViT.from_pretrained("facebook/dinov2-base")  # doctest: +SKIP
+
+        Keywords: dtype, device, revision, local_files_only, cache_dir, token. Raises UnsupportedModelError for a class
+        without a graph and CheckpointError for a tensor or config attribute without a place in it.
+        """
+        from hooked_vit.loading import from_pretrained
+
+        return from_pretrained(str(name_or_path), **kw)
+
+    @classmethod
+    def from_hf(cls, hf_model: nn.Module, *, processor: Any = None) -> HookedViT:
+        """The same model from one that transformers holds in memory; weights are copied, dtype and device kept.
+
+        >>> model = HookedViT.from_hf(transformers.ViTForImageClassification(config))  # doctest: +SKIP
+        """
+        from hooked_vit.loading import from_hf
+
+        return from_hf(hf_model, processor=processor)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b ..."],
+        *,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        tokens: TokenLayout | None = None,
+    ) -> Float[Tensor, "b ..."]:
+        """Pixels [b c h w] to logits [b classes]; or the residual stream [b t d] from and to any layer.
+
+        >>> model(model(pixels, stop_at_layer=3), start_at_layer=3)  # doctest: +SKIP
+
+        `stop_at_layer=k` returns the stream entering block k, `start_at_layer=k` resumes there. `tokens` says which
+        tokens a resumed stream holds, where they are not the native ones and it did not come straight from a stop.
+        Raises ValueError for pixels of the wrong shape or with NaN, and for a layer out of range.
+        """
+        start = 0 if start_at_layer is None else self._depth(start_at_layer, "start_at_layer")
+        stop = self.cfg.n_layers if stop_at_layer is None else self._depth(stop_at_layer, "stop_at_layer")
+        layout = self._layout_of(x, tokens) if start_at_layer is not None else self._check_pixels(x)
+        self.run.n_forwards += 1
+        with self.running(layout):
+            if start_at_layer is None:
+                x = self.embed_pixels(x)
+            for block in self.blocks[start:stop]:
+                x = block(x)
+            if stop_at_layer is None:
+                return self.readout(x)
+            x._tokens = self.run.tokens  # type: ignore[attr-defined]  # so that a resumed run still knows its tokens
+            return x
+
+    def embed_pixels(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+        """The residual stream entering block 0."""
+        x = self.embed(pixels.to(self.embed.patch.weight.dtype))
+        if self.ln_pre is not None:
+            # positions are added in front of a norm, so the stream starts behind it
+            return self.hook_embed(self.ln_pre(x + self._positions(x)))
+        x = self.hook_embed(x)
+        if self.pos_embed is None and not watched(self.hook_pos_embed):
+            return x
+        return x + self._positions(x)
+
+    def _positions(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        if self.pos_embed is None:
+            return self.hook_pos_embed(torch.zeros_like(x))
+        pos, n = self.pos_embed(self.run.tokens.grid), self.cfg.n_registers
+        if n:  # registers stand behind the other prefix tokens and have no position
+            at = len(self.cfg.prefix) - n
+            pos = torch.cat([pos[:, :at], pos.new_zeros(1, n, pos.shape[-1]), pos[:, at:]], dim=1)
+        return self.hook_pos_embed(pos.expand(len(x), -1, -1))
+
+    @property
+    def tokens(self) -> TokenLayout:
+        """Which token is which: of the run in progress inside a hook, of the native image size otherwise."""
+        return self.run.tokens
+
+    def layout_for(self, height: int, width: int) -> TokenLayout:
+        """The tokens of an image of this many pixels.
+
+        Raises ValueError where patches do not cover it.
+        """
+        p = self.cfg.patch_size
+        if height % p or width % p or not (height and width):
+            raise ValueError(
+                f"image height and width must be multiples of the patch size {p}, got {height} x {width}: the rest "
+                "would be ignored silently; use model.preprocess(images)"
+            )
+        if (height, width) == self.cfg.image_size:
+            return self.run.native
+        return TokenLayout.native(self.cfg.prefix, (height // p, width // p))
+
+    @contextmanager
+    def running(self, layout: TokenLayout) -> Iterator[None]:
+        """Run parts of the graph by hand, with these tokens; what was running before comes back afterwards."""
+        before, self.run.tokens = self.run.tokens, layout
+        try:
+            yield
+        finally:
+            self.run.tokens = before
+
+    def insert_tokens(
+        self,
+        x: Float[Tensor, "b t d"],
+        at: int,
+        vectors: Float[Tensor, "*b n d"],
+        *,
+        role: Role = "inserted",
+        donor: int | None = 0,
+    ) -> Float[Tensor, "b t+n d"]:
+        """Inside a hook on the residual stream: the stream with new tokens in front of position `at`.
+
+        Roles, the readout and position lookups follow. `donor` is the original token whose relative-position entries
+        the new ones use (0, the CLS token, unless said otherwise; None for none).
+        """
+        vectors = vectors.to(x).expand(len(x), *vectors.shape[-2:])
+        n = x.shape[1]
+        self.run.tokens = self.run.tokens.insert(at, vectors.shape[1], role=role, donor=donor)
+        at = at % (n + 1)
+        return torch.cat([x[:, :at], vectors, x[:, at:]], dim=1)
+
+    def keep_tokens(self, x: Float[Tensor, "b t d"], places: Int[Tensor, "*b k"]) -> Float[Tensor, "b k d"]:
+        """Inside a hook on the residual stream: only the tokens at these positions, in this order; -1 pads.
+
+        Positions may differ from image to image ([b, k]); padded places are masked out of attention and readout.
+        """
+        self.run.tokens = self.run.tokens.keep(places.cpu())
+        places = places.to(x.device).expand(len(x), -1)
+        return x.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])) * (places >= 0)[..., None]
+
+    def set_attention(self, kernel: str) -> None:
+        """"auto" is fused unless a hook needs scores or pattern, "eager" never is, "sdpa" always; same numbers."""
+        if kernel not in ("auto", "eager", "sdpa"):
+            raise ValueError(f'attention is "auto", "eager" or "sdpa", got {kernel!r}')
+        self.run.attention = kernel
+
+    def preprocess(self, images: Any) -> Float[Tensor, "b c h w"]:
+        """Images (one PIL image, a list, a datasets column) to pixels, by the checkpoint's own image processor.
+
+        >>> pixels = model.preprocess(Image.open("cat.jpg"))  # doctest: +SKIP
+        """
+        from hooked_vit.processing import preprocess
+
+        return preprocess(self, images)
+
+    def describe_hooks(self) -> list[tuple[str, str, str]]:
+        """(name, shape, meaning) of every hook point."""
+        from hooked_vit.hook_table import describe_hooks
+
+        return describe_hooks(self)
+
+    @contextmanager
+    def hooks(  # type: ignore[override]
+        self, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[HookedViT]:
+        """Attach hooks for the length of a `with`; every name is resolved before the first one is attached.
+
+        Raises UnknownHookError for a name, or a name filter, that fits no hook point.
+        """
+        for name, _ in (*fwd_hooks, *bwd_hooks):
+            self.resolve_hooks(name)
+        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
+            yield self
+
+    def resolve_hooks(self, name: str | Callable[[str], bool]) -> list[str]:
+        """The hook points a name or a name filter means."""
+        if isinstance(name, str):
+            if name not in self.hook_dict:
+                raise UnknownHookError(f"no hook point is called {name!r}{nearest(name, self.hook_dict)}")
+            return [name]
+        found = [known for known in self.hook_dict if name(known)]
+        if not found:
+            raise UnknownHookError("the name filter fits no hook point of this model; see model.describe_hooks()")
+        return found
+
+    def add_hook(self, name: str | Callable[[str], bool], *args: Any, **kw: Any) -> None:  # type: ignore[override]
+        """Attach a hook until `reset_hooks()`.
+
+        Raises UnknownHookError for a name that fits no hook point.
+        """
+        self.resolve_hooks(name)
+        super().add_hook(name, *args, **kw)
+
+    def run_with_cache(  # type: ignore[override]
+        self, *model_args: Any, names_filter: NamesFilter = None, device: Any = None, remove_batch_dim: bool = False,
+        incl_bwd: bool = False, reset_hooks_end: bool = True, clear_contexts: bool = False, pos_slice: Any = None,
+        return_cache_object: bool = True, **model_kwargs: Any,
+    ) -> tuple[Tensor, ActivationCache | dict[str, Tensor]]:
+        """Run and keep activations: all of them except `hook_result`, or those of `names_filter`.
+
+        >>> logits, cache = model.run_with_cache(pixels, names_filter="blocks.3.hook_resid_post")  # doctest: +SKIP
+
+        The arguments are TransformerLens'. Raises UnknownHookError for a name that fits no hook point.
+        """
+        wanted = self._wanted(names_filter)
+        layouts: dict[str, TokenLayout] = {}
+
+        def note(_: Tensor, hook: HookPoint) -> None:
+            layouts[hook.name] = self.run.tokens  # type: ignore[index]
+
+        with self.hooks([(name, note) for name in wanted]):
+            output, kept = super().run_with_cache(
+                *model_args, names_filter=lambda name: name in wanted, device=device, incl_bwd=incl_bwd,
+                remove_batch_dim=remove_batch_dim, reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts,
+                **model_kwargs,
+            )
+        if pos_slice is not None:
+            kept = _slice_positions(kept, Slice.unwrap(pos_slice))
+        if not return_cache_object:
+            return output, kept
+        return output, ActivationCache(kept, self, not remove_batch_dim, layouts if pos_slice is None else None)
+
+    def _wanted(self, names_filter: NamesFilter) -> set[str]:
+        if names_filter is None:
+            return {name for name in self.hook_dict if not name.endswith("hook_result")}
+        if isinstance(names_filter, str) or callable(names_filter):
+            return set(self.resolve_hooks(names_filter))
+        return {name for wanted in names_filter for name in self.resolve_hooks(wanted)}
+
+    def _depth(self, layer: int, what: str) -> int:
+        """A layer as a depth 0..n_layers, negative from the end."""
+        n = self.cfg.n_layers
+        if not -n <= layer <= n:
+            raise ValueError(f"{what} must be 0 to {n} (or negative from the end): the model has {n} layers, got {layer}")
+        return layer % n if layer < 0 else layer
+
+    def _check_pixels(self, pixels: Tensor) -> TokenLayout:
+        if pixels.ndim != 4 or pixels.shape[1] != self.cfg.n_channels:
+            raise ValueError(
+                f"pixels are [batch, {self.cfg.n_channels}, height, width], got {tuple(pixels.shape)}; "
+                "use model.preprocess(images)"
+            )
+        if not pixels.is_floating_point():
+            raise ValueError(f"pixels must be normalised floats, got {pixels.dtype}; use model.preprocess(images)")
+        layout = self.layout_for(*pixels.shape[2:])
+        if not pixels.isfinite().all():
+            bad = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(f"pixels hold NaN or infinity in images {bad[:8]} of the batch")
+        return layout
+
+    def _layout_of(self, x: Tensor, tokens: TokenLayout | None) -> TokenLayout:
+        if x.ndim != 3 or x.shape[-1] != self.cfg.d_model:
+            raise ValueError(f"a resumed stream is [batch, tokens, {self.cfg.d_model}], got {tuple(x.shape)}")
+        layout = tokens or getattr(x, "_tokens", self.run.native)
+        if layout.n_tokens != x.shape[1]:
+            raise ValueError(
+                f"this stream has {x.shape[1]} tokens and the model's native layout {layout.n_tokens}; "
+                "say which they are: tokens=model.layout_for(height, width), or the layout of the run it came from"
+            )
+        return layout
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Truncated normal weights of standard deviation 0.02 and zero biases, as all the families initialise."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+
+def _slice_positions(kept: dict[str, Tensor], part: Slice) -> dict[str, Tensor]:
+    """TransformerLens' position slice, without cutting the batch off activations that have no position axis."""
+    no_position = ("hook_pooled", "hook_head_logits", "hook_logits")
+    per_head = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
+
+    def cut(name: str, x: Tensor) -> Tensor:
+        bare = name.removesuffix("_grad")
+        return x if bare.endswith(no_position) else part.apply(x, dim=-3 if bare.endswith(per_head) else -2)
+
+    return {name: cut(name, x) for name, x in kept.items()}

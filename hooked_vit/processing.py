@@ -1,0 +1,53 @@
+"""Images to pixels, by the checkpoint's own image processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hooked_vit.model import HookedViT
+
+
+def preprocess(model: HookedViT, images: Any) -> Float[Tensor, "b c h w"]:
+    """Pixels of one PIL image, a list of them, or a `datasets` column, on the model's device and in its dtype.
+
+    >>> preprocess(model, [Image.new("RGB", (300, 200))]).shape  # doctest: +SKIP
+    torch.Size([1, 3, 224, 224])
+
+    Raises ValueError where the checkpoint came without an image processor, and for something that is no image.
+    """
+    if model.processor is None:
+        raise ValueError(
+            "this model came without an image processor; load one beside the checkpoint, or set "
+            "model.processor = AutoImageProcessor.from_pretrained(...)"
+        )
+    pictures = [images] if isinstance(images, Image.Image) else images
+    if not isinstance(pictures, Iterable):
+        raise ValueError(f"images are PIL images or a list or column of them, got {type(images).__name__}")
+    pictures = list(pictures)
+    if strange := next((type(p).__name__ for p in pictures if not isinstance(p, Image.Image)), None):
+        raise ValueError(f"images are PIL images, got {strange}")
+    if not pictures:
+        raise ValueError("there are no images to preprocess")
+    pixels = model.processor([p.convert("RGB") for p in pictures], return_tensors="pt")["pixel_values"]
+    like = model.embed.patch.weight
+    return torch.as_tensor(pixels).to(like.device, like.dtype)
+
+
+def load_processor(name_or_path: str, **kw: Any) -> Any:
+    """The image processor saved beside a checkpoint, None where there is none.
+
+    The PIL backend always: the same numbers with and without torchvision.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(name_or_path, backend="pil", **kw)
+    except OSError:
+        return None

@@ -1,0 +1,195 @@
+"""Which token is which: roles that survive insertion, removal and other image sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hooked_vit.config import Role
+
+ROLES: tuple[Role, ...] = ("cls", "dist", "registers", "patches", "inserted")
+ABSENT = -1
+Tokens = str | int | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """The tokens at one point of a run: what each one is, and which original token it came from.
+
+    >>> layout = TokenLayout.native(("cls",), grid=(2, 2))
+    >>> layout.cls, layout.patches, layout.n_prefix, layout.n_tokens
+    (slice(0, 1, None), slice(1, 5, None), 1, 5)
+    >>> layout.insert(0, 1).cls
+    slice(1, 2, None)
+
+    `codes` holds an index into ROLES per token (ABSENT for padding), `ids` the index the token had in the native
+    layout (-1 for an inserted one), `donors` the id whose positional entries it uses (-1 for none). All are [t], or
+    [b, t] once a removal has differed from image to image. Positions are looked up by id, never by place.
+    """
+
+    prefix: tuple[Role, ...]
+    grid: tuple[int, int]
+    codes: Int[Tensor, "*b t"]
+    ids: Int[Tensor, "*b t"]
+    donors: Int[Tensor, "*b t"]
+
+    @classmethod
+    def native(cls, prefix: Sequence[Role], grid: tuple[int, int]) -> TokenLayout:
+        """The layout before any edit: prefix tokens, then rows x columns patches in row-major order."""
+        codes = torch.tensor([ROLES.index(r) for r in prefix] + [ROLES.index("patches")] * (grid[0] * grid[1]))
+        ids = torch.arange(len(codes))
+        return cls(tuple(prefix), grid, codes, ids, ids)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the sequence now, padding included."""
+        return self.codes.shape[-1]
+
+    @property
+    def n_native(self) -> int:
+        """Tokens before any edit."""
+        return len(self.prefix) + self.grid[0] * self.grid[1]
+
+    @property
+    def is_native(self) -> bool:
+        """True where no token was inserted, removed or moved."""
+        return not self.ragged and torch.equal(self.ids, torch.arange(self.n_native))
+
+    @property
+    def ragged(self) -> bool:
+        """True where images of one batch hold different tokens."""
+        return self.codes.ndim == 2
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens that are not patches."""
+        return self.n_tokens - int((self.codes == ROLES.index("patches")).sum(-1).max())
+
+    @property
+    def cls(self) -> slice | list[int] | None:
+        """Where CLS is; None where there is none."""
+        return self.where("cls")
+
+    @property
+    def dist(self) -> slice | list[int] | None:
+        """Where the distillation token is."""
+        return self.where("dist")
+
+    @property
+    def registers(self) -> slice | list[int] | None:
+        """Where the register tokens are."""
+        return self.where("registers")
+
+    @property
+    def patches(self) -> slice | list[int] | None:
+        """Where the patches are."""
+        return self.where("patches")
+
+    @property
+    def inserted(self) -> slice | list[int] | None:
+        """Where inserted tokens without another role are."""
+        return self.where("inserted")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that occur, in the order of ROLES."""
+        return tuple(role for code, role in enumerate(ROLES) if bool((self.codes == code).any()))
+
+    def where(self, tokens: Tokens) -> slice | list[int] | None:
+        """Positions of a role or of original indices: a slice where they are contiguous, None where there are none."""
+        if self.ragged:
+            raise ValueError("positions differ from image to image after this removal; use mask(tokens)")
+        places = self.mask(tokens, missing_ok=True).nonzero().flatten().tolist()
+        if not places:
+            return None
+        first, last = places[0], places[-1]
+        return slice(first, last + 1) if last - first + 1 == len(places) else places
+
+    def mask(self, tokens: Tokens, *, missing_ok: bool = False) -> Bool[Tensor, "*b t"]:
+        """True at the tokens addressed: a role, "all", or original indices (negative from the end).
+
+        Raises ValueError for a role there is not, and for an index that is out of range or was removed.
+        """
+        if isinstance(tokens, str):
+            return self._role_mask(tokens, missing_ok)
+        wanted = [tokens] if isinstance(tokens, int) else [int(t) for t in tokens]
+        n = self.n_native
+        if bad := [t for t in wanted if not -n <= t < n]:
+            raise ValueError(f"token indices {bad} are out of range: there are {n} tokens, 0 to {n - 1}")
+        wanted = [t % n for t in wanted]
+        if not missing_ok and (gone := [t for t in wanted if not (self.ids == t).any(-1).all()]):
+            raise ValueError(f"tokens {gone} were removed earlier in this run; address tokens that are still there")
+        return torch.isin(self.ids, torch.tensor(wanted, dtype=self.ids.dtype))
+
+    def _role_mask(self, role: str, missing_ok: bool) -> Tensor:
+        if role == "all":
+            return self.codes != ABSENT
+        if role not in ROLES:
+            raise ValueError(f"unknown token role {role!r}; roles are {', '.join(ROLES)}, 'all', or explicit indices")
+        found = self.codes == ROLES.index(role)
+        if not missing_ok and not found.any():
+            raise ValueError(f"there is no {role!r} token here; this model has {', '.join(self.roles)}")
+        return found
+
+    @property
+    def present(self) -> Bool[Tensor, "b t"] | None:
+        """True at real tokens, None where no image is padded."""
+        real = self.codes != ABSENT
+        return None if real.all() else real
+
+    def insert(self, at: int, n: int, *, role: Role = "inserted", donor: int | None = None) -> TokenLayout:
+        """The layout with `n` new tokens of a role in front of position `at`.
+
+        Their positional entries are those of the token with id `donor`; None means none.
+
+        Raises ValueError where `at` is outside 0..n_tokens (negative counts from the end, -1 being the very end).
+        """
+        if not -self.n_tokens - 1 <= at <= self.n_tokens:
+            raise ValueError(f"cannot insert at {at}: positions are 0 to {self.n_tokens}, or negative from the end")
+        at = at % (self.n_tokens + 1)
+
+        def spliced(old: Tensor, value: int) -> Tensor:
+            new = old.new_full((*old.shape[:-1], n), value)
+            return torch.cat([old[..., :at], new, old[..., at:]], dim=-1)
+
+        return replace(
+            self,
+            codes=spliced(self.codes, ROLES.index(role)),
+            ids=spliced(self.ids, -1),
+            donors=spliced(self.donors, -1 if donor is None else donor),
+        )
+
+    def keep(self, places: Int[Tensor, "*b k"]) -> TokenLayout:
+        """The layout after keeping the tokens at these positions, in this order; a position of -1 pads."""
+        real = places >= 0
+        batch = places.shape[:-1]
+
+        def taken(old: Tensor, pad: int) -> Tensor:
+            return old.expand(*batch, -1).gather(-1, places.clamp(min=0)).where(real, torch.tensor(pad))
+
+        return replace(
+            self, codes=taken(self.codes, ABSENT), ids=taken(self.ids, -1), donors=taken(self.donors, -1)
+        )
+
+    def same_as(self, other: TokenLayout) -> bool:
+        """True where both describe the same tokens in the same order."""
+        mine, theirs = (self.codes, self.ids, self.donors), (other.codes, other.ids, other.donors)
+        return (self.prefix, self.grid) == (other.prefix, other.grid) and all(map(torch.equal, mine, theirs))
+
+    def __repr__(self) -> str:
+        counts = {role: int((self.codes == ROLES.index(role)).sum(-1).max()) for role in self.roles}  # type: ignore[arg-type]
+        return f"TokenLayout(grid={self.grid}, {', '.join(f'{role}={n}' for role, n in counts.items())})"
+
+
+class Run:
+    """What the parts of one model share during a forward pass: the tokens as they are now, and the attention kernel."""
+
+    def __init__(self, native: TokenLayout) -> None:
+        self.native = native
+        self.tokens = native
+        self.attention = "auto"
+        self.n_forwards = 0

@@ -1,0 +1,154 @@
+"""TransformerLens' names for the weights, and the two foldings that leave the logits as they are."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooked_vit.components import LayerNorm
+from hooked_vit.config import ViTConfig
+from hooked_vit.positions import Embedding, PositionEmbedding
+
+
+class Weights(nn.Module):
+    """Stacked weight views `W_Q [l h d d_head]` and the like, as a mixin of the model."""
+
+    cfg: ViTConfig
+    blocks: nn.ModuleList
+    embed: Embedding
+    pos_embed: PositionEmbedding | None
+
+    def _stack(self, part: str, name: str) -> Tensor:
+        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+
+    @property
+    def W_Q(self) -> Float[Tensor, "l h d d_head"]:
+        """Query weights of all layers."""
+        return self._stack("attn", "W_Q")
+
+    @property
+    def W_K(self) -> Float[Tensor, "l h d d_head"]:
+        """Key weights of all layers."""
+        return self._stack("attn", "W_K")
+
+    @property
+    def W_V(self) -> Float[Tensor, "l h d d_head"]:
+        """Value weights of all layers."""
+        return self._stack("attn", "W_V")
+
+    @property
+    def W_O(self) -> Float[Tensor, "l h d_head d"]:
+        """Attention output weights of all layers, LayerScale included."""
+        return self._stack("attn", "W_O")
+
+    @property
+    def b_Q(self) -> Float[Tensor, "l h d_head"]:
+        """Query biases of all layers."""
+        return self._stack("attn", "b_Q")
+
+    @property
+    def b_K(self) -> Float[Tensor, "l h d_head"]:
+        """Key biases of all layers."""
+        return self._stack("attn", "b_K")
+
+    @property
+    def b_V(self) -> Float[Tensor, "l h d_head"]:
+        """Value biases of all layers."""
+        return self._stack("attn", "b_V")
+
+    @property
+    def b_O(self) -> Float[Tensor, "l d"]:
+        """Attention output biases of all layers, LayerScale included."""
+        return self._stack("attn", "b_O")
+
+    @property
+    def W_in(self) -> Float[Tensor, "l d d_mlp"]:
+        """MLP input weights of all layers."""
+        return self._stack("mlp", "W_in")
+
+    @property
+    def b_in(self) -> Float[Tensor, "l d_mlp"]:
+        """MLP input biases of all layers."""
+        return self._stack("mlp", "b_in")
+
+    @property
+    def W_out(self) -> Float[Tensor, "l d_mlp d"]:
+        """MLP output weights of all layers, LayerScale included."""
+        return self._stack("mlp", "W_out")
+
+    @property
+    def b_out(self) -> Float[Tensor, "l d"]:
+        """MLP output biases of all layers, LayerScale included."""
+        return self._stack("mlp", "b_out")
+
+    @property
+    def W_E(self) -> Float[Tensor, "pixels d"]:
+        """Patch embedding of a flattened (channel, row, column) patch, a view."""
+        return self.embed.patch.weight.flatten(1).T
+
+    @property
+    def W_pos(self) -> Float[Tensor, "p d"]:
+        """Position embedding at the native size, a view.
+
+        Raises AttributeError for a family without absolute positions.
+        """
+        if self.pos_embed is None:
+            raise AttributeError(f"{self.cfg.architecture} has no absolute position embedding here")
+        return self.pos_embed.weight[0]
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, "d"]:
+        """Sum of the output biases of all branches in front of a layer, LayerScale included (TransformerLens' name)."""
+        total = self.blocks[0].attn.o.bias.new_zeros(self.cfg.d_model)
+        for block in self.blocks[:layer]:
+            total = total + block.attn.b_O + (block.mlp.b_out if include_mlp_biases else 0)
+        return total + self.blocks[layer].attn.b_O if mlp_input else total
+
+    @torch.no_grad()
+    def fold_layer_scale_(self) -> None:
+        """Multiply LayerScale into the output weights of its branch and drop it; logits stay as they are.
+
+        >>> model.fold_layer_scale_()  # doctest: +SKIP
+        """
+        for block in self.blocks:
+            for branch, linear in ((block.attn, block.attn.o), (block.mlp, block.mlp.fc_out)):
+                if branch.ls is not None:
+                    linear.weight.mul_(branch.ls[:, None])
+                    linear.bias.mul_(branch.ls)
+                    branch.ls = None
+        self.cfg = self.cfg.replace(layer_scale=False)
+
+    @torch.no_grad()
+    def fold_layer_norm_(self) -> None:
+        """Multiply every norm's gain and offset into the layers that read it; logits stay as they are.
+
+        >>> model.fold_layer_norm_()  # doctest: +SKIP
+
+        A bias appears where the offset needs one (queries, keys, values, heads). The norm in front of CLIP's first
+        block stays: the residual stream itself reads it. So does the final norm of a feature model.
+        """
+        for block in self.blocks:
+            attn, mlp = block.attn, block.mlp
+            _fold(block.ln1, [attn.q, attn.k, attn.v])
+            _fold(block.ln2, [linear for linear in (mlp.fc_in, mlp.fc_gate) if linear is not None])
+        folds_head = bool(self.cfg.heads) and isinstance(self.ln_final, LayerNorm)
+        if folds_head:
+            _fold(self.ln_final, [getattr(self, name) for name, _ in self.cfg.heads])
+        self.cfg = self.cfg.replace(
+            q_bias=True, k_bias=True, v_bias=True, head_bias=self.cfg.head_bias or folds_head
+        )
+
+
+def _fold(norm: LayerNorm, readers: list[nn.Linear]) -> None:
+    for linear in readers:
+        copies = linear.in_features // len(norm.weight)
+        gain, offset = norm.weight.repeat(copies), norm.bias.repeat(copies)
+        shift = linear.weight @ offset
+        linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias + shift)
+        linear.weight.mul_(gain)
+    norm.weight.fill_(1.0)
+    norm.bias.fill_(0.0)
+
+

@@ -1,0 +1,35 @@
+"""What holds for every test: no network, nothing left in the home folder, one thread per process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+# Set before anything imports transformers, datasets or torch, which read them once; a test's child processes inherit them.
+HF_HOME = tempfile.mkdtemp(prefix="hooked-vit-tests-")
+os.environ["HF_HOME"] = HF_HOME
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_configure() -> None:
+    import hypothesis
+
+    # A busy machine is slow, not wrong.
+    hypothesis.settings.register_profile("hooked-vit", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("hooked-vit")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Workers of a parallel run would otherwise fight for the cores, and sums could change with their number."""
+    import torch
+
+    torch.set_num_threads(1)
