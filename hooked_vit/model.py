@@ -94,7 +94,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         """
         start = 0 if start_at_layer is None else self._depth(start_at_layer, "start_at_layer")
         stop = self.cfg.n_layers if stop_at_layer is None else self._depth(stop_at_layer, "stop_at_layer")
-        layout = self._layout_of(x, tokens) if start_at_layer is not None else self._check_pixels(x)
+        layout = self._layout_of(x, tokens) if start_at_layer is not None else self.check_pixels(x)
         self.run.n_forwards += 1
         with self.running(layout):
             if start_at_layer is None:
@@ -281,7 +281,11 @@ class HookedViT(Readout, Weights, HookedRootModule):
             raise ValueError(f"{what} must be 0 to {n} (or negative from the end): the model has {n} layers, got {layer}")
         return layer % n if layer < 0 else layer
 
-    def _check_pixels(self, pixels: Tensor) -> TokenLayout:
+    def check_pixels(self, pixels: Float[Tensor, "b c h w"]) -> TokenLayout:
+        """The tokens of these pixels.
+
+        Raises ValueError for pixels of the wrong shape, type or size, or with NaN or infinity.
+        """
         if pixels.ndim != 4 or pixels.shape[1] != self.cfg.n_channels:
             raise ValueError(
                 f"pixels are [batch, {self.cfg.n_channels}, height, width], got {tuple(pixels.shape)}; "

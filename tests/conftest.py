@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-# Set before anything imports transformers, datasets or torch, which read them once; a test's child processes inherit them.
+# Set before anything imports transformers, datasets or torch, which read them once; child processes inherit them.
 HF_HOME = tempfile.mkdtemp(prefix="hooked-vit-tests-")
 os.environ["HF_HOME"] = HF_HOME
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -89,7 +89,9 @@ def _render(rng: np.random.Generator, glyphs: list[list[np.ndarray]]) -> Scene:
 def _background(rng: np.random.Generator) -> np.ndarray:
     """A dark, smoothly textured background."""
     coarse = rng.uniform(0.0, 0.35, (4, 4, 3))
-    channels = [Image.fromarray(c.astype(np.float32)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for c in np.moveaxis(coarse, -1, 0)]
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    planes = [Image.fromarray(c.astype(np.float32)) for c in np.moveaxis(coarse, -1, 0)]
+    channels = [plane.resize(size, Image.Resampling.BICUBIC) for plane in planes]
     return np.stack([np.asarray(c, np.float64) for c in channels], axis=-1)
 
 

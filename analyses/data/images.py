@@ -1,0 +1,120 @@
+"""One image, in whatever form a data set holds it, as an RGB picture the right way up."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be read; the message names it."""
+
+
+def open_rgb(value: Any, name: str) -> Image.Image:
+    """The picture in `value`, mode RGB, turned as its EXIF orientation says; `name` is what an error calls it.
+
+    >>> open_rgb(np.zeros((2, 3), np.uint8), "dot").size
+    (3, 2)
+
+    `value` is a PIL image, a uint8 array [h, w] or [h, w, 3 or 4], a uint8 tensor [3 or 1, h, w], a path, the bytes of
+    an image file, or the {"bytes", "path"} of a Hugging Face data set. Transparency is dropped, not blended; greyscale
+    of 16 bits is brought to 8.
+    Raises UnreadableImageError, with the reason.
+    """
+    try:
+        return _to_rgb(ImageOps.exif_transpose(_open(value)))
+    except Exception as error:  # a damaged file makes Pillow raise anything from OSError to IndexError
+        raise UnreadableImageError(f"cannot read image {name}: {_reason(error)}") from error
+
+
+def open_plain(value: Any, name: str) -> Image.Image:
+    """As `open_rgb`, but in the mode it was saved in: for masks, whose values are ids and not colours."""
+    try:
+        picture = _open(value)
+        picture.load()
+        return picture
+    except Exception as error:
+        raise UnreadableImageError(f"cannot read image {name}: {_reason(error)}") from error
+
+
+def find_unreadable(items: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int, str]]:
+    """(position, message) for each of the (position, name, value) that cannot be read, found by decoding every one.
+
+    JPEG files are decoded at an eighth of their size, which is several times faster and misses no missing byte.
+    """
+
+    def check(item: tuple[int, str, Any]) -> tuple[int, str] | None:
+        position, name, value = item
+        try:
+            picture = _open(value)
+            picture.draft("RGB", (picture.width // 8, picture.height // 8))
+            _to_rgb(picture)
+        except Exception as error:  # as in open_rgb
+            return position, f"{name} ({_reason(error)})"
+        return None
+
+    items = iter(items)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while chunk := list(islice(items, 64)):
+            yield from (found for found in pool.map(check, chunk) if found is not None)
+
+
+def _open(value: Any) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, torch.Tensor):
+        if value.ndim != 3:
+            raise ValueError(f"a tensor of pixels is [channels, height, width]; this one is {tuple(value.shape)}")
+        value = value.cpu().permute(1, 2, 0).numpy()
+    if isinstance(value, np.ndarray):
+        if value.dtype != np.uint8:
+            raise ValueError(f"an array of pixels is uint8, 0 to 255; this one is {value.dtype}")
+        return Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value)
+    if isinstance(value, (str, Path)):
+        value = {"path": str(value), "bytes": None}
+    if isinstance(value, (bytes, bytearray)):
+        value = {"path": None, "bytes": bytes(value)}
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise ValueError(f"an image is a PIL image, an array, a path or the bytes of a file; this is a {kind}")
+    if value.get("bytes") is not None:
+        return Image.open(io.BytesIO(value["bytes"]))
+    path = value.get("path")
+    if path is None:
+        raise ValueError("there is neither a file nor its bytes")
+    if "://" in path:
+        from datasets import Image as ImageFeature
+
+        return ImageFeature().decode_example({"path": path, "bytes": None})
+    # Read whole, so that no file stays open until the picture is collected.
+    return Image.open(io.BytesIO(Path(path).read_bytes()))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 and leaves a white picture.
+        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits and an unknown range; save it with 8 or 16 bits a channel")
+    if picture.mode == "RGB":
+        picture.load()
+        return picture
+    # A palette with transparency converts in two steps, or Pillow warns.
+    return (picture.convert("RGBA") if "transparency" in picture.info else picture).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image in any format Pillow knows"
+    return str(error) or type(error).__name__

@@ -1,0 +1,35 @@
+"""Named edits of a run, and running many of them well.
+
+>>> from interventions import apply, shuffle_cls, readout  # doctest: +SKIP
+>>> with apply(model, shuffle_cls(layer=8, seed=0) + readout("cls")):  # doctest: +SKIP
+...     logits = model(pixels)
+
+A module of this package that decorates a function with `@intervention` is found by itself.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from interventions.apply import AppliedRun, InterventionNotFired, apply, resolve
+from interventions.core import Intervention, from_dict, get, intervention, registered
+from interventions.sweep import sweep
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+globals().update(registered())
+
+__all__ = [
+    "AppliedRun",
+    "Intervention",
+    "InterventionNotFired",
+    "apply",
+    "from_dict",
+    "get",
+    "intervention",
+    "registered",
+    "resolve",
+    "sweep",
+    *registered(),
+]
