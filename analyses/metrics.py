@@ -27,10 +27,9 @@ def rank(scores: Float[Tensor, "*b c"], labels: Int[Tensor, "*b"]) -> Float64[Te
     [1.0, 0.5]
 
     pos = #{k : p_k > p_c} + ½·#{k ≠ c : p_k = p_c}, so a model whose scores all tie is neither right nor wrong.
-    Raises ValueError for scores that hold NaN, for labels that are no class, and for shapes that do not belong together.
+    Raises ValueError for scores that hold NaN, labels that are no class, and shapes that do not belong together.
     Source: methods §0.2 (Vilas et al. 2023 use an argsort, arbitrary on ties).
     """
-    scores, labels = torch.as_tensor(scores), torch.as_tensor(labels)
     if scores.shape[:-1] != labels.shape:
         raise ValueError(
             f"every row of scores needs one label: got scores {tuple(scores.shape)} and labels {tuple(labels.shape)}"
@@ -49,7 +48,7 @@ def rank(scores: Float[Tensor, "*b c"], labels: Int[Tensor, "*b"]) -> Float64[Te
     return above + ties / 2
 
 
-def correct(pos: Float64[Tensor, "*b"]) -> Bool[Tensor, "*b"]:
+def correct(pos: Float[Tensor, "*b"]) -> Bool[Tensor, "*b"]:
     """Whether the true class came first and alone: a position below one half.
 
     >>> correct(torch.tensor([0.0, 0.5, 1.0])).tolist()
@@ -74,7 +73,7 @@ def accuracy(scores: Float[Tensor, "b c"], labels: Int[Tensor, "b"]) -> float:
     return correct(pos).double().mean().item()
 
 
-def identifiability(pos: Float64[Tensor, "*b"], n_classes: int) -> Float64[Tensor, "*b"]:
+def identifiability(pos: Float[Tensor, "*b"], n_classes: int) -> Float64[Tensor, "*b"]:
     """r = 1 − pos / C for each position: 1 where the true class comes first, ½ + 1/(2C) on average by chance.
 
     >>> identifiability(torch.tensor([0.0, 5.0]), n_classes=10).tolist()
@@ -82,7 +81,7 @@ def identifiability(pos: Float64[Tensor, "*b"], n_classes: int) -> Float64[Tenso
 
     Its least value is 1/C, not 0. Source: Vilas et al. 2023, section 3; methods §7.
     """
-    return 1 - torch.as_tensor(pos).double() / n_classes
+    return 1 - pos.double() / n_classes
 
 
 def chance(n_classes: int) -> float:

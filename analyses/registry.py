@@ -54,7 +54,8 @@ def analysis(name: Any = None, *, figure: Figure | None = None) -> Any:
     >>> image_count("abc").meta["analysis"]
     'image-count'
 
-    Plain `@analysis` does too. The name is the function's own, with dashes, unless given. The result's `meta` gains `analysis` and `versions`.
+    The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
+    `analysis` and `versions`.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result.
     """
     if callable(name):

@@ -51,7 +51,9 @@ class Result:
         from analyses.registry import get_analysis
 
         if "analysis" not in self.meta:
-            raise LookupError("only an analysis has a figure; meta['analysis'] does not say which one this result is of")
+            raise LookupError(
+                "only an analysis has a figure; meta['analysis'] does not say which one this result is of"
+            )
         draw = get_analysis(self.meta["analysis"]).figure
         if draw is None:
             raise LookupError(f"{self.meta['analysis']} has no figure; its numbers are in .frame")

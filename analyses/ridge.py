@@ -104,7 +104,9 @@ class GramRidge:
         Raises ValueError for different classes, sites or widths.
         """
         if self.n_classes != other.n_classes:
-            raise ValueError(f"only probes of the same classes merge; got {self.n_classes} and {other.n_classes} classes")
+            raise ValueError(
+                f"only probes of the same classes merge; got {self.n_classes} and {other.n_classes} classes"
+            )
         merged = GramRidge(self.n_classes)
         merged.counts = self.counts + other.counts
         if self.n and other.n:
@@ -178,7 +180,9 @@ class GramRidge:
                     f"features of {site!r} must be [{len(labels)} images, {width} units]; got {tuple(x.shape)}"
                 )
             if bad := int((~torch.isfinite(x)).any(-1).sum()):
-                raise ValueError(f"features of {site!r} hold NaN or infinity in {bad} of {len(x)} rows; a probe needs numbers")
+                raise ValueError(
+                    f"features of {site!r} hold NaN or infinity in {bad} of {len(x)} rows; a probe needs numbers"
+                )
 
 
 @dataclass(eq=False)

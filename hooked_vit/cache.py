@@ -39,17 +39,22 @@ class ActivationCache(TLActivationCache):
     def at(self, name: str, layer: int | None = None, *, tokens: Tokens = "cls") -> Float[Tensor, "b k ..."]:
         """An activation [b t ...] at the tokens of a role, or at original token indices, wherever they were then.
 
-        Raises ValueError where the activation holds no such token, or a different number of them per image.
+        Raises ValueError where the activation holds no such token, a different number of them per image, or no tokens
+        along its second axis.
         """
         layout = self.tokens(name, layer)
-        activation = self[(name, layer) if layer is not None else name]
-        mask = layout.mask(tokens)
-        if not layout.ragged:
-            return activation[:, mask]
+        kept = self[(name, layer) if layer is not None else name]
+        activation = kept if self.has_batch_dim else kept[None]
+        if activation.shape[1] != layout.n_tokens:
+            raise ValueError(
+                f"{name!r} has the shape {tuple(kept.shape)}, which does not hold {layout.n_tokens} tokens in a row"
+            )
+        mask = layout.mask(tokens).expand(len(activation), -1)
         counts = mask.sum(-1)
         if not (counts == counts[0]).all():
             raise ValueError(f"images hold {sorted(set(counts.tolist()))} such tokens; use .tokens(name).mask(role)")
-        return activation[mask].unflatten(0, (len(activation), -1))
+        found = activation[mask.to(activation.device)].unflatten(0, (len(activation), -1))
+        return found if self.has_batch_dim else found[0]
 
     def _full_name(self, name: str, layer: int | None) -> str:
         from transformer_lens.utilities import get_act_name
@@ -57,13 +62,41 @@ class ActivationCache(TLActivationCache):
         return name if layer is None else get_act_name(name, layer % self.model.cfg.n_layers)
 
     def _get_cached_ln_scale(self, layer, mlp_input, pos_slice, batch_slice=None) -> Tensor:
-        """A norm after pooling has one scale per image: the same for every token that was averaged."""
+        """A norm after pooling has one scale per image and role: the same for every token that was averaged."""
         name = "ln_final.hook_scale"
         if (layer is not None and layer != self.model.cfg.n_layers) or self.model.cfg.final_norm != "pooled":
             return super()._get_cached_ln_scale(layer, mlp_input, pos_slice, batch_slice)
-        n_tokens = self.tokens("resid_post", self.model.cfg.n_layers - 1).n_tokens
-        scale = pos_slice.apply(self[name].expand(*self[name].shape[:-2], n_tokens, 1), dim=-2)
+        layout, sources = self.tokens(name), self.model.cfg.sources
+        scale = self[name][..., :1, :].expand(*self[name].shape[:-2], layout.n_tokens, 1)
+        for i, role in enumerate(sources[1:], start=1):
+            scale = torch.where(layout.mask(role)[..., None].to(scale.device), self[name][..., i : i + 1, :], scale)
+        scale = pos_slice.apply(scale, dim=-2)
         return batch_slice.apply(scale) if batch_slice is not None and self.has_batch_dim else scale
+
+    def logit_attrs(
+        self, residual_stack: Tensor, tokens: Any, incorrect_tokens: Any = None, pos_slice: Any = None,
+        batch_slice: Any = None, has_batch_dim: bool = True,
+    ) -> Float[Tensor, "components *b t"]:
+        """TransformerLens' logit attributions, for the tokens this run had; `tokens` are classes, one or one per image.
+
+        >>> cache.logit_attrs(cache.decompose_resid(), 7).sum(dim=(0, -1)) + model.logit_constant[7]  # doctest: +SKIP
+
+        Raises ValueError for a stack over other positions than `pos_slice` says.
+        """
+        pos_slice = pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
+        with self.model.running(self.tokens("ln_final.hook_scale")):
+            towards = self.model.tokens_to_residual_directions(tokens)
+            if incorrect_tokens is not None:
+                towards = towards - self.model.tokens_to_residual_directions(incorrect_tokens)
+        towards = pos_slice.apply(towards, dim=-2)
+        if pos_slice.mode != "int" and residual_stack.shape[-2] != towards.shape[-2]:
+            raise ValueError(
+                f"the stack holds {residual_stack.shape[-2]} positions, pos_slice leaves {towards.shape[-2]} of this run"
+            )
+        scaled = self.apply_ln_to_stack(
+            residual_stack, -1, pos_slice=pos_slice, batch_slice=batch_slice, has_batch_dim=has_batch_dim
+        )
+        return (scaled * towards).sum(-1)
 
     def logit_lens(self, role: Role = "cls", tokens: Tokens | None = None) -> Float[Tensor, "layers b k c"]:
         """Class scores of the residual stream at every depth: entering each block, and after the last one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.config import ViTConfig
+from hooked_vit.errors import nearest
 from hooked_vit.positions import RelativePositionBias
-from hooked_vit.tokens import Run
+from hooked_vit.tokens import Run, tokens_changed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    # the same function, rounded as transformers rounds it
+    "gelu_new": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3)))),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
     "swish": F.silu,
@@ -28,6 +31,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def watched(*points: HookPoint) -> bool:
     """True where somebody listens: tensors that are expensive to name are computed only then."""
     return any(p._forward_hooks or p._backward_hooks or p._backward_pre_hooks for p in points)
+
+
+def seen_by(point: HookPoint, x: Tensor) -> tuple[Tensor, bool]:
+    """What a hook point makes of a tensor, and whether that is an edit, in place or not."""
+    before = x.clone() if x.is_inference() else x._version  # inference tensors count no versions
+    seen = point(x)
+    written = x._version != before if isinstance(before, int) else not torch.equal(x, before)
+    return seen, written or seen is not x
 
 
 class _FastValue(torch.autograd.Function):
@@ -55,7 +66,7 @@ def unless_edited(edited: bool, named: Tensor, fast: Callable[[], Tensor]) -> Te
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm with TransformerLens' two names: `hook_scale` [b t 1] and `hook_normalized` [b t d], before the affine."""
+    """Layer norm with TransformerLens' names: `hook_scale` [b t 1] and `hook_normalized` [b t d], before the affine."""
 
     def __init__(self, d_model: int, eps: float) -> None:
         super().__init__(d_model, eps=eps)
@@ -66,11 +77,10 @@ class LayerNorm(nn.LayerNorm):
         if not watched(self.hook_scale, self.hook_normalized):
             return super().forward(x)
         scale = (x.var(-1, unbiased=False, keepdim=True) + self.eps).sqrt()
-        seen_scale = self.hook_scale(scale)
-        normalized = (x - x.mean(-1, keepdim=True)) / seen_scale
-        seen = self.hook_normalized(normalized)
-        edited = seen_scale is not scale or seen is not normalized
-        return unless_edited(edited, seen * self.weight + self.bias, lambda: super(LayerNorm, self).forward(x))
+        scale, scale_edited = seen_by(self.hook_scale, scale)
+        normalized, edited = seen_by(self.hook_normalized, (x - x.mean(-1, keepdim=True)) / scale)
+        named = normalized * self.weight + self.bias
+        return unless_edited(scale_edited or edited, named, lambda: super(LayerNorm, self).forward(x))
 
     @property
     def w(self) -> Float[Tensor, "d"]:
@@ -97,9 +107,8 @@ class NoNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         if watched(self.hook_scale):
-            ones = torch.ones_like(x[..., :1])
-            scale = self.hook_scale(ones)
-            x = x if scale is ones else x / scale
+            # dividing by one changes no bit, and a gradient reaches the scale
+            x = x / self.hook_scale(torch.ones_like(x[..., :1]).requires_grad_(x.requires_grad))
         return self.hook_normalized(x)
 
 
@@ -152,6 +161,8 @@ class Attention(nn.Module):
     def _bias(self, x: Tensor) -> Float[Tensor, "#b #h #t t"] | None:
         """What is added to the scores: relative positions, and minus infinity at padded keys."""
         tokens = self.run.tokens
+        if tokens.n_tokens != x.shape[1]:
+            raise ValueError(tokens_changed(tokens.n_tokens, x.shape[1]))
         tables = [t for t in (self.rel_pos, *self._shared_bias) if t is not None]
         bias = None
         if tables:
@@ -169,9 +180,8 @@ class Attention(nn.Module):
 
         if not watched(self.hook_result):
             return fast()
-        result = torch.einsum("bthe,hed->bthd", z, self.W_O)
-        seen = self.hook_result(result)
-        return unless_edited(seen is not result, seen.sum(2) + self.b_O, fast)
+        result, edited = seen_by(self.hook_result, torch.einsum("bthe,hed->bthd", z, self.W_O))
+        return unless_edited(edited, result.sum(2) + self.b_O, fast)
 
     def _heads_in(self, linear: nn.Linear) -> Float[Tensor, "h d d_head"]:
         return linear.weight.unflatten(0, (self.n_heads, self.d_head)).transpose(1, 2)
@@ -231,6 +241,9 @@ class MLP(nn.Module):
         self.fc_gate = nn.Linear(cfg.d_model, cfg.d_mlp) if cfg.gated_mlp else None
         self.fc_out = nn.Linear(cfg.d_mlp, cfg.d_model)
         self.ls = nn.Parameter(torch.ones(cfg.d_model)) if cfg.layer_scale else None
+        if cfg.act_fn not in ACTIVATIONS:
+            close = nearest(cfg.act_fn, ACTIVATIONS)
+            raise ValueError(f"no activation is called {cfg.act_fn!r}{close}; there are {', '.join(ACTIVATIONS)}")
         self.act = ACTIVATIONS[cfg.act_fn]
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()

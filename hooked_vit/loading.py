@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,13 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
         )
     architectures.for_class(named[0])
     model, info = getattr(transformers, named[0]).from_pretrained(
-        name_or_path, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False, **hub
+        name_or_path,
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are named below
+        trust_remote_code=False,
+        **hub,
     )
     _refuse_holes(name_or_path, named[0], info)
     return model
@@ -62,7 +69,7 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
 def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
     """transformers fills missing tensors with random ones and drops unused ones; here both are errors."""
     family = architectures.for_class(hf_class)
-    missing = [k for k in info["missing_keys"] if not _irrelevant(family, k)]
+    missing = [k for k in info["missing_keys"] if _is_read(family, k) or not _irrelevant(family, k)]
     unused = [k for k in info["unexpected_keys"] if not _irrelevant(family, k)]
     mismatched = [str(m) for m in info.get("mismatched_keys", ())]
     problems = [
@@ -112,6 +119,12 @@ def convert(
     Raises CheckpointError naming every tensor of theirs without a place, every place without a tensor, and NaN.
     """
     stripped = {_strip(family, key): tensor for key, tensor in theirs.items()}
+    if len(stripped) < len(theirs):
+        counts = Counter(_strip(family, key) for key in theirs)
+        raise CheckpointError(
+            f"{cfg.hf_class} holds more than one tensor for {sorted(k for k, n in counts.items() if n > 1)}, and the "
+            f"{family.name} graph has one place for each"
+        )
     state: dict[str, Tensor] = {}
     used: set[str] = set()
     for our_key in ours:
@@ -154,10 +167,17 @@ def _irrelevant(family: Architecture, key: str) -> bool:
     return any(fnmatch(_strip(family, key), pattern) for pattern in family.irrelevant_tensors)
 
 
+def _is_read(family: Architecture, key: str) -> bool:
+    """True where some class of the family reads this tensor, even if another of its classes has no use for it."""
+    names = [name for entry in family.keys.values() for name in _alternatives(entry, "*")]
+    return any(fnmatch(_strip(family, key), name) for name in names)
+
+
 def _fitted(our_key: str, their_key: str, tensor: Tensor, place: Tensor) -> Tensor:
     """Their tensor in our shape; only axes of length one may differ."""
     if [n for n in tensor.shape if n != 1] != [n for n in place.shape if n != 1]:
         raise CheckpointError(
-            f"{their_key} has shape {tuple(tensor.shape)}, {our_key} needs {tuple(place.shape)}: config and weights disagree"
+            f"{their_key} has shape {tuple(tensor.shape)}, {our_key} needs {tuple(place.shape)}: "
+            "config and weights disagree"
         )
     return tensor.reshape(place.shape)

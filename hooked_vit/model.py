@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ class HookedViT(Readout, Weights, HookedRootModule):
         """
         start = 0 if start_at_layer is None else self._depth(start_at_layer, "start_at_layer")
         stop = self.cfg.n_layers if stop_at_layer is None else self._depth(stop_at_layer, "stop_at_layer")
+        if start > stop:
+            raise ValueError(f"the stream enters block {start}, so it cannot stop in front of block {stop}")
         layout = self._layout_of(x, tokens) if start_at_layer is not None else self.check_pixels(x)
         self.run.n_forwards += 1
         with self.running(layout):
@@ -119,7 +122,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
     def _positions(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         if self.pos_embed is None:
-            return self.hook_pos_embed(torch.zeros_like(x))
+            return self.hook_pos_embed(torch.zeros_like(x).requires_grad_(x.requires_grad))
         pos, n = self.pos_embed(self.run.tokens.grid), self.cfg.n_registers
         if n:  # registers stand behind the other prefix tokens and have no position
             at = len(self.cfg.prefix) - n
@@ -150,9 +153,11 @@ class HookedViT(Readout, Weights, HookedRootModule):
     def running(self, layout: TokenLayout) -> Iterator[None]:
         """Run parts of the graph by hand, with these tokens; what was running before comes back afterwards."""
         before, self.run.tokens = self.run.tokens, layout
+        self.run.depth += 1
         try:
             yield
         finally:
+            self.run.depth -= 1
             self.run.tokens = before
 
     def insert_tokens(
@@ -169,6 +174,10 @@ class HookedViT(Readout, Weights, HookedRootModule):
         Roles, the readout and position lookups follow. `donor` is the original token whose relative-position entries
         the new ones use (0, the CLS token, unless said otherwise; None for none).
         """
+        self._require_run(x)
+        b, _, d = x.shape
+        if vectors.ndim < 2 or vectors.shape[-1] != d or vectors.shape[:-2] not in ((), (1,), (b,)):
+            raise ValueError(f"new tokens are [n, {d}] or [{b}, n, {d}], got {tuple(vectors.shape)}")
         vectors = vectors.to(x).expand(len(x), *vectors.shape[-2:])
         n = x.shape[1]
         self.run.tokens = self.run.tokens.insert(at, vectors.shape[1], role=role, donor=donor)
@@ -180,9 +189,29 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
         Positions may differ from image to image ([b, k]); padded places are masked out of attention and readout.
         """
+        self._require_run(x)
+        if not -1 <= int(places.min()) <= int(places.max()) < x.shape[1]:
+            raise ValueError(f"positions to keep are 0 to {x.shape[1] - 1}, or -1 for padding; got {places.tolist()}")
         self.run.tokens = self.run.tokens.keep(places.cpu())
         places = places.to(x.device).expand(len(x), -1)
         return x.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])) * (places >= 0)[..., None]
+
+    def _require_run(self, x: Tensor) -> None:
+        if not self.run.depth:
+            raise RuntimeError("tokens are inserted and removed inside a hook, or inside `with model.running(layout)`")
+        if x.ndim != 3 or x.shape[1] != self.run.tokens.n_tokens:
+            raise ValueError(
+                f"tokens are inserted into and removed from the residual stream [b, {self.run.tokens.n_tokens}, d], "
+                f"got {tuple(x.shape)}"
+            )
+
+    def shared_copy(self) -> HookedViT:
+        """A second model on the same weights: hooks, readout and head of one do not touch the other.
+
+        >>> probe_model = model.shared_copy()  # doctest: +SKIP
+        """
+        keep = {id(t): t for t in (*self.parameters(), *self.buffers())}
+        return deepcopy(self, keep | {id(self.processor): self.processor})
 
     def set_attention(self, kernel: str) -> None:
         """"auto" is fused unless a hook needs scores or pattern, "eager" never is, "sdpa" always; same numbers."""
@@ -262,7 +291,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
                 **model_kwargs,
             )
         if pos_slice is not None:
-            kept = _slice_positions(kept, Slice.unwrap(pos_slice))
+            kept = _slice_positions(kept, Slice.unwrap(pos_slice), self.cfg)
         if not return_cache_object:
             return output, kept
         return output, ActivationCache(kept, self, not remove_batch_dim, layouts if pos_slice is None else None)
@@ -278,7 +307,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         """A layer as a depth 0..n_layers, negative from the end."""
         n = self.cfg.n_layers
         if not -n <= layer <= n:
-            raise ValueError(f"{what} must be 0 to {n} (or negative from the end): the model has {n} layers, got {layer}")
+            raise ValueError(f"{what} is 0 to {n}, or negative from the end: the model has {n} layers, got {layer}")
         return layer % n if layer < 0 else layer
 
     def check_pixels(self, pixels: Float[Tensor, "b c h w"]) -> TokenLayout:
@@ -320,9 +349,11 @@ class HookedViT(Readout, Weights, HookedRootModule):
                 nn.init.zeros_(parameter)
 
 
-def _slice_positions(kept: dict[str, Tensor], part: Slice) -> dict[str, Tensor]:
+def _slice_positions(kept: dict[str, Tensor], part: Slice, cfg: ViTConfig) -> dict[str, Tensor]:
     """TransformerLens' position slice, without cutting the batch off activations that have no position axis."""
-    no_position = ("hook_pooled", "hook_head_logits", "hook_logits")
+    no_position: tuple[str, ...] = ("hook_patch", "hook_pooled", "hook_head_logits", "hook_logits")
+    if cfg.final_norm == "pooled":
+        no_position += ("ln_final.hook_scale", "ln_final.hook_normalized")
     per_head = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
 
     def cut(name: str, x: Tensor) -> Tensor:

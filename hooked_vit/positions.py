@@ -69,7 +69,7 @@ class RelativePositionBias(nn.Module):
 
 @lru_cache(maxsize=32)
 def offsets(grid: tuple[int, int]) -> Int[Tensor, "t t"]:
-    """The table row for every (query, key) of CLS and patches: patches by offset, then CLS->token, token->CLS, CLS->CLS."""
+    """The table row for every (query, key): patches by offset; then CLS to token, token to CLS, CLS to CLS."""
     rows, cols = grid
     row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
     row, col = row.flatten(), col.flatten()

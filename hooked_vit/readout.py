@@ -11,7 +11,7 @@ from transformer_lens.hook_points import HookPoint
 from hooked_vit.components import LayerNorm, NoNorm
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import NoHeadError, nearest
-from hooked_vit.tokens import ROLES, Run
+from hooked_vit.tokens import ROLES, Run, tokens_changed
 
 
 class Readout(nn.Module):
@@ -131,19 +131,19 @@ class Readout(nn.Module):
         """
         label = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
         classes = torch.as_tensor(label, device=self.W_U.device).reshape(-1)
-        if not ((0 <= classes) & (classes < self.cfg.d_out)).all():
+        if not ((classes >= 0) & (classes < self.cfg.d_out)).all():
             raise ValueError(f"classes are 0 to {self.cfg.d_out - 1}, got {classes.tolist()}")
         layout = self.run.tokens
         per_source = (self.W_U.T[classes].unflatten(1, (len(self.cfg.sources), -1))) * self.ln_final.weight
-        directions = per_source.new_zeros(len(classes), layout.n_tokens, self.cfg.d_model)
+        directions = per_source.new_zeros(1, layout.n_tokens, 1)
         for i, role in enumerate(self.cfg.sources):
             mask = layout.mask(role).to(directions)
-            directions += per_source[:, i, None] * (mask / mask.sum(-1, keepdim=True))[..., None]
+            directions = directions + per_source[:, i, None] * (mask / mask.sum(-1, keepdim=True))[..., None]
         return directions
 
     @property
     def logit_constant(self) -> Float[Tensor, "c"]:
-        """The part of every logit that no token contributes: the head's bias, and the final norm's offset through the head."""
+        """The part of each logit that no token contributes: the head's bias, and the final norm's offset through it."""
         offset = self.ln_final.bias.repeat(len(self.cfg.sources))
         return offset @ self.W_U + self.b_U
 
@@ -155,11 +155,10 @@ class Readout(nn.Module):
         norm = final_norm or self.cfg.final_norm
         if self.cfg.final_norm == "none" and norm != "none":
             raise ValueError("this checkpoint has no final norm to apply")
+        cfg = self.cfg.replace(sources=tuple(sources), final_norm=norm, heads=(), n_classes=None, class_names=None)
         for name, _ in self.cfg.heads:
             delattr(self, name)
-        self.cfg = self.cfg.replace(
-            sources=tuple(sources), final_norm=norm, heads=(), n_classes=None, class_names=None
-        )
+        self.cfg = cfg
         if norm == "none" and isinstance(self.ln_final, LayerNorm):
             self.ln_final = NoNorm(self.cfg.d_model).to(self.ln_final.weight)
         self.setup()  # type: ignore[operator]  # HookedRootModule's: the norm is a new module
@@ -179,6 +178,13 @@ class Readout(nn.Module):
                 f"the readout pools {self.cfg.sources}, so a head is [classes, {width}] with a bias of [classes]; "
                 f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
             )
+        cfg = self.cfg.replace(
+            heads=(("head", tuple(range(len(self.cfg.sources)))),),
+            head_bias=True,
+            n_classes=len(weight),
+            class_names=class_names,
+            outputs="classes",
+        )
         for name, _ in self.cfg.heads:
             delattr(self, name)
         like = next(self.parameters())
@@ -186,19 +192,5 @@ class Readout(nn.Module):
         head.weight.data.copy_(weight)
         head.bias.data.copy_(bias)
         self.head = head
-        self.cfg = self.cfg.replace(
-            heads=(("head", tuple(range(len(self.cfg.sources)))),),
-            head_bias=True,
-            n_classes=len(weight),
-            class_names=class_names,
-            outputs="classes",
-        )
+        self.cfg = cfg
         self.setup()  # type: ignore[operator]
-
-
-def tokens_changed(known: int, seen: int) -> str:
-    """What to say when a hook changed the number of tokens behind the layout's back."""
-    return (
-        f"a hook changed the number of tokens from {known} to {seen}, so roles and positions are no longer known; "
-        "use model.insert_tokens(...) or model.keep_tokens(...) inside the hook"
-    )

@@ -166,7 +166,8 @@ class TokenLayout:
     def keep(self, places: Int[Tensor, "*b k"]) -> TokenLayout:
         """The layout after keeping the tokens at these positions, in this order; a position of -1 pads."""
         real = places >= 0
-        batch = places.shape[:-1]
+        batch = torch.broadcast_shapes(places.shape[:-1], self.codes.shape[:-1])
+        places, real = places.expand(*batch, -1), real.expand(*batch, -1)
 
         def taken(old: Tensor, pad: int) -> Tensor:
             return old.expand(*batch, -1).gather(-1, places.clamp(min=0)).where(real, torch.tensor(pad))
@@ -186,10 +187,22 @@ class TokenLayout:
 
 
 class Run:
-    """What the parts of one model share during a forward pass: the tokens as they are now, and the attention kernel."""
+    """What the parts of one model share during a forward pass: the tokens as they are now, and the attention kernel.
+
+    `depth` counts the runs in progress: a hook may start another one.
+    """
 
     def __init__(self, native: TokenLayout) -> None:
         self.native = native
         self.tokens = native
+        self.depth = 0
         self.attention = "auto"
         self.n_forwards = 0
+
+
+def tokens_changed(known: int, seen: int) -> str:
+    """What to say when a hook changed the number of tokens behind the layout's back."""
+    return (
+        f"a hook changed the number of tokens from {known} to {seen}, so roles and positions are no longer known; "
+        "use model.insert_tokens(...) or model.keep_tokens(...) inside the hook"
+    )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analyses.data.builtin import digit_scenes
+    from analyses.data.imagedata import Batch, ImageData
     from analyses.data.images import UnreadableImageError
     from analyses.data.labels import LabelMap, map_labels
     from analyses.data.loading import as_data, load_data
-    from analyses.data.imagedata import Batch, ImageData
 
 _HOMES = {
     "Batch": "imagedata",

@@ -62,13 +62,12 @@ def digit_scenes(split: str = "test", n: int = 1000, seed: int = 0) -> Dataset:
 class SceneSource(IndexedSource):
     """The rows of `digit_scenes`, rendered when read: memory does not depend on their number."""
 
-    columns = list(FEATURES)
-    image_columns = IMAGES
-
     def __init__(self, split: str, n: int, seed: int) -> None:
         check_scenes(split, n)
         self._split = split
         self._seed = seed
+        self.columns = list(FEATURES)
+        self.image_columns = IMAGES
         self.n = n
 
     def read(self, positions: list[int], columns: Sequence[str]) -> dict[str, Sequence[Any]]:

@@ -25,7 +25,10 @@ from analyses.data.sources import Row, Source
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """b images, mode RGB, and their labels. `index` numbers the images within the data; `extra` holds columns asked for."""
+    """b images, mode RGB, and their labels.
+
+    `index` numbers the images within the source, parts of a split included; `extra` holds the columns asked for.
+    """
 
     images: list[Image.Image]
     labels: Int64[Tensor, "b"]
@@ -103,7 +106,7 @@ class ImageData:
             values = self._source.labels(self.label)
             if values is None:
                 return None
-            self._labels = self._as_labels(values if self._keep is None else [values[i] for i in self._keep])
+            self._labels = self.check_labels(values if self._keep is None else [values[i] for i in self._keep])
         return self._labels
 
     def batches(self, batch_size: int, *, extra: Sequence[str] = ()) -> Iterator[Batch]:
@@ -129,7 +132,7 @@ class ImageData:
                     continue
                 yield Batch(
                     images=[picture for _, picture in good],
-                    labels=self._as_labels([row.values[self.label] for row, _ in good]),
+                    labels=self.check_labels([row.values[self.label] for row, _ in good]),
                     index=torch.tensor([row.position for row, _ in good]),
                     extra={c: [self._extra(row, c) for row, _ in good] for c in extra},
                 )
@@ -152,8 +155,10 @@ class ImageData:
             place = rng.permutation(len(members)) + rng.uniform()
             in_first[members] = place < fraction * len(members)
         if in_first.all() or not in_first.any():
-            raise ValueError(f"a split leaves images on both sides; a fraction of {fraction} of {self.n} images does not")
-        positions = np.arange(self.n) if self._keep is None else self._keep
+            raise ValueError(
+                f"a split leaves images on both sides; a fraction of {fraction} of {self.n} images does not"
+            )
+        positions = self._positions()
         return self._part(positions[in_first]), self._part(positions[~in_first])
 
     def fingerprint(self) -> str:
@@ -181,13 +186,17 @@ class ImageData:
         if not self.skip_bad:
             named = "; ".join(text for _, text in bad[:5]) + ("; …" if len(bad) > 5 else "")
             count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-            raise UnreadableImageError(f"{self.name}: cannot read {count}: {named}. Mend or skip with skip_bad (--skip-bad)")
+            raise UnreadableImageError(
+                f"{self.name}: cannot read {count}: {named}. Mend or skip with skip_bad (--skip-bad)"
+            )
         if len(bad) == self.n:
             raise UnreadableImageError(f"{self.name}: none of the {self.n} images can be read; the first: {bad[0][1]}")
-        positions = np.arange(self.n) if self._keep is None else self._keep
-        part = self._part(np.setdiff1d(positions, [position for position, _ in bad]))
+        part = self._part(np.setdiff1d(self._positions(), [position for position, _ in bad]))
         part.skipped = [text for _, text in bad]
         return part
+
+    def _positions(self) -> NDArray[np.int64]:
+        return np.arange(len(self)) if self._keep is None else self._keep
 
     def _part(self, keep: NDArray[np.int64]) -> ImageData:
         part = ImageData(
@@ -220,7 +229,8 @@ class ImageData:
             return value
         return open_plain(value, f"{column} of {self._source.name_of(row.position)} of {self.name}")
 
-    def _as_labels(self, values: Any) -> Int64[Tensor, "b"]:
+    def check_labels(self, values: Sequence[Any] | NDArray[Any]) -> Int64[Tensor, "b"]:
+        """Labels as a tensor. Raises ValueError for what `labels` refuses."""
         array = np.asarray(values)
         if array.dtype.kind not in "iu":
             sample = next((v for v in values if v is None or isinstance(v, str)), values[0])

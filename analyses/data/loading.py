@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import mimetypes
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
@@ -28,6 +27,7 @@ from analyses.data.sources import (
     describe,
     find_image_column,
     find_label_column,
+    without_decoding,
 )
 
 BUFFER = 1000
@@ -88,14 +88,17 @@ def as_data(
             raise ValueError(f"columns of {obj!r} are found, not named; load the data set to choose them")
         return load_data(obj, n, seed=seed or 0, skip_bad=skip_bad)
     if isinstance(obj, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        raise TypeError(f"an analysis takes one split; got all of {list(obj)}: choose one, as in data[{next(iter(obj))!r}]")
+        raise TypeError(
+            f"an analysis takes one split; got all of {list(obj)}: choose one, as in data[{next(iter(obj))!r}]"
+        )
     if isinstance(obj, Dataset):
         if obj.format["type"] == "custom":
             raise ValueError("the data set has a transform, which would be left out; pass dataset.with_format(None)")
         source: Source = DatasetSource(obj.with_format(None), _order(len(obj), n, seed))
         return _from_features(source, obj.features, name or "dataset", image, label, seed, skip_bad)
     if isinstance(obj, IterableDataset):
-        return _from_stream(obj, n, seed, name or "stream", image, label, skip_bad)
+        first = _first_row(obj, name or "stream")
+        return _from_stream(obj, first, n, seed, name or "stream", image, label, skip_bad)
     if isinstance(obj, tuple) and len(obj) == 2 and all(hasattr(part, "__len__") for part in obj):
         images, labels = obj
         labels = labels.tolist() if hasattr(labels, "tolist") else labels
@@ -111,7 +114,9 @@ def as_data(
 
 def _scenes(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> ImageData:
     source = SceneSource(rest, 1000 if n is None else n, seed)
-    return ImageData(source, name=spec, image="image", label="label", class_names=CLASS_NAMES, seed=seed, skip_bad=skip_bad)
+    return ImageData(
+        source, name=spec, image="image", label="label", class_names=CLASS_NAMES, seed=seed, skip_bad=skip_bad
+    )
 
 
 def _hub(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> ImageData:
@@ -121,16 +126,17 @@ def _hub(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> Imag
     name, config, split = parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
     try:
         stream = datasets.load_dataset(name, config, split=split, streaming=True)
-        return _from_stream(stream, n, seed, spec, None, None, skip_bad)
+        first = _first_row(stream, spec)
     except ConnectionError as error:
         raise ConnectionError(
             f"cannot reach the hub for data set {name!r} ({error}); use a local copy, as imagefolder:PATH or "
             "parquet:PATH, or the built-in scenes:test"
         ) from error
-    except DatasetNotFoundError as error:
-        raise FileNotFoundError(f"no data set {name!r} that you may read: {error}") from error
+    except (DatasetsError, FileNotFoundError) as error:
+        raise FileNotFoundError(f"cannot read data set {name!r}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{spec}: {error}") from error
+    return _from_stream(stream, first, n, seed, spec, None, None, skip_bad)
 
 
 def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> ImageData:
@@ -141,9 +147,13 @@ def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool)
     folders = [p for p in visible if p.is_dir()]
     loose = [p for p in visible if p.is_file() and _is_image(p)]
     if not folders:
-        raise ValueError(f"a dataset without labels: {rest} has no class folders; put each image in a folder of its class")
+        raise ValueError(
+            f"a dataset without labels: {rest} has no class folders; put each image in a folder of its class"
+        )
     if loose:
-        raise ValueError(f"{rest}: {len(loose)} images, such as {loose[0].name}, lie beside the class folders, without a label")
+        raise ValueError(
+            f"{rest}: {len(loose)} images, such as {loose[0].name}, lie beside the class folders, without a label"
+        )
     if all(p.name.lower() in SPLIT_NAMES for p in folders):
         raise ValueError(f"{rest} holds splits, not classes: {[p.name for p in folders]}; use imagefolder:{folders[0]}")
     files = [(f, k) for k, p in enumerate(folders) for f in sorted(p.rglob("*")) if f.is_file() and _is_image(f)]
@@ -172,7 +182,9 @@ def _parquet(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> 
         raise FileNotFoundError(f"{spec}: no parquet file there")
     splits = {word for f in files for word in SPLIT_NAMES if f.stem.lower().split("-")[0].split("_")[0] == word}
     if len(splits) > 1:
-        raise ValueError(f"{spec} holds several splits, {sorted(splits)}: name one file, or a pattern such as train*.parquet")
+        raise ValueError(
+            f"{spec} holds several splits, {sorted(splits)}: name one file, or a pattern such as train*.parquet"
+        )
     source = ParquetSource(files, n, seed)
     return _from_features(source, source.features, spec, None, None, seed, skip_bad).check_images()
 
@@ -188,6 +200,7 @@ _SCHEMES: dict[str, tuple[str, _Loader]] = {
 
 def _from_stream(
     stream: IterableDataset,
+    first: dict[str, Any],
     n: int | None,
     seed: int | None,
     name: str,
@@ -195,15 +208,76 @@ def _from_stream(
     label: str | None,
     skip_bad: bool,
 ) -> ImageData:
-    first = next(iter(_undecoded(stream)), None)
-    if first is None:
-        raise ValueError(f"{name} is empty")
     features = stream.features or _features_of(first)
-    size = (stream.info.splits or {}).get(str(stream.split)) if stream.info is not None else None
-    if size is not None and size.num_examples:
-        n = size.num_examples if n is None else min(n, size.num_examples)
+    known = (stream.info.splits or {}).get(str(stream.split))
+    if known is not None and known.num_examples:
+        n = known.num_examples if n is None else min(n, known.num_examples)
     if seed is not None:
         stream = stream.shuffle(seed=seed, buffer_size=BUFFER)
     data = _from_features(StreamSource(stream, features, n, name), features, name, image, label, seed, skip_bad)
-    data._as_labels([first[data.label]])
+    data.check_labels([first[data.label]])
     return data
+
+
+def _from_features(
+    source: Source,
+    features: Features,
+    name: str,
+    image: str | None,
+    label: str | None,
+    seed: int | None,
+    skip_bad: bool,
+) -> ImageData:
+    for column in (image, label):
+        if column is not None and column not in features:
+            raise ValueError(f"{name} has no column {column!r}; it has {describe(features)}")
+    image = image or find_image_column(features, name)
+    label = label or find_label_column(features, name)
+    names = features[label].names if isinstance(features[label], ClassLabel) else None
+    data = ImageData(source, name=name, image=image, label=label, class_names=names, seed=seed, skip_bad=skip_bad)
+    return _with_known_labels(data)
+
+
+def _with_known_labels(data: ImageData) -> ImageData:
+    """The data, once its labels have turned out to be usable."""
+    if data.n == 0:
+        raise ValueError(f"{data.name} is empty")
+    _ = data.labels
+    return data
+
+
+def _first_row(stream: IterableDataset, name: str) -> dict[str, Any]:
+    first = next(iter(without_decoding(stream)), None)
+    if first is None:
+        raise ValueError(f"{name} is empty")
+    return first
+
+
+def _features_of(row: dict[str, Any]) -> Features:
+    """Column types of a stream that does not declare them, from its first row."""
+    types = {int: "int64", float: "float64", bytes: "binary"}
+    return Features(
+        {k: Image() if isinstance(v, Picture.Image) else Value(types.get(type(v), "string")) for k, v in row.items()}
+    )
+
+
+def _order(total: int, n: int | None, seed: int | None) -> NDArray[np.int64]:
+    order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
+    return order[:n]
+
+
+def _check_n(n: int | None) -> None:
+    if n is not None and n < 1:
+        raise ValueError(f"n is a number of images, at least 1; got {n}")
+
+
+def _is_image(path: Path) -> bool:
+    """By its name, also in formats Pillow cannot open: those must be reported, not passed over."""
+    if path.name.startswith("."):
+        return False
+    kind = mimetypes.guess_type(path.name)[0]
+    return (
+        kind.startswith("image/")
+        if kind
+        else path.suffix.lower() in {*Picture.registered_extensions(), ".heic", ".heif"}
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -127,6 +128,4 @@ def _columns(schema: pa.Schema) -> str:
 
 
 def _hash(ids: NDArray[np.int64]) -> str:
-    import hashlib
-
     return hashlib.sha256(ids.tobytes()).hexdigest()

@@ -23,7 +23,7 @@ OBJECT_ALPHA = 0.3  # a pixel belongs to an object where the ink covers at least
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene: `image` and `pair` are uint8 [48, 48, 3]; `mask` is uint8 [48, 48], 0 background, 1..count the objects.
+    """One scene: `image` and `pair` are uint8 [48, 48, 3]; `mask` is uint8 [48, 48], 0 background, 1..count objects.
 
     `pair` is the scene without object `removed` (an id that occurs in `mask`).
     """
@@ -72,7 +72,7 @@ def _render(rng: np.random.Generator, glyphs: list[list[np.ndarray]]) -> Scene:
     background = _background(rng)
     noise = rng.normal(0, 0.03, background.shape)
     boxes = _place(rng, count)
-    inks = [_ink(rng, glyphs[label], size) for _, _, size in boxes]
+    inks = [_ink(rng, glyphs[label], int(size)) for _, _, size in boxes]
     colours = [_bright_colour(rng) for _ in boxes]
     removed = int(rng.integers(1, count + 1))
 

@@ -80,13 +80,17 @@ class DatasetSource(IndexedSource):
 
     def __init__(self, dataset: Dataset, order: NDArray[np.int64]) -> None:
         self._dataset = without_decoding(dataset)
+        self._views: dict[tuple[str, ...], Dataset] = {}
         self._order = order
         self.columns = list(dataset.column_names)
         self.image_columns = image_columns(dataset.features)
         self.n = len(order)
 
     def read(self, positions: list[int], columns: Sequence[str]) -> dict[str, Sequence[Any]]:
-        return self._dataset.select_columns(list(columns))[self._order[positions].tolist()]
+        key = tuple(columns)
+        if key not in self._views:  # choosing columns costs more than reading a few rows
+            self._views[key] = self._dataset.select_columns(list(columns))
+        return self._views[key][self._order[positions].tolist()]
 
     def labels(self, column: str) -> list[Any]:
         values = self._dataset[column][:]
@@ -98,10 +102,10 @@ class DatasetSource(IndexedSource):
     def digest(self) -> str:
         features = repr(sorted(self._dataset.features.items(), key=lambda item: item[0]))
         simple = [c for c, f in self._dataset.features.items() if isinstance(f, (ClassLabel, Value))]
-        table = self._dataset.select_columns(simple) if simple else None
         values = hashlib.sha256()
-        for start in range(0, self.n, 10_000) if table else ():
-            values.update(json.dumps(table[self._order[start : start + 10_000].tolist()], default=str).encode())
+        for start in range(0, self.n if simple else 0, 10_000):
+            rows = self.read(list(range(start, min(start + 10_000, self.n))), simple)
+            values.update(json.dumps(rows, default=str).encode())
         return json.dumps(["dataset", features, self.n, values.hexdigest()])
 
 
@@ -138,17 +142,18 @@ class StreamSource(Source):
 class FileSource(IndexedSource):
     """Image files under one folder with a label each; read when needed."""
 
-    columns = ["image", "label"]  # noqa: RUF012
-    image_columns = {"image"}  # noqa: RUF012
-
     def __init__(self, root: Path, files: list[Path], labels: list[int]) -> None:
+        self.columns, self.image_columns = ["image", "label"], {"image"}
         self._root = root
         self._files = files
         self._labels = labels
         self.n = len(files)
 
     def read(self, positions: list[int], columns: Sequence[str]) -> dict[str, Sequence[Any]]:
-        values = {"image": [self._files[i] for i in positions], "label": [self._labels[i] for i in positions]}
+        values: dict[str, Sequence[Any]] = {
+            "image": [self._files[i] for i in positions],
+            "label": [self._labels[i] for i in positions],
+        }
         return {column: values[column] for column in columns}
 
     def labels(self, column: str) -> list[int]:
@@ -165,10 +170,8 @@ class FileSource(IndexedSource):
 class MemorySource(IndexedSource):
     """Images and labels that are already in memory."""
 
-    columns = ["image", "label"]  # noqa: RUF012
-    image_columns = {"image"}  # noqa: RUF012
-
     def __init__(self, images: Sequence[Any], labels: Sequence[Any], order: NDArray[np.int64]) -> None:
+        self.columns, self.image_columns = ["image", "label"], {"image"}
         self._images = images
         self._labels = labels
         self._order = order
@@ -176,7 +179,7 @@ class MemorySource(IndexedSource):
 
     def read(self, positions: list[int], columns: Sequence[str]) -> dict[str, Sequence[Any]]:
         rows = self._order[positions].tolist()
-        values = {"image": self._images, "label": self._labels}
+        values: dict[str, Sequence[Any]] = {"image": self._images, "label": self._labels}
         return {column: [values[column][i] for i in rows] for column in columns}
 
     def labels(self, column: str) -> list[Any]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 from hooked_vit.architectures.base import ALL, Architecture, register
+from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnsupportedModelError, nearest
 
-__all__ = ["Architecture", "for_class", "get", "register", "registered", "supported_classes"]
+__all__ = ["Architecture", "class_readout", "for_class", "get", "register", "registered", "supported_classes"]
 
 
 @cache
@@ -58,3 +60,14 @@ def for_class(hf_class: str) -> Architecture:
             f"no hook graph for {hf_class}{nearest(hf_class, known)} Supported: {', '.join(sorted(known))}"
         )
     return get(known[hf_class])
+
+
+def class_readout(cfg: ViTConfig) -> dict[str, Any]:
+    """What the family's classifier reads, for models that came without one; CLS, else patches, for a custom model.
+
+    >>> class_readout(ViTConfig(d_model=8, n_layers=1, n_heads=1, d_mlp=8, image_size=(8, 8), patch_size=8, n_classes=2))
+    {'sources': ('cls',)}
+    """
+    if cfg.architecture in registered():
+        return dict(get(cfg.architecture).class_readout)
+    return {"sources": ("cls",) if cfg.has_cls else ("patches",)}

@@ -45,6 +45,8 @@ class ConfigReader:
     def labels(self) -> tuple[int, tuple[str, ...]]:
         """Number of classes and their names in order of id."""
         names = self.id2label
+        if set(names) != set(range(len(names))):
+            raise CheckpointError(f"id2label must name the classes 0 to {len(names) - 1}, it names {sorted(names)[:8]}")
         return len(names), tuple(str(names[i]) for i in range(len(names)))
 
     def refuse_unread(self, irrelevant: tuple[str, ...]) -> None:
@@ -56,8 +58,8 @@ class ConfigReader:
         if unread:
             shown = ", ".join(f"{name}={getattr(self._config, name, None)!r}" for name in sorted(unread))
             raise CheckpointError(
-                f"{type(self._config).__name__} has attributes this version neither handles nor knows to be irrelevant: "
-                f"{shown}. If they do not change inference, add them to the family's `irrelevant_config`"
+                f"{type(self._config).__name__} has attributes this version neither handles nor knows to be irrelevant:"
+                f" {shown}. If they do not change inference, add them to the family's `irrelevant_config`"
             )
 
 

@@ -45,7 +45,8 @@ register(
         keys=VIT_EMBEDDING
         | VIT_BLOCK
         | {"embed.dist": "embeddings.distillation_token"}
-        | linears({"ln_final": "layernorm", "head": "classifier|cls_classifier", "head_dist": "distillation_classifier"}),
+        | linears({"ln_final": "layernorm"})
+        | linears({"head": "classifier|cls_classifier", "head_dist": "distillation_classifier"}),
         roots=("deit.", ""),
         class_readout={"sources": ("cls", "dist")},
         irrelevant_config=(*TRAINING_ONLY, "pooler_output_size", "pooler_act"),

@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al. 2023): LayerScale, optionally SwiGLU; its linear classifier reads [CLS ; mean of the patches]."""
+"""DINOv2 (Oquab et al. 2023): LayerScale, optionally SwiGLU; its classifier reads [CLS ; mean of the patches]."""
 
 from __future__ import annotations
 

@@ -1,0 +1,266 @@
+"""At which layers is the label decodable from the CLS token, and at which layers does the model use it?
+
+Per model and layer: what a ridge probe reads from CLS (blue), what is left of the model's accuracy when CLS is
+exchanged between images there, with the full readout (orange) and with the readout restricted to CLS (green), and
+what the model's own head reads from CLS as it is. methods sections 1 to 4; lab note 1 and Vilas et al. 2023.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from analyses.cls_causality_figures import lens_figure, main_figure, summary_table
+from analyses.data import ImageData, as_data, load_data
+from analyses.heads import Answers, own_head, with_family_readout, with_ridge_head
+from analyses.metrics import correct, identifiability, rank, wilson
+from analyses.registry import analysis
+from analyses.results import Result
+from analyses.ridge import GramRidge, RidgeProbe
+from hooked_vit import HookedViT
+from interventions import Intervention, readout, shuffle_cls, sweep
+
+PROBE_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
+
+
+@analysis(figure=main_figure)
+def cls_causality(
+    models: Mapping[str, HookedViT],
+    data: ImageData | Any = None,
+    *,
+    probe_data: ImageData | Any = None,
+    seeds: int = 3,
+    batch_size: int = 128,
+    among: str = "batch",
+    head: str = "auto",
+) -> Result:
+    """Where in each model is the label decodable from CLS, and where is CLS used?
+
+    >>> result = cls_causality({"vit": zoo.load("vit")}, load_data("scenes:test", n=500))  # doctest: +SKIP
+    >>> result.frame.query("measure == 'shuffled'")  # doctest: +SKIP
+
+    Probes are fitted on `probe_data` (one pass, all layers), everything else is measured on `data`; without
+    `probe_data` half of `data`, by class, is set aside for it (scenes: the train split). CLS is exchanged within
+    batches of `batch_size` (`among` as in `shuffle_cls`), with `seeds` different permutations. A model whose `head`
+    knows none of the data's classes gets a ridge head on its family's readout, and `meta` says so.
+
+    The frame has one row per model, layer, measure and seed: `value`, its 95 % Wilson interval, and `n` images.
+    Measures: probe, shuffled, shuffled_cls_readout, head_on_cls, identifiability; without a layer: clean,
+    clean_cls_readout, floor (a readout that sees another image's CLS), chance (the most frequent class).
+    Raises ValueError for a model without CLS, fewer than two classes, or labels a head does not know.
+    """
+    data, probe_data, split_note = _two_sets(data, probe_data)
+    n_classes = _n_classes(data, probe_data)
+    if seeds < 1:
+        raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
+    heads = {name: _checked(name, model, data, head) for name, model in models.items()}
+    rows: list[dict[str, Any]] = []
+    notes: dict[str, Any] = {}
+    for name, model in models.items():
+        probes, answers = _fit(name, model, probe_data, n_classes, heads[name], batch_size)
+        tally = _Tally()
+        _measure(name, answers, probes, data, tally, seeds, batch_size, among)
+        rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in tally.rows()]
+        notes[name] = _describe(answers)
+    frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
+    meta = {
+        "models": notes,
+        "data": {"name": data.name, "n": tally.n, "fingerprint": data.fingerprint(), "skipped": data.skipped},
+        "probe_data": {"name": probe_data.name, "n": probe_data.n, "fingerprint": probe_data.fingerprint(), "note": split_note},
+        "n_classes": n_classes,
+        "seeds": seeds,
+        "batch_size": batch_size,
+        "interventions": [shuffle_cls(layer=0, among=among).to_dict(), readout("cls").to_dict()],
+    }
+    result = Result(frame, meta)
+    result.meta["summary"], result.meta["notes"] = _in_words(result), [n["green"] for n in notes.values() if n["green"]]
+    result.meta["table"] = summary_table(result).to_dict("records")
+    return result
+
+
+def _two_sets(data: Any, probe_data: Any) -> tuple[ImageData, ImageData, str]:
+    """What to measure on, and what to fit probes on."""
+    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
+    if probe_data is not None:
+        return data, as_data(probe_data), "given"
+    if data.spec.startswith("scenes:") and data.spec != "scenes:train":
+        return data, load_data("scenes:train", n=PROBE_IMAGES), "the train split of the scenes: other handwriting"
+    fitted, measured = data.split(0.5)
+    return measured, fitted, "half of the data, set aside by class"
+
+
+def _n_classes(data: ImageData, probe_data: ImageData) -> int:
+    names = data.class_names or probe_data.class_names
+    if names is not None:
+        n = len(names)
+    elif data.labels is not None and probe_data.labels is not None:
+        n = int(max(data.labels.max(), probe_data.labels.max())) + 1
+    else:
+        raise ValueError(f"{data.name} is a stream without class names, so the number of classes is not known beforehand")
+    if n < 2:
+        raise ValueError(f"decodability needs at least two classes, {data.name} has {n}")
+    return n
+
+
+def _checked(name: str, model: HookedViT, data: ImageData, head: str) -> Answers | None:
+    if not model.cfg.has_cls:
+        raise ValueError(f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): there is nothing to shuffle")
+    return own_head(model, data, head)
+
+
+def _fit(
+    name: str, model: HookedViT, data: ImageData, n_classes: int, own: Answers | None, batch_size: int
+) -> tuple[list[RidgeProbe], Answers]:
+    """Probes for every layer, and a head where the model has none for these classes, from one pass."""
+    pooling = model if own is not None else with_family_readout(model)
+    ridge = GramRidge(n_classes)
+    for batch in _progress(data, batch_size, f"{name}: fitting probes"):
+        pooled, cls = _cls_at_every_layer(pooling, pooling.preprocess(batch.images))
+        sites = {str(layer): x for layer, x in enumerate(cls)}
+        ridge.update(sites if own is not None else {**sites, "head": pooled}, batch.labels)
+    fitted = ridge.fit()
+    answers = own or with_ridge_head(pooling, fitted["head"], data)
+    return [fitted[str(layer)] for layer in range(model.cfg.n_layers)], answers
+
+
+@torch.no_grad()
+def _cls_at_every_layer(model: HookedViT, pixels: Tensor) -> tuple[Float[Tensor, "b c"], list[Float[Tensor, "b d"]]]:
+    """Output, and CLS after every block, without keeping any other token."""
+    cls: list[Tensor] = []
+
+    def keep(resid: Tensor, hook: object) -> None:
+        cls.append(resid[:, model.tokens.cls].squeeze(1))
+
+    hooks = [(f"blocks.{layer}.hook_resid_post", keep) for layer in range(model.cfg.n_layers)]
+    return model.run_with_hooks(pixels, fwd_hooks=hooks), cls
+
+
+def _measure(
+    name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, tally: _Tally, seeds: int, batch_size: int,
+    among: str,
+) -> None:
+    model = answers.model
+    layers = range(model.cfg.n_layers)
+    readouts = {"shuffled": readout("full")}
+    if _cls_readout(model) == "differs":
+        readouts["shuffled_cls_readout"] = readout("cls")
+    clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
+    for i, batch in enumerate(_progress(data, batch_size, f"{name}: shuffling CLS")):
+        pixels = model.preprocess(batch.images)
+        labels, heads_labels = batch.labels, answers.labels(batch.labels)
+        logits, cls = _cls_at_every_layer(model, pixels)
+        tally.add_floor(logits.argmax(-1).cpu(), heads_labels)
+        tally.add_counts(labels)
+        for layer in layers:
+            tally.add("probe", layer, None, probes[layer].scores(cls[layer]).cpu(), labels)
+            scores = model.project(cls[layer], "cls").cpu()
+            tally.add("head_on_cls", layer, None, scores, heads_labels)
+            tally.add_mean("identifiability", layer, identifiability(rank(scores, heads_labels), scores.shape[-1]))
+        variants: dict[tuple[str, int | None, int | None], Intervention] = {}
+        for measure, restricted in readouts.items():
+            variants[clean_of[measure], None, None] = restricted
+            for seed in range(seeds):
+                for layer in layers:
+                    # another permutation for every batch, the same for every layer and readout
+                    drawn = seed * 1_000_003 + i
+                    label_of = labels if among in ("same_class", "other_classes") else None
+                    shuffled = shuffle_cls(layer=layer, seed=drawn, among=among, labels=label_of)
+                    variants[measure, layer, seed] = shuffled + restricted
+        for (measure, layer, seed), (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
+            tally.add(measure, layer, seed, out.cpu(), heads_labels)
+
+
+class _Tally:
+    """Counts that stream: nothing here grows with the number of images."""
+
+    def __init__(self) -> None:
+        self.hits: dict[tuple, int] = defaultdict(int)
+        self.sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.n = 0
+        self.expected_by_luck = 0.0
+        self.per_class: dict[int, int] = defaultdict(int)
+
+    def add(self, measure: str, layer: int | None, seed: int | None, scores: Tensor, labels: Tensor) -> None:
+        self.hits[measure, layer, seed] += int(correct(rank(scores, labels)).sum())
+
+    def add_mean(self, measure: str, layer: int, values: Tensor) -> None:
+        total = self.sums[measure, layer, None]
+        total[0] += float(values.sum())
+        total[1] += float(values.square().sum())
+
+    def add_floor(self, predicted: Tensor, labels: Tensor) -> None:
+        """A readout that sees only a random image's CLS: P(prediction for image j is the label of image i), i, j uniform."""
+        classes = int(max(predicted.max(), labels.max())) + 1
+        pairs = predicted.bincount(minlength=classes).double() @ labels.bincount(minlength=classes).double()
+        self.expected_by_luck += float(pairs) / len(labels)
+
+    def add_counts(self, labels: Tensor) -> None:
+        self.n += len(labels)
+        for label in labels.tolist():
+            self.per_class[label] += 1
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for (measure, layer, seed), hits in self.hits.items():
+            value, low, high = wilson(hits, self.n)
+            yield {"measure": measure, "layer": layer, "seed": seed, "value": value, "low": low, "high": high, "n": self.n}
+        for (measure, layer, seed), (total, squares) in self.sums.items():
+            mean = total / self.n
+            spread = 1.96 * (max(0.0, squares / self.n - mean**2) / self.n) ** 0.5
+            yield {
+                "measure": measure, "layer": layer, "seed": seed, "value": mean, "low": mean - spread, "high": mean + spread,
+                "n": self.n,
+            }
+        for measure, value in (
+            ("floor", self.expected_by_luck / self.n),
+            ("chance", max(self.per_class.values()) / self.n),
+        ):
+            yield {"measure": measure, "layer": None, "seed": None, "value": value, "low": value, "high": value, "n": self.n}
+
+
+def _progress(data: ImageData, batch_size: int, what: str) -> Iterator[Any]:
+    total = None if data.n is None else -(-data.n // batch_size)
+    yield from tqdm(data.batches(batch_size), total=total, desc=what, leave=False)
+
+
+def _cls_readout(model: HookedViT) -> str:
+    """How a CLS-only readout relates to the full one."""
+    if model.cfg.sources == ("cls",):
+        return "same"
+    return "differs" if "cls" in model.cfg.sources else "none"
+
+
+def _describe(answers: Answers) -> dict[str, Any]:
+    cfg = answers.model.cfg
+    reads = " and ".join(cfg.sources)
+    green = {
+        "same": f"{cfg.architecture}: its readout is CLS alone, so the green curve would be the orange one",
+        "differs": "",
+        "none": f"{cfg.architecture}: its readout reads {reads}, never CLS, so there is no CLS-only readout to show",
+    }[_cls_readout(answers.model)]
+    return {
+        "architecture": cfg.architecture, "checkpoint": cfg.name, "class": cfg.hf_class, "n_layers": cfg.n_layers,
+        "readout": reads, "head": answers.note, "head_fitted": answers.fitted, "green": green,
+    }
+
+
+def _in_words(result: Result) -> list[str]:
+    """One sentence per model: where the label becomes decodable, and where shuffling CLS begins to cost accuracy."""
+    sentences = []
+    for row in summary_table(result).itertuples():
+        used = (
+            f"shuffling CLS costs more than 5 points from layer {row.used_from} on"
+            if row.used_from is not None and row.used_from == row.used_from
+            else "shuffling CLS never costs more than 5 points at any layer"
+        )
+        sentences.append(
+            f"{row.model}: {row.clean:.1%} unperturbed; the label is half decodable from CLS at layer "
+            f"{row.decodable_from if row.decodable_from is not None else '–'}; {used}."
+        )
+    return sentences

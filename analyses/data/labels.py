@@ -1,0 +1,121 @@
+"""Which class of a model's head a data set's label is."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+from analyses.data.imagedata import ImageData
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """`ids[label]` is the head's class of a data set's label; calling it translates a batch of labels.
+
+    >>> LabelMap(torch.tensor([7, 3]))(torch.tensor([1, 0, 1])).tolist()
+    [3, 7, 3]
+    """
+
+    ids: Int64[Tensor, "c"]
+
+    def __call__(self, labels: Int[Tensor, "*b"]) -> Int64[Tensor, "*b"]:
+        """Head classes of these labels. Raises ValueError for a label beyond those mapped."""
+        if labels.numel() and (int(labels.max()) >= len(self.ids) or int(labels.min()) < 0):
+            wrong = labels[(labels < 0) | (labels >= len(self.ids))].unique().tolist()[:5]
+            raise ValueError(f"the model's head knows labels 0 to {len(self.ids) - 1}; the data has {wrong}")
+        return self.ids.to(labels.device)[labels.long()]
+
+
+def map_labels(data: ImageData, head_names: Sequence[str] | int) -> LabelMap:
+    """Find each class of the data in a head, given the head's class names in order, or only their number.
+
+    >>> from analyses.data import load_data
+    >>> map_labels(load_data("scenes:test", n=1), ["nine", *"9876543210"]).ids.tolist()
+    [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+
+    Names are compared as they are, then without regard to case and underscores, then with the synonyms that ImageNet
+    names list after commas. Labels are head classes already where either side has no names (`LABEL_0` is none) and the
+    counts agree, where no name contradicts that and most confirm it, and for ImageNet's 1000 synset folders.
+    Raises ValueError naming the classes the head does not know, or knows twice, or counts that differ.
+    """
+    nameless = isinstance(head_names, int) or all(re.fullmatch(r"LABEL_\d+", str(h)) for h in head_names)
+    head = [] if isinstance(head_names, int) else [str(h) for h in head_names]
+    n_head = head_names if isinstance(head_names, int) else len(head)
+    names = data.class_names
+    if names is None:
+        labels = data.labels
+        if labels is not None and int(labels.max()) >= n_head:
+            raise ValueError(
+                f"{data.name} has label {int(labels.max())}; the model's head has {n_head} classes, from 0"
+            )
+        return LabelMap(torch.arange(n_head))
+    if nameless:
+        if len(names) != n_head:
+            raise ValueError(
+                f"{data.name} has {len(names)} classes and the model's head {n_head} without names: "
+                "which is which is not known"
+            )
+        return LabelMap(torch.arange(n_head))
+    if len(names) == n_head and (_confirmed(names, head) or _are_synsets(names)):
+        return LabelMap(torch.arange(n_head))
+    return LabelMap(torch.tensor(_by_name(data.name, names, head)))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").strip().casefold()
+
+
+_READINGS: tuple[Callable[[str], list[str]], ...] = (
+    lambda name: [name],
+    lambda name: [_plain(name)],
+    lambda name: [_plain(part) for part in name.split(",")],
+)
+
+
+def _by_name(data: str, names: list[str], head: list[str]) -> list[int]:
+    tables = []
+    for reading in _READINGS:
+        table: dict[str, set[int]] = defaultdict(set)
+        for i, name in enumerate(head):
+            for form in reading(name):
+                table[form].add(i)
+        tables.append((reading, table))
+    found = [_candidates(name, tables) for name in names]
+    if unknown := [name for name, ids in zip(names, found, strict=True) if not ids]:
+        raise ValueError(
+            f"{data} has {len(unknown)} of {len(names)} classes that the model's head does not know: {_some(unknown)}. "
+            f"The head knows {len(head)}: {_some(head)}"
+        )
+    if doubtful := [name for name, ids in zip(names, found, strict=True) if len(ids) > 1]:
+        raise ValueError(f"{data} has classes that the model's head has more than once: {_some(doubtful)}; rename them")
+    return [ids.pop() for ids in found]
+
+
+def _candidates(name: str, tables: list[tuple[Callable[[str], list[str]], dict[str, set[int]]]]) -> set[int]:
+    for reading, table in tables:
+        if ids := {i for form in reading(name) for i in table.get(form, ())}:
+            return ids
+    return set()
+
+
+def _confirmed(names: list[str], head: list[str]) -> bool:
+    """Whether most names stand where the head has them and none elsewhere: ImageNet lists differ in a few names."""
+    places: dict[str, set[int]] = defaultdict(set)
+    for i, name in enumerate(head):
+        places[_plain(name)].add(i)
+    known = [(i, places[_plain(name)]) for i, name in enumerate(names) if _plain(name) in places]
+    return len(known) > len(names) / 2 and all(i in at for i, at in known)
+
+
+def _are_synsets(names: list[str]) -> bool:
+    return len(names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names) and names == sorted(names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")

@@ -1,0 +1,171 @@
+"""Every hook point in words, its shape and what it means: one table, keyed by the name without the layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from hooked_vit.config import Role, ViTConfig
+
+if TYPE_CHECKING:
+    from hooked_vit.model import HookedViT
+
+STREAM = "batch pos d_model"
+HEADS = "batch pos head d_head"
+SCORES = "batch head query key"
+NEURONS = "batch pos d_mlp"
+
+
+def describe_hooks(model: HookedViT) -> list[tuple[str, str, str]]:
+    """(name, shape, meaning) of every hook point, in the order in which a forward pass reaches them.
+
+    >>> describe_hooks(model)[0]  # doctest: +SKIP
+    ('embed.hook_patch', '[batch, patch=36, d_model=96]', 'patch embeddings in row-major order, no prefix token yet')
+
+    Shapes are those of an image of the native size; at another size, and after tokens were inserted or removed, `pos`,
+    `query`, `key` and `patch` differ. Raises LookupError for a hook point without an entry in the table.
+    """
+    table, sizes = _table(model.cfg), _sizes(model.cfg)
+    kinds = list(table)
+    if unknown := sorted({kind for name in model.hook_dict if (kind := without_layer(name)) not in table}):
+        raise LookupError(
+            f"every hook point has a line in hooked_vit/hook_table.py; there is none for {', '.join(unknown)}"
+        )
+
+    def order(name: str) -> tuple[int, int, int]:
+        kind = without_layer(name)
+        # all of block 0 stands in front of block 1, so inside the blocks the layer decides first
+        after_blocks = kinds.index(kind) > kinds.index("blocks.hook_resid_post")
+        return int(kind.startswith("blocks.")) + 2 * after_blocks, layer_of(name), kinds.index(kind)
+
+    names = sorted(model.hook_dict, key=order)
+    return [(name, _shape(table[without_layer(name)][0], sizes), table[without_layer(name)][1]) for name in names]
+
+
+def without_layer(name: str) -> str:
+    """The kind of a hook point: its name without the number of the block.
+
+    >>> without_layer("blocks.3.attn.hook_q")
+    'blocks.attn.hook_q'
+    """
+    return re.sub(r"^blocks\.\d+\.", "blocks.", name)
+
+
+def layer_of(name: str) -> int:
+    """The block a hook point is in, -1 outside the blocks.
+
+    >>> layer_of("blocks.3.attn.hook_q"), layer_of("hook_embed")
+    (3, -1)
+    """
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def _shape(axes: str, sizes: Mapping[str, int]) -> str:
+    return f"[{', '.join(f'{axis}={sizes[axis]}' if axis in sizes else axis for axis in axes.split())}]"
+
+
+def _sizes(cfg: ViTConfig) -> dict[str, int]:
+    patches = cfg.grid[0] * cfg.grid[1]
+    tokens = len(cfg.prefix) + patches
+    return {
+        **{"patch": patches, "pos": tokens, "query": tokens, "key": tokens},
+        **{"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "head": cfg.n_heads, "d_head": cfg.d_head},
+        # a readout that reads several roles pools each of them; without a head there is one vector of features
+        **{"source": len(cfg.sources), "pooled": cfg.d_model * len(cfg.sources)},
+        **{"readout_head": max(1, len(cfg.heads)), "class": cfg.d_out, "feature": cfg.d_out, "dim": cfg.d_out},
+    }
+
+
+def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
+    """Kind -> (axes, meaning), in the order of the forward pass. Rows a model has no hook point for are not used."""
+    hook_embed = (
+        {"hook_embed": (STREAM, "the residual stream entering block 0, behind the norm that follows the positions")}
+        if cfg.ln_pre
+        else {"hook_embed": (STREAM, "prefix tokens and patches, before positions are added")}
+    )
+    positions = (
+        "positions, added to the tokens" if cfg.absolute_positions else "zeros: the family adds no absolute positions"
+    )
+    if cfg.absolute_positions and cfg.n_registers:
+        positions += "; zero at the registers"
+    output = {"classes": "class", "embedding": "dim"}[cfg.outputs] if cfg.heads else "feature"
+    pooled = ", then normalised" if cfg.final_norm == "pooled" else ""
+    reader = "the model returns" if cfg.is_feature_model else f"the head{' reads' if len(cfg.heads) == 1 else 's read'}"
+    return {
+        "embed.hook_patch": ("batch patch d_model", "patch embeddings in row-major order, no prefix token yet"),
+        **({} if cfg.ln_pre else hook_embed),
+        "hook_pos_embed": (STREAM, positions),
+        "ln_pre.hook_scale": ("batch pos 1", "standard deviation the tokens are divided by before block 0"),
+        "ln_pre.hook_normalized": (STREAM, "normalised tokens before block 0, before gain and offset"),
+        **(hook_embed if cfg.ln_pre else {}),
+        **_block(cfg),
+        **_final_norm(cfg),
+        "hook_pooled": ("batch pooled", f"what {reader}: {_spoken(cfg.sources)}{pooled}"),
+        "hook_head_logits": (f"batch readout_head {output}", _head_logits(cfg)),
+        "hook_logits": (
+            f"batch {output}",
+            "the model's output" + (": pooled features, there is no head" if cfg.is_feature_model else ""),
+        ),
+    }
+
+
+def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
+    scaled = ", LayerScale included" if cfg.layer_scale else ""
+    biased = ", position bias included" if cfg.rel_pos_per_layer or cfg.rel_pos_shared else ""
+    rows = {
+        "hook_resid_pre": (STREAM, "residual stream entering the block"),
+        "ln1.hook_scale": ("batch pos 1", "standard deviation the stream is divided by in front of attention"),
+        "ln1.hook_normalized": (STREAM, "normalised stream in front of attention, before gain and offset"),
+        "attn.hook_q": (HEADS, "queries"),
+        "attn.hook_k": (HEADS, "keys"),
+        "attn.hook_v": (HEADS, "values"),
+        "attn.hook_rel_pos_bias": ("1 head query key", "relative position bias, added to the scores of every image"),
+        "attn.hook_attn_scores": (SCORES, f"attention scores before the softmax{biased}"),
+        "attn.hook_pattern": (SCORES, "attention pattern after the softmax: each query's row sums to 1"),
+        "attn.hook_z": (HEADS, "values mixed by the pattern, before the output matrix"),
+        "attn.hook_result": (
+            "batch pos head d_model",
+            f"what each head adds to the stream{scaled}; the sum over heads lacks only b_O",
+        ),
+        "hook_attn_out": (STREAM, f"what attention adds to the stream{scaled}"),
+        "hook_resid_mid": (STREAM, "residual stream between attention and MLP; an edit reaches the skip path too"),
+        "hook_mlp_in": (STREAM, "the same stream, as the MLP branch reads it before its norm; not the skip path"),
+        "ln2.hook_scale": ("batch pos 1", "standard deviation the stream is divided by in front of the MLP"),
+        "ln2.hook_normalized": (STREAM, "normalised stream in front of the MLP, before gain and offset"),
+        "mlp.hook_pre": (NEURONS, f"{'gates' if cfg.gated_mlp else 'neurons'} before their nonlinearity"),
+        "mlp.hook_pre_linear": (NEURONS, "what each neuron's gate multiplies"),
+        "mlp.hook_post": (NEURONS, "neurons as the output matrix reads them" + ", gated" * cfg.gated_mlp),
+        "hook_mlp_out": (STREAM, f"what the MLP adds to the stream{scaled}"),
+        "hook_resid_post": (STREAM, 'residual stream leaving the block: "after block l"'),
+    }
+    return {f"blocks.{name}": row for name, row in rows.items()}
+
+
+def _final_norm(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
+    if cfg.final_norm == "none":
+        said = "1 everywhere: no final norm; an edit divides the stream", "the stream as it is: no final norm"
+    elif cfg.final_norm == "pooled":
+        said = "standard deviation the pooled tokens are divided by", "normalised pooled tokens, before gain and offset"
+    else:
+        said = "standard deviation the final stream is divided by", "normalised final stream, before gain and offset"
+    place = "source" if cfg.final_norm == "pooled" else "pos"
+    return {
+        "ln_final.hook_scale": (f"batch {place} 1", said[0]),
+        "ln_final.hook_normalized": (f"batch {place} d_model", said[1]),
+    }
+
+
+def _head_logits(cfg: ViTConfig) -> str:
+    if cfg.is_feature_model:
+        return "the pooled features again: there is no head"
+    if len(cfg.heads) == 1:
+        return "output of the one head"
+    each = [f"{name} reads {_spoken(tuple(cfg.sources[i] for i in read))}" for name, read in cfg.heads]
+    return f"output of each head ({', '.join(each)}); their mean is the model's output"
+
+
+def _spoken(sources: tuple[Role, ...]) -> str:
+    names = [f"the mean of the {role}" if role in ("patches", "registers") else role for role in sources]
+    return " beside ".join(names)

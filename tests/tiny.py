@@ -1,0 +1,162 @@
+"""Tiny transformers models of every supported class and variant, every parameter random so that none is inert."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from hooked_vit import HookedViT, architectures
+
+IMAGE, PATCH, CLASSES = 32, 4, 5
+# wider, taller with the native number of patches, and larger on both sides; the first is native
+SIZES = ((IMAGE, IMAGE), (48, 40), (16, 64), (64, 64))
+
+
+class Tiny(NamedTuple):
+    """A transformers class and what its config says besides the common sizes."""
+
+    hf_class: str
+    settings: dict[str, Any]
+
+    @property
+    def is_native_only(self) -> bool:
+        """transformers resamples the positions of square native grids only."""
+        return not isinstance(self.settings.get("image_size", IMAGE), int)
+
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": IMAGE, "patch_size": PATCH}
+MLP = {"intermediate_size": 64}
+TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+
+
+def _beits() -> Iterator[tuple[str, Tiny]]:
+    for pooling in ("mean", "cls"):
+        for bias in ("layer", "shared", "both", "none"):
+            for absolute in (False, True):
+                for scale in (0.1, 0):
+                    parts = ["beit", pooling, bias, *["abs"] * absolute, *["unscaled"] * (not scale)]
+                    yield "-".join(parts), Tiny(
+                        "BeitForImageClassification",
+                        {
+                            "use_mean_pooling": pooling == "mean",
+                            "use_relative_position_bias": bias in ("layer", "both"),
+                            "use_shared_relative_position_bias": bias in ("shared", "both"),
+                            "use_absolute_position_embeddings": absolute,
+                            "layer_scale_init_value": scale,
+                        },
+                    )
+
+
+BOTH_BIASES = {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}
+TINY: dict[str, Tiny] = {
+    "vit": Tiny("ViTForImageClassification", {}),
+    "vit-model": Tiny("ViTModel", {}),
+    "vit-no-qkv-bias": Tiny("ViTForImageClassification", {"qkv_bias": False}),
+    "vit-gray": Tiny("ViTForImageClassification", {"num_channels": 1, "patch_size": 8, "layer_norm_eps": 1e-3}),
+    "vit-wide": Tiny("ViTForImageClassification", {"image_size": (32, 48), "hidden_act": "gelu_new"}),
+    "deit": Tiny("DeiTForImageClassification", {}),
+    "deit-model": Tiny("DeiTModel", {"qkv_bias": False}),
+    "deit-teacher": Tiny("DeiTForImageClassificationWithTeacher", {}),
+    **dict(_beits()),
+    "beit-model": Tiny("BeitModel", BOTH_BIASES),
+    "beit-model-cls": Tiny("BeitModel", BOTH_BIASES | {"use_mean_pooling": False}),
+    "beit-masked": Tiny("BeitForMaskedImageModeling", BOTH_BIASES | {"use_mask_token": True, "vocab_size": 11}),
+    "dinov2": Tiny("Dinov2ForImageClassification", {}),
+    "dinov2-model": Tiny("Dinov2Model", {"qkv_bias": False, "mlp_ratio": 2}),
+    "dinov2-swiglu": Tiny("Dinov2ForImageClassification", {"use_swiglu_ffn": True, "hidden_act": "relu"}),
+    "registers": Tiny("Dinov2WithRegistersForImageClassification", {"num_register_tokens": 3}),
+    "registers-model": Tiny("Dinov2WithRegistersModel", {"num_register_tokens": 2, "use_swiglu_ffn": True}),
+    "clip-model": Tiny("CLIPVisionModel", {}),
+    "clip-projection": Tiny("CLIPVisionModelWithProjection", {"projection_dim": 24}),
+    "clip-classifier": Tiny("CLIPForImageClassification", {}),
+    "clip-gelu": Tiny("CLIPForImageClassification", {"hidden_act": "gelu"}),
+    "clip-full": Tiny("CLIPModel", {"projection_dim": 24}),
+}
+# one of each readout, kind of token and kind of position: what the contracts run over
+FAMILIES = (
+    "vit",
+    "deit",
+    "deit-teacher",
+    "beit-mean-both",
+    "beit-cls-shared-abs",
+    "dinov2",
+    "dinov2-swiglu",
+    "registers",
+    "clip-projection",
+    "clip-classifier",
+)
+
+
+def make_hf(name: str) -> nn.Module:
+    """A new transformers model, the same random weights every time, eager and in eval mode."""
+    case = TINY[name]
+    torch.manual_seed(zlib.crc32(name.encode()))
+    hf_class = getattr(transformers, case.hf_class)
+    settings = SIZE | ({} if "Dinov2" in case.hf_class else MLP) | case.settings
+    if case.hf_class in ("CLIPModel", "CLIPForImageClassification"):
+        # only the projection's width is said outside the tower's own config
+        outer = {"projection_dim": settings.pop("projection_dim")} if "projection_dim" in settings else {}
+        config = transformers.CLIPConfig(vision_config=settings, text_config=TEXT, **outer)
+    else:
+        config = hf_class.config_class(**settings)
+    config.num_labels = CLASSES
+    config.architectures = [case.hf_class]
+    model = hf_class(config).eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+@cache
+def tiny(name: str) -> tuple[nn.Module, HookedViT]:
+    """The transformers model and ours, shared by all tests: look, don't touch."""
+    hf = make_hf(name)
+    return hf, HookedViT.from_hf(hf)
+
+
+def make(name: str, dtype: torch.dtype = torch.float64) -> HookedViT:
+    """A model of one's own, to change."""
+    return HookedViT.from_hf(make_hf(name).to(dtype))
+
+
+def pixels(model: HookedViT, size: tuple[int, int] | None = None, *, n: int = 3, seed: int = 0) -> Tensor:
+    """Random images of the native size, or of (height, width), in the model's dtype."""
+    shape = (n, model.cfg.n_channels, *(size or model.cfg.image_size))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return noise.to(model.embed.patch.weight.dtype)
+
+
+# What each class answers. ViTModel's and DeiTModel's tanh pooler is read by no classifier, so CLS is the answer;
+# BeitForMaskedImageModeling predicts visual tokens, so what those heads read at CLS is.
+ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
+    "ViTModel": lambda hf, out: out.last_hidden_state[:, 0],
+    "DeiTModel": lambda hf, out: out.last_hidden_state[:, 0],
+    "BeitModel": lambda hf, out: out.pooler_output,
+    "BeitForMaskedImageModeling": lambda hf, out: hf.layernorm(out.hidden_states[-1])[:, 0],
+    "Dinov2Model": lambda hf, out: out.pooler_output,
+    "Dinov2WithRegistersModel": lambda hf, out: out.pooler_output,
+    "CLIPVisionModel": lambda hf, out: out.pooler_output,
+    "CLIPVisionModelWithProjection": lambda hf, out: out.image_embeds,
+    "CLIPModel": lambda hf, out: out.pooler_output,
+}
+
+
+def answer(hf: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What transformers computes: its output, and the hidden state entering each block and leaving the last one."""
+    hf_class = type(hf).__name__
+    family = architectures.for_class(hf_class)
+    native = hf.config.vision_config.image_size if hasattr(hf.config, "vision_config") else hf.config.image_size
+    native = (native, native) if isinstance(native, int) else tuple(native)
+    flags = {} if tuple(x.shape[2:]) == native else dict(family.foreign_size_flags)
+    forward = hf.get_image_features if hf_class == "CLIPModel" else hf
+    out = forward(pixel_values=x, output_hidden_states=True, **flags)
+    read = ANSWERS.get(hf_class, lambda hf, out: out.logits)
+    return read(hf, out), tuple(out.hidden_states)
