@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from difflib import get_close_matches
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,19 +35,15 @@ sys.modules[__name__].__class__ = _Analyses
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if find_spec(f"{__name__}.{name}") is not None:
+    # Only ever the module of that name: whoever looks for something else here must not import every analysis.
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
         importlib.import_module(f"{__name__}.{name}")
         return globals()[name]
-    from analyses.registry import get_analysis
-
-    try:
-        return get_analysis(name).run
-    except LookupError as error:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: {error}") from None
+    near = get_close_matches(name, __dir__(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

@@ -1,29 +1,22 @@
 """The command line, `hooked-vit`: every command works at once, offline, on the built-in models and images.
 
-Nothing heavy is imported before it is needed: printing help must not wait for torch.
+Here is what can be typed; what it does is in `analyses.commands`, imported when it is asked for, because printing help
+must not wait for torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import os
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from analyses.registry import Analysis
+from collections.abc import Sequence
+from typing import Any
 
 DEMO_ANALYSIS = "cls-causality"
 DEMO_IMAGES = 1000  # the demo has to end within three minutes on two cores
 DATA = "scenes:test"
-FIRST_EXAMPLE = """first steps:
-  hooked-vit demo                                       the main analysis on the built-in models and images
+FIRST_STEPS = """first steps:
+  hooked-vit demo                                       the main question, on built-in models and images
   hooked-vit run cls-causality --model zoo:vit --n 200  one model, fewer images
   hooked-vit run cls-causality --model google/vit-base-patch16-224 --data imagefolder:./photos
 
@@ -32,65 +25,66 @@ parquet:PATH. A run leaves report.html and its numbers (parquet, json) in the ou
 
 
 class UsageError(Exception):
-    """Arguments that mean nothing to the parser."""
+    """Arguments that no command has."""
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with an error of one line."""
 
     def error(self, message: str) -> Any:
-        """Raise instead of printing a page."""
+        """Raise, instead of printing the usage and leaving."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a failed check, 2 for arguments that make no sense.
 
-    >>> main(["run", "--n", "many"])
+    >>> main(["run", "cls-causality", "--data", "holiday-photos"])  # doctest: +SKIP
     2
 
-    Errors of the user are one line on stderr; `--debug` adds where they came from. Anything else is a bug and raises.
+    What a user got wrong is one line on stderr (`--debug` shows the traceback). Anything else is a bug, and raises.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args = parse(argv)
-        return args.command(args)
+        from analyses import commands
+
+        return getattr(commands, args.command)(args)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _say("interrupted", 130)
     except BrokenPipeError:  # hooked-vit hooks zoo:vit | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UsageError, ValueError, LookupError, OSError) as error:
-        if "--debug" in argv or not _is_users(error):
+        # our refusals are sentences; a bare key or index is a bug, and its traceback is what we need
+        if "--debug" in argv or type(error) in (KeyError, IndexError):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _say(f"error: {error}", 2)
 
 
-def _is_users(error: Exception) -> bool:
-    """Refusals are sentences; a bare key or index is a bug, and its traceback is what we need."""
-    return " " in str(error)
+def _say(message: str, status: int) -> int:
+    sys.stderr.write(" ".join(message.split()) + "\n")
+    return status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command; those of `run` depend on the analysis it names.
 
-    Raises UsageError, and LookupError for an unknown analysis.
+    >>> parse(["demo"]).out
+    'out/demo'
+
+    Raises UsageError, and LookupError for an analysis that does not exist.
     """
     parser, run = build_parser()
-    named = argv[1] if argv[:1] == ["run"] and len(argv) > 1 and not argv[1].startswith("-") else None
-    if named is None:
-        args, _ = parser.parse_known_args(argv)
-        named = getattr(args, "analysis", None)
-    if named is not None:
+    if argv[:1] == ["run"]:
+        named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
+        named = named or parser.parse_known_args(argv)[0].analysis
         from analyses.options import add_options
         from analyses.registry import get_analysis
 
         entry = get_analysis(named)
-        run.prog = f"{run.prog} {entry.name}"
         run.description, run.epilog = entry.summary, None
         add_options(run, entry.run, reserved={action.dest for action in run._actions})
     args = parser.parse_args(argv)
@@ -99,71 +93,57 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
-    """The parser, and its part for `run`."""
+    """The whole parser, and the part of it that belongs to `run`."""
     plain = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        prog="hooked-vit", formatter_class=plain, epilog=FIRST_EXAMPLE,
-        description="Vision transformers as one graph of hooks: what they contain, and what they use.",
-    )  # fmt: skip
+    about = "Vision transformers as one graph of hooks: see what they contain, change it, learn what they use."
+    parser = Parser(prog="hooked-vit", description=about, epilog=FIRST_STEPS, formatter_class=plain)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
-    def command(name: str, function: Callable, says: str, **kw: Any) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=says, description=f"{says[0].upper()}{says[1:]}.", formatter_class=plain, **kw)
-        sub.set_defaults(command=function)
+    def command(name: str, says: str, **kw: Any) -> argparse.ArgumentParser:
+        sentence = f"{says[0].upper()}{says[1:]}."
+        sub = commands.add_parser(name, help=says, description=sentence, formatter_class=plain, **kw)
+        sub.set_defaults(command=name)
         sub.add_argument("--debug", action="store_true", help="show where an error came from")
         return sub
 
-    demo = command("demo", _demo, f"run {DEMO_ANALYSIS} on the built-in models and images")
+    demo = command("demo", f"run {DEMO_ANALYSIS} on the built-in models and images")
     demo.add_argument("--out", metavar="DIR", default="out/demo", help="folder for the report (default: %(default)s)")
-    demo.set_defaults(
-        analysis=None, model=None, data=DATA, n=DEMO_IMAGES, seed=0, batch_size=None, skip_bad=False, num_processes=None,
-        device="cpu",
-    )  # fmt: skip
+    demo.set_defaults(command="run", analysis=DEMO_ANALYSIS, model=None, data=DATA, n=DEMO_IMAGES, seed=0)
+    demo.set_defaults(batch_size=None, num_processes=None, skip_bad=False, device="cpu")
 
-    run = command("run", _run, "run an analysis on models and data, and write a report", epilog=_AnalysisList())
-    run.add_argument("analysis", metavar="ANALYSIS", help="which one; `run ANALYSIS --help` lists its own options")
-    run.add_argument(
-        "--model", metavar="M", nargs="+", action="extend",
-        help="zoo:NAME, a hub id or a local folder; several are compared (default: the zoo's label models)",
-    )  # fmt: skip
-    run.add_argument(
-        "--data", metavar="D", default=DATA,
-        help="scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH or parquet:PATH (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument("--n", metavar="N", type=int, help="images, drawn at random (default: all; 1000 scenes)")
-    run.add_argument("--seed", metavar="S", type=int, default=0, help="of every random draw (default: %(default)s)")
-    run.add_argument("--out", metavar="DIR", help="folder for report and numbers (default: out/ANALYSIS)")
-    run.add_argument("--batch-size", metavar="B", type=int, help="images per forward pass")
-    run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
-    run.add_argument(
-        "--num-processes", metavar="P", type=int,
-        help="processes, where the analysis splits its work; otherwise the number of CPU threads torch may use",
-    )  # fmt: skip
-    run.add_argument("--device", default="cpu", help="where models run, such as cuda (default: %(default)s)")
+    run = command("run", "run an analysis on models and data, and write a report", epilog=_analyses_listed())
+    _add_run_arguments(run)
 
-    command("models", _models, "list the built-in models and the supported transformers classes")
-    command("interventions", _interventions, "list the named interventions")
-    hooks = command("hooks", _hooks, "list every hook point of a model with its shape and meaning")
-    hooks.add_argument("model", metavar="MODEL", help="zoo:NAME, a hub id or a local folder; only its config is read")
-    check = command("verify", _verify, "compare a model with the original in transformers, and test every hook point")
+    command("models", "list the built-in models and the supported transformers classes")
+    command("interventions", "list the named interventions")
+    hooks = command("hooks", "list every hook point of a model with its shape and meaning")
+    hooks.add_argument("model", metavar="MODEL", help="zoo:NAME, a hub id or a local folder; no weight is read")
+    check = command("verify", "compare a model with the original in transformers, and test every hook point")
     check.add_argument("model", metavar="MODEL", help="zoo:NAME, a hub id or a local folder")
     return parser, run
 
 
-class _AnalysisList:
-    """The epilog of `run --help`, read from the source files: importing the analyses would import torch."""
+def _add_run_arguments(run: argparse.ArgumentParser) -> None:
+    run.add_argument("analysis", metavar="ANALYSIS", help="which one; `run ANALYSIS --help` adds its own options")
+    what, models = "zoo:NAME, a hub id or a local folder", "several are compared (default: the zoo's label models)"
+    run.add_argument("--model", metavar="M", nargs="+", action="extend", help=f"{what}; {models}")
+    what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH or parquet:PATH"
+    run.add_argument("--data", metavar="D", default=DATA, help=f"{what} (default: %(default)s)")
+    run.add_argument("--n", metavar="N", type=int, help="images, drawn at random (default: all; 1000 scenes)")
+    run.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the draw (default: %(default)s)")
+    run.add_argument("--out", metavar="DIR", help="folder for report and numbers (default: out/ANALYSIS)")
+    run.add_argument("--batch-size", metavar="B", type=int, help="images per forward pass")
+    run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
+    processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
+    run.add_argument("--num-processes", metavar="P", type=int, help=processes)
+    run.add_argument("--device", default="cpu", help="where the models run, such as cuda (default: %(default)s)")
 
-    def __mod__(self, _: Any) -> str:  # argparse formats what it prints
-        return str(self)
 
-    def __str__(self) -> str:
-        return "analyses:\n" + "".join(f"  {name:<20} {says}\n" for name, says in sorted(self._found()))
+def _analyses_listed() -> str:
+    from analyses.options import analyses_in_source
 
-    def __contains__(self, text: str) -> bool:
-        return text in str(self)
+    return "analyses:\n" + "\n".join(f"  {name:<20} {says}" for name, says in sorted(analyses_in_source().items()))
 
-    def _found(self) -> Iterator[tuple[str, str]]:
-        for path in Path(__file__).parent.glob("*.py"):
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                if isinstance(node, ast.FunctionDef) and any(_names_analysis(d) for d in node.decorator_list):
-                    yield node.name.replace("_", "-"), (ast.get_docstring(node) or "").split("\n", 1)[0]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 SIMPLE = (bool, int, float, str)
@@ -61,7 +63,9 @@ def _option(parameter: inspect.Parameter, hint: Any) -> Option | None:
     if default is not None and default is not parameter.empty:
         if isinstance(default, tuple):
             values = {type(value) for value in default} or {str}
-            return Option(name, kind, default, many=True) if (kind := values.pop()) in SIMPLE[1:] and not values else None
+            return (
+                Option(name, kind, default, many=True) if (kind := values.pop()) in SIMPLE[1:] and not values else None
+            )
         return Option(name, type(default), default) if type(default) in SIMPLE else None
     for kind in kinds:
         if kind in SIMPLE:
@@ -98,3 +102,22 @@ def given(args: argparse.Namespace, function: Callable) -> dict[str, Any]:
 
 def _metavar(option: Option) -> str:
     return "DATA" if option.is_data else {int: "N", float: "X", str: "NAME"}[option.kind]
+
+
+def analyses_in_source() -> dict[str, str]:
+    """Name and question of every analysis of this package, read from its source: importing them would import torch.
+
+    >>> analyses_in_source()["cls-causality"]
+    'Where in each model is the label decodable from CLS, and where is CLS used?'
+    """
+    found: dict[str, str] = {}
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            calls = [d if isinstance(d, ast.Call) else ast.Call(d, [], []) for d in node.decorator_list]
+            for call in calls:
+                if ast.unparse(call.func).rpartition(".")[2] == "analysis":
+                    named = ast.literal_eval(call.args[0]) if call.args else node.name
+                    found[named.replace("_", "-")] = (ast.get_docstring(node) or "").split("\n", 1)[0]
+    return found

@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any, ParamSpec, overload
 
 import plotly.graph_objects as go
@@ -98,6 +99,9 @@ def get_analysis(name: str) -> Analysis:
     Raises LookupError for an unknown name, offering the nearest.
     """
     key = _key(name)
+    module = key.replace("-", "_")
+    if key not in _REGISTERED and module.isidentifier() and find_spec(f"analyses.{module}"):
+        importlib.import_module(f"analyses.{module}")  # alone, so that one analysis does not wait for all
     if key not in _REGISTERED:
         _import_all()
     if key not in _REGISTERED:

@@ -298,7 +298,9 @@ class Block(nn.Module):
         for name in ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"):
             setattr(self, f"hook_{name}", HookPoint())
 
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        x = self.hook_resid_pre(x)
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b after d"]:
+        x = self.hook_resid_pre(x)  # which may insert or remove tokens, here and at the other two hooks of the stream
         x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.ln1(x))))
-        return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(self.hook_mlp_in(x)))))
+        # a tensor of its own, so that neither an edit in place nor a gradient of it is one of the skip path
+        mlp_in = self.hook_mlp_in(x.clone() if watched(self.hook_mlp_in) else x)
+        return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(mlp_in))))

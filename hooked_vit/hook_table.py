@@ -21,7 +21,7 @@ def describe_hooks(model: HookedViT) -> list[tuple[str, str, str]]:
     """(name, shape, meaning) of every hook point, in the order in which a forward pass reaches them.
 
     >>> describe_hooks(model)[0]  # doctest: +SKIP
-    ('embed.hook_patch', '[batch, patch=36, d_model=96]', 'patch embeddings in row-major order, no prefix token yet')
+    ('hook_pixels', '[batch, channel=3, height=48, width=48]', 'normalised pixels, before they are cut into patches')
 
     Shapes are those of an image of the native size; at another size, and after tokens were inserted or removed, `pos`,
     `query`, `key` and `patch` differ. Raises LookupError for a hook point without an entry in the table.
@@ -70,6 +70,7 @@ def _sizes(cfg: ViTConfig) -> dict[str, int]:
     patches = cfg.grid[0] * cfg.grid[1]
     tokens = len(cfg.prefix) + patches
     return {
+        **{"channel": cfg.n_channels, "height": cfg.image_size[0], "width": cfg.image_size[1]},
         **{"patch": patches, "pos": tokens, "query": tokens, "key": tokens},
         **{"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "head": cfg.n_heads, "d_head": cfg.d_head},
         # a readout that reads several roles pools each of them; without a head there is one vector of features
@@ -94,6 +95,7 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     pooled = ", then normalised" if cfg.final_norm == "pooled" else ""
     reader = "the model returns" if cfg.is_feature_model else f"the head{' reads' if len(cfg.heads) == 1 else 's read'}"
     return {
+        "hook_pixels": ("batch channel height width", "normalised pixels, before they are cut into patches"),
         "embed.hook_patch": ("batch patch d_model", "patch embeddings in row-major order, no prefix token yet"),
         **({} if cfg.ln_pre else hook_embed),
         "hook_pos_embed": (STREAM, positions),

@@ -42,6 +42,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         self.cfg = cfg
         self.run = Run(TokenLayout.native(cfg.prefix, cfg.grid))
         self.processor: Any = None
+        self.hook_pixels = HookPoint()
         self.embed = Embedding(cfg)
         self.hook_embed = HookPoint()
         self.pos_embed = PositionEmbedding(cfg) if cfg.absolute_positions else None
@@ -111,7 +112,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
     def embed_pixels(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
         """The residual stream entering block 0."""
-        x = self.embed(pixels.to(self.embed.patch.weight.dtype))
+        x = self.embed(self.hook_pixels(pixels.to(self.embed.patch.weight.dtype)))
         if self.ln_pre is not None:
             # positions are added in front of a norm, so the stream starts behind it
             return self.hook_embed(self.ln_pre(x + self._positions(x)))
@@ -164,12 +165,12 @@ class HookedViT(Readout, Weights, HookedRootModule):
         self,
         x: Float[Tensor, "b t d"],
         at: int,
-        vectors: Float[Tensor, "*b n d"],
+        vectors: Float[Tensor, "..."],
         *,
         role: Role = "inserted",
         donor: int | None = 0,
-    ) -> Float[Tensor, "b t+n d"]:
-        """Inside a hook on the residual stream: the stream with new tokens in front of position `at`.
+    ) -> Float[Tensor, "b after d"]:
+        """Inside a hook on the residual stream: the stream with new tokens [n d] or [b n d] in front of position `at`.
 
         Roles, the readout and position lookups follow. `donor` is the original token whose relative-position entries
         the new ones use (0, the CLS token, unless said otherwise; None for none).
@@ -351,7 +352,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
 def _slice_positions(kept: dict[str, Tensor], part: Slice, cfg: ViTConfig) -> dict[str, Tensor]:
     """TransformerLens' position slice, without cutting the batch off activations that have no position axis."""
-    no_position: tuple[str, ...] = ("hook_patch", "hook_pooled", "hook_head_logits", "hook_logits")
+    no_position: tuple[str, ...] = ("hook_pixels", "hook_patch", "hook_pooled", "hook_head_logits", "hook_logits")
     if cfg.final_norm == "pooled":
         no_position += ("ln_final.hook_scale", "ln_final.hook_normalized")
     per_head = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")

@@ -164,7 +164,10 @@ class TokenLayout:
         )
 
     def keep(self, places: Int[Tensor, "*b k"]) -> TokenLayout:
-        """The layout after keeping the tokens at these positions, in this order; a position of -1 pads."""
+        """The layout after keeping the tokens at these positions, in this order; a position of -1 pads.
+
+        It is ragged only where images really keep different tokens.
+        """
         real = places >= 0
         batch = torch.broadcast_shapes(places.shape[:-1], self.codes.shape[:-1])
         places, real = places.expand(*batch, -1), real.expand(*batch, -1)
@@ -172,9 +175,10 @@ class TokenLayout:
         def taken(old: Tensor, pad: int) -> Tensor:
             return old.expand(*batch, -1).gather(-1, places.clamp(min=0)).where(real, torch.tensor(pad))
 
-        return replace(
-            self, codes=taken(self.codes, ABSENT), ids=taken(self.ids, -1), donors=taken(self.donors, -1)
-        )
+        kept = {"codes": taken(self.codes, ABSENT), "ids": taken(self.ids, -1), "donors": taken(self.donors, -1)}
+        if batch and all((rows == rows[0]).all() for rows in kept.values()):
+            kept = {name: rows[0] for name, rows in kept.items()}
+        return replace(self, **kept)
 
     def same_as(self, other: TokenLayout) -> bool:
         """True where both describe the same tokens in the same order."""

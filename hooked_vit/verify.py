@@ -76,7 +76,7 @@ def compare(ours: HookedViT, theirs: nn.Module, pixels: Tensor, *, kernel: str, 
         "pooled features" if ours.cfg.is_feature_model else "logits" if ours.cfg.outputs == "classes" else "embedding"
     )
     apart = max(distance(cache[name], state) for name, state in zip(_states(ours), states, strict=True))
-    limit = f"<= {bound:g}"
+    limit = f"<= {bound:g}" if bound else "exactly 0"
     return [
         Row(f"{what}, {where}", worst := distance(logits, output), limit, worst <= bound),
         Row(f"all {len(states)} hidden states, {where}", apart, limit, apart <= bound),
@@ -197,7 +197,7 @@ def _effect(model: HookedViT, name: str, x: Tensor, start: int | None, generator
 
     # positive and uneven: scales keep their sign, and neither softmax nor layer norm takes it out again
     def nudged(act: Tensor) -> Tensor:
-        return act + 0.5 + torch.rand(act.shape, generator=generator).to(act)
+        return act + 1 + 3 * torch.rand(act.shape, generator=generator).to(act)
 
     effect = float((run(nudged) - run(torch.clone)).abs().max())
     return effect if math.isfinite(effect) else 0.0

@@ -13,7 +13,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from interventions.apply import AppliedRun, InterventionNotFired, apply, resolve
+from interventions.checking import check_intervention
 from interventions.core import Intervention, from_dict, get, intervention, registered
+from interventions.stats import Stats, collect_stats
 from interventions.sweep import sweep
 
 for _module in iter_modules(__path__):
@@ -24,7 +26,10 @@ __all__ = [
     "AppliedRun",
     "Intervention",
     "InterventionNotFired",
+    "Stats",
     "apply",
+    "check_intervention",
+    "collect_stats",
     "from_dict",
     "get",
     "intervention",

@@ -13,10 +13,30 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from interventions.core import Edit, Hooks, Intervention, flatten
+from interventions.storing import version
 
 
 class InterventionNotFired(RuntimeError):
     """A run was made under an intervention, and one of its hooks was never reached."""
+
+
+@dataclass
+class WatchedEdit:
+    """One edit of a run: what it belongs to, and how far it moved its activation each time it fired."""
+
+    intervention: Intervention
+    hook: str
+    norms: list[Tensor] = field(default_factory=list)
+
+    @property
+    def fired(self) -> int:
+        """How often the edit was reached."""
+        return len(self.norms)
+
+    @property
+    def changes(self) -> list[float]:
+        """Euclidean norm of what it added, per firing; NaN where it changed the shape, infinity where it cut scores."""
+        return [float(norm) for norm in self.norms]
 
 
 @dataclass
@@ -25,29 +45,66 @@ class AppliedRun:
 
     `fired` is {hook name: times}. `changes` is {hook name: [norm of the edit, one number per firing]}: 0.0 is a no-op,
     NaN an edit that changed the number of tokens. `record` holds random draws, such as permutations, in order.
+    `edits` tells several edits of one hook apart, and `report()` is all of it as a table.
     """
 
-    fired: dict[str, int] = field(default_factory=dict)
+    edits: list[WatchedEdit] = field(default_factory=list)
     record: dict[str, list[Any]] = field(default_factory=dict)
-    _changes: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def fired(self) -> dict[str, int]:
+        """Hook name -> times its edits were reached."""
+        return {name: sum(e.fired for e in self.edits if e.hook == name) for name in self._names()}
 
     @property
     def changes(self) -> dict[str, list[float]]:
-        """Euclidean norm of what each edit added to its activation, summed over nothing: one number per firing."""
-        return {name: [float(change) for change in norms] for name, norms in self._changes.items()}
+        """Hook name -> norm of what each of its edits added to the activation, per firing."""
+        return {name: [c for e in self.edits if e.hook == name for c in e.changes] for name in self._names()}
 
-    def watch(self, name: str, edit: Edit) -> Edit:
-        """The same edit, counted."""
-        self.fired[name] = 0
-        self._changes[name] = []
+    @property
+    def missed(self) -> list[str]:
+        """Hooks with an edit that was never reached."""
+        return list(dict.fromkeys(e.hook for e in self.edits if not e.fired))
+
+    def report(self) -> list[dict[str, Any]]:
+        """A row per edit, ready for a data frame: intervention, hook, fired, and the mean norm of its change.
+
+        >>> pd.DataFrame(run.report())  # doctest: +SKIP
+        """
+        return [
+            {
+                "intervention": repr(e.intervention),
+                "hook": e.hook,
+                "fired": e.fired,
+                "change": sum(e.changes) / e.fired if e.fired else float("nan"),
+            }
+            for e in self.edits
+        ]
+
+    def watch(self, intervention: Intervention, name: str, edit: Edit) -> Edit:
+        """The same edit, counted and measured; one that writes into its activation is refused."""
+        seen = WatchedEdit(intervention, name)
+        self.edits.append(seen)
 
         def watched_edit(activation: Tensor, hook: Any) -> Tensor | None:
-            new = edit(activation, hook=hook)
-            self.fired[name] += 1
-            self._changes[name].append(_distance(activation, new))
+            before = version(activation)
+            token = _ACTIVE.set(self)
+            try:
+                new = edit(activation, hook=hook)
+            finally:
+                _ACTIVE.reset(token)
+            if version(activation) != before:
+                raise RuntimeError(
+                    f"{intervention.name} wrote into the activation of {name}, which other parts of the run and a "
+                    "cache share; return a new tensor instead"
+                )
+            seen.norms.append(_distance(activation, new))
             return new
 
         return watched_edit
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(e.hook for e in self.edits))
 
 
 _ACTIVE: ContextVar[AppliedRun | None] = ContextVar("active_run", default=None)
@@ -56,21 +113,11 @@ _ACTIVE: ContextVar[AppliedRun | None] = ContextVar("active_run", default=None)
 def note(key: str, value: Any) -> None:
     """Inside an edit: keep a random draw in the record of the run, where there is one.
 
-    >>> note("shuffle_cls.permutation", torch.tensor([1, 0]))
+    >>> note("shuffle_cls", torch.tensor([1, 0]))
     """
     run = _ACTIVE.get()
     if run is not None:
         run.record.setdefault(key, []).append(value)
-
-
-@contextmanager
-def recording(run: AppliedRun) -> Iterator[AppliedRun]:
-    """Make a run the one that `note` writes to."""
-    token = _ACTIVE.set(run)
-    try:
-        yield run
-    finally:
-        _ACTIVE.reset(token)
 
 
 @contextmanager
@@ -86,26 +133,26 @@ def apply(model: HookedViT, *interventions: Intervention) -> Iterator[AppliedRun
     Raises ValueError (or UnknownHookError) for an intervention this model cannot have, and InterventionNotFired on
     leaving where a run was made and a hook was never reached.
     """
-    resolved = resolve(model, *interventions)
     run = AppliedRun()
-    hooks = [(name, run.watch(name, edit)) for name, edit in resolved]
+    hooks = [(name, run.watch(part, name, edit)) for part, name, edit in resolved_parts(model, *interventions)]
     before = model.run.n_forwards
-    with model.hooks(fwd_hooks=hooks), recording(run):
+    with model.hooks(fwd_hooks=hooks):
         yield run
-    missed = [name for name, times in run.fired.items() if not times]
-    if missed and model.run.n_forwards > before:
+    if run.missed and model.run.n_forwards > before:
         raise InterventionNotFired(
-            f"a run was made, but {', '.join(missed)} was never reached: the run started after it, stopped before it, "
-            "or another intervention took it out of the path"
+            f"a run was made, but {', '.join(run.missed)} was never reached: the run started after it, stopped before "
+            "it, or another intervention took it out of the path"
         )
 
 
 def resolve(model: HookedViT, *interventions: Intervention) -> Hooks:
     """The hooks of interventions on this model, in the order written, every name checked."""
-    hooks = [hook for part in flatten(interventions) for hook in part.hooks(model)]
-    for name, _ in hooks:
-        model.resolve_hooks(name)
-    return hooks
+    return [(name, edit) for _, name, edit in resolved_parts(model, *interventions)]
+
+
+def resolved_parts(model: HookedViT, *interventions: Intervention) -> list[tuple[Intervention, str, Edit]]:
+    """(single intervention, hook name, edit), in the order written."""
+    return [(part, name, edit) for part in flatten(interventions) for name, edit in part.hooks(model)]
 
 
 def _distance(old: Tensor, new: Tensor | None) -> Tensor:
@@ -113,4 +160,7 @@ def _distance(old: Tensor, new: Tensor | None) -> Tensor:
         return torch.zeros(())
     if new.shape != old.shape:
         return torch.full((), float("nan"))
-    return (new - old).detach().norm()
+    # a score that was minus infinity already has not moved, and infinity minus infinity is no number
+    old, new = old.detach(), new.detach()
+    moved = torch.where(new == old, torch.zeros_like(old), new - old)
+    return moved.norm(dtype=torch.promote_types(moved.dtype, torch.float32))

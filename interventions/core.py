@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, update_wrapper
+from functools import update_wrapper
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from hooked_vit import ActivationCache, HookedViT
+from hooked_vit import HookedViT
 from hooked_vit.errors import nearest
+from interventions.storing import decode, digest, encode, plain, show, tensors, version
 
 Edit = Callable[..., Tensor | None]
 Hooks = list[tuple[str, Edit]]
@@ -38,7 +36,8 @@ class Intervention:
     def __init__(self, factory: Factory, params: Mapping[str, Any]) -> None:
         self._factory = factory
         self.name = factory.name
-        self.params = {key: _plain(value) for key, value in params.items()}
+        self.params = {key: plain(value) for key, value in params.items()}
+        self._known_key: tuple[Any, str] | None = None
 
     @property
     def parts(self) -> tuple[Intervention, ...]:
@@ -46,26 +45,45 @@ class Intervention:
         return (self,)
 
     def hooks(self, model: HookedViT) -> Hooks:
-        """(hook name, edit) pairs for this model.
+        """(hook name, edit) pairs for this model, every name checked.
 
-        Raises ValueError where the model has no such layer, role or width.
+        Raises ValueError where the model has no such layer, role or width, UnknownHookError for a hook it has not.
         """
-        return self._factory.function(model, **self.params)
+        hooks = self._factory.function(model, **self.params)
+        if not hooks:
+            raise ValueError(f"{self!r} makes no hook on this model, so it would do nothing")
+        return [(found, edit) for name, edit in hooks for found in model.resolve_hooks(name)]
+
+    def replace(self, **changes: Any) -> Intervention:
+        """The same intervention with other parameters.
+
+        >>> from interventions import shuffle_cls
+        >>> shuffle_cls(layer=8).replace(seed=1)
+        shuffle_cls(layer=8, seed=1)
+
+        Raises TypeError for a parameter it does not take.
+        """
+        return self._factory(**self.params | changes)
 
     def __add__(self, other: Intervention) -> Intervention:
-        return Composed((*self.parts, *other.parts))
+        return Composed((*self.parts, *other.parts)) if isinstance(other, Intervention) else NotImplemented
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description; `from_dict` reads it back.
 
         Raises TypeError for a parameter that has no JSON form.
         """
-        return {"name": self.name, "params": {k: _encode(v) for k, v in self.params.items()}}
+        return {"name": self.name, "params": {k: encode(v) for k, v in self.params.items()}}
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Equal for equal interventions; what `==` and `hash` compare."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        versions = [(id(t), version(t)) for t in tensors(self.params)]
+        if self._known_key is None or self._known_key[0] != versions:
+            description = {"name": self.name, "params": {k: digest(v) for k, v in self.params.items()}}
+            text = json.dumps(description, sort_keys=True)
+            self._known_key = versions, hashlib.sha256(text.encode()).hexdigest()
+        return self._known_key[1]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Intervention) and self.key == other.key
@@ -73,12 +91,15 @@ class Intervention:
     def __hash__(self) -> int:
         return hash(self.key)
 
+    def __reduce__(self) -> Any:
+        return from_dict, (self.to_dict(),)
+
     def __repr__(self) -> str:
         defaults = self._factory.defaults
         shown = [
-            f"{name}={_show(value)}"
+            f"{name}={show(value)}"
             for name, value in self.params.items()
-            if name not in defaults or _encode(value) != _encode(defaults[name])
+            if name not in defaults or digest(value) != digest(defaults[name])
         ]
         return f"{self.name}({', '.join(shown)})"
 
@@ -96,6 +117,17 @@ class Composed(Intervention):
         """The single interventions this one is made of."""
         return self._parts
 
+    def replace(self, **changes: Any) -> Intervention:
+        """Other parameters for every part that takes them.
+
+        Raises TypeError for a parameter no part takes.
+        """
+        if unknown := [name for name in changes if not any(name in part.params for part in self._parts)]:
+            raise TypeError(f"no part of {self!r} takes {', '.join(unknown)}")
+        return Composed(
+            tuple(part.replace(**{k: v for k, v in changes.items() if k in part.params}) for part in self._parts)
+        )
+
     def hooks(self, model: HookedViT) -> Hooks:
         """The hooks of all parts, in order."""
         return [hook for part in self._parts for hook in part.hooks(model)]
@@ -104,6 +136,11 @@ class Composed(Intervention):
         """JSON-ready description."""
         return {"parts": [part.to_dict() for part in self._parts]}
 
+    @property
+    def key(self) -> str:
+        """Equal for equal parts in the same order."""
+        return "+".join(part.key for part in self._parts)
+
     def __repr__(self) -> str:
         return " + ".join(map(repr, self._parts))
 
@@ -111,14 +148,20 @@ class Composed(Intervention):
 class Factory:
     """What `@intervention` makes of a function: call it with parameters, get an Intervention."""
 
-    def __init__(self, function: Callable[..., Hooks], canonical: Callable[..., dict[str, Any]] | None) -> None:
-        self.function, self.canonical = function, canonical
+    def __init__(
+        self, function: Callable[..., Hooks], canonical: Callable[..., dict[str, Any]] | None, idempotent: bool
+    ) -> None:
+        self.function, self.canonical, self.idempotent = function, canonical, idempotent
         self.name = function.__name__
         parameters = list(inspect.signature(function).parameters.values())
         if not parameters or parameters[0].name != "model":
-            raise TypeError(f"an intervention is a function (model, **parameters) -> hooks; {self.name} does not take model")
+            raise TypeError(
+                f"an intervention is a function (model, **parameters) -> hooks; {self.name} does not take model first"
+            )
+        if loose := [str(p) for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]:
+            raise TypeError(f"every parameter of an intervention has a name; {self.name} takes {', '.join(loose)}")
         self.signature = inspect.Signature(parameters[1:])
-        self.defaults = {p.name: _plain(p.default) for p in parameters[1:] if p.default is not p.empty}
+        self.defaults = {p.name: plain(p.default) for p in parameters[1:] if p.default is not p.empty}
         update_wrapper(self, function)
         self.__signature__ = self.signature
 
@@ -126,32 +169,40 @@ class Factory:
         try:
             bound = self.signature.bind(*args, **kw)
         except TypeError as error:
-            raise TypeError(f"{self.name}{self.signature}: {error}") from None
+            raise TypeError(f"{self!r}: {error}") from None
         bound.apply_defaults()
         params = dict(bound.arguments)
         return Intervention(self, self.canonical(**params) if self.canonical else params)
 
     def __repr__(self) -> str:
-        return f"{self.name}{self.signature}"
+        bare = [p.replace(annotation=p.empty) for p in self.signature.parameters.values()]
+        return f"{self.name}{inspect.Signature(bare)}"
 
 
-def intervention(function: Callable[..., Hooks] | None = None, *, canonical: Callable[..., dict] | None = None) -> Any:
+def intervention(
+    function: Callable[..., Hooks] | None = None,
+    *,
+    canonical: Callable[..., dict] | None = None,
+    idempotent: bool = False,
+) -> Any:
     """Register a function (model, **parameters) -> [(hook name, edit)] as an intervention of its own name.
 
-    >>> @intervention
+    >>> @intervention  # doctest: +SKIP
     ... def mean_cls(model, *, layer, mean):
     ...     def edit(resid, hook):
     ...         return torch.where(model.tokens.mask("cls")[:, None], mean, resid)
     ...     return [(f"blocks.{layer}.hook_resid_post", edit)]
-    >>> mean_cls(layer=3, mean=0.0)
+    >>> mean_cls(layer=3, mean=0.0)  # doctest: +SKIP
     mean_cls(layer=3, mean=0.0)
 
-    An edit is `(activation, hook) -> new activation` and must not write into the activation it is given. `canonical`
-    may bring parameters into a form that can be stored. Raises ValueError where another function has the name.
+    An edit is `(activation, hook) -> new activation`; it must not write into the activation it is given, nor share
+    state (a random generator) with the edit of another hook. `canonical` may bring parameters into a form that can be
+    stored; `idempotent` promises that twice is the same as once, and `check_intervention` holds it to that.
+    Raises ValueError where another function has the name.
     """
     if function is None:
-        return lambda f: intervention(f, canonical=canonical)
-    factory = Factory(function, canonical)
+        return lambda f: intervention(f, canonical=canonical, idempotent=idempotent)
+    factory = Factory(function, canonical, idempotent)
     known = _REGISTRY.get(factory.name)
     # a notebook cell may be run again; two different homes for one name are a mistake
     if known is not None and known.function.__module__ != function.__module__:
@@ -174,7 +225,8 @@ def get(name: str, **params: Any) -> Intervention:
     Raises ValueError for an unknown name, TypeError for a parameter it does not take.
     """
     if name not in _REGISTRY:
-        raise ValueError(f"no intervention is called {name!r}{nearest(name, _REGISTRY)} There are {', '.join(registered())}")
+        there = ", ".join(registered())
+        raise ValueError(f"no intervention is called {name!r}{nearest(name, _REGISTRY)} (there are {there})")
     return _REGISTRY[name](**params)
 
 
@@ -183,17 +235,18 @@ def from_dict(description: Mapping[str, Any]) -> Intervention:
 
     Raises ValueError for an unknown name, parameter or field.
     """
-    if set(description) == {"parts"}:
+    fields = sorted(map(str, description)) if isinstance(description, Mapping) else type(description).__name__
+    if fields == ["parts"] and description["parts"]:
         return Composed(tuple(from_dict(part) for part in description["parts"]))
-    if set(description) != {"name", "params"}:
-        raise ValueError(f"an intervention is stored as name and params (or as parts), got the fields {sorted(description)}")
+    if fields != ["name", "params"] or not isinstance(description["params"], Mapping):
+        raise ValueError(f"an intervention is stored as its name and params, or as its parts; got {fields}")
     try:
-        return get(description["name"], **{k: _decode(v) for k, v in description["params"].items()})
+        return get(description["name"], **{k: decode(v, from_dict) for k, v in description["params"].items()})
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
-def flatten(interventions: tuple[Intervention, ...]) -> Iterator[Intervention]:
+def flatten(interventions: tuple[Any, ...]) -> Iterator[Intervention]:
     """The single interventions of several, in order.
 
     Raises TypeError for something that is no intervention, saying what was probably meant.
@@ -203,57 +256,3 @@ def flatten(interventions: tuple[Intervention, ...]) -> Iterator[Intervention]:
             hint = f"; call it with its parameters: {item!r}" if isinstance(item, Factory) else ""
             raise TypeError(f"expected an intervention, got {type(item).__name__}{hint}")
         yield from item.parts
-
-
-def _plain(value: Any) -> Any:
-    """Parameters compare and store by value: sequences become tuples, arrays tensors."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple, range)) else value
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        raw = value.cpu().contiguous()
-        bits = base64.b64encode(raw.reshape(-1).view(torch.uint8).numpy().tobytes()).decode()
-        return {"tensor": bits, "dtype": str(raw.dtype).removeprefix("torch."), "shape": list(raw.shape)}
-    if isinstance(value, tuple):
-        return [_encode(v) for v in value]
-    if isinstance(value, Mapping):
-        return {"mapping": {str(k): _encode(v) for k, v in value.items()}}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Intervention):
-        return {"intervention": value.to_dict()}
-    if isinstance(value, ActivationCache):
-        raise TypeError("a cache is no stored value; pass the activation you mean, cache[name, layer]")
-    raise TypeError(f"a parameter of type {type(value).__name__} cannot be stored")
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_decode(v) for v in value)
-    if not isinstance(value, Mapping):
-        return value
-    if "tensor" in value:
-        bits = bytearray(base64.b64decode(value["tensor"]))
-        flat = torch.frombuffer(bits, dtype=torch.uint8) if bits else torch.empty(0, dtype=torch.uint8)
-        return flat.view(getattr(torch, value["dtype"])).reshape(value["shape"])
-    if "mapping" in value:
-        return {k: _decode(v) for k, v in value["mapping"].items()}
-    if "intervention" in value:
-        return from_dict(value["intervention"])
-    raise ValueError(f"a stored parameter has the unknown form {sorted(value)}")
-
-
-def _show(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return repr(value)
-    if value.numel() <= 64 and value.dtype.is_floating_point or value.numel() <= 64:
-        return f"torch.tensor({value.tolist()!r}, dtype={value.dtype})"
-    digest = hashlib.sha256(json.dumps(_encode(value)).encode()).hexdigest()[:8]
-    return f"<tensor {'x'.join(map(str, value.shape))} {digest}>"

@@ -2,42 +2,138 @@
 
 from __future__ import annotations
 
+import zlib
+
+import torch
 from torch import Tensor
 
 from hooked_vit import HookedViT
 from hooked_vit.config import Role
 from hooked_vit.tokens import ROLES
+from interventions.apply import note
 from interventions.core import Hooks, intervention
-from interventions.vocabulary import check_width, layer_of, vectors
+from interventions.editing import Value
+from interventions.storing import show
+from interventions.vocabulary import (
+    Where,
+    check_choice,
+    check_number,
+    check_tokens,
+    check_where,
+    check_width,
+    generator_of,
+    layer_of,
+    per_image,
+    site_hook,
+)
 
 BIAS = ("cls", "zero")
+RANDOM = "random"
 
 
 @intervention
 def insert_token(
-    model: HookedViT, layer: int, vector: Tensor, index: int = 0, role: Role = "inserted", bias: str = "cls"
+    model: HookedViT,
+    layer: int,
+    vector: Tensor | str | int,
+    index: int = 0,
+    role: Role = "inserted",
+    bias: str | Tensor = "cls",
+    seed: int = 0,
+    std: float = 1.0,
+    where: Where = True,
 ) -> Hooks:
     """Add a token in front of position `index` to the stream entering block `layer`.
 
-    >>> insert_token(layer=8, vector=torch.zeros(768))  # doctest: +SKIP
+    >>> insert_token(layer=8, vector="random", std=0.02)
+    insert_token(layer=8, vector='random', std=0.02)
 
-    `vector` is [d], or one per image [b, d]. Roles, readout and position lookups of the other tokens stay right. The
-    readout leaves the new token out unless it is given another `role`. Where the family biases attention by relative
-    position, the new token uses the entries of CLS, or none (`bias="zero"`). methods: lab note 2, "augment".
+    `vector` is fixed or learned, [d] or one per image [b, d]; "random" for normal draws of standard deviation `std`,
+    new for every image and pass and kept in `run.record`; or the role or index of one token to copy. Roles, readout
+    and position lookups of the other tokens stay right. The readout leaves the new token out unless it is given
+    another `role`. Where the family biases attention by relative position, the new token uses the entries of CLS, or
+    none (`bias="zero"`), or [3, heads] of its own in the order of BEiT's table: new to token, token to new, new to
+    itself. `where` chooses images. methods: lab note 2, "augment".
     """
     layer = layer_of(model, layer)
-    check_width(model, vector)
-    if role not in ROLES:
-        raise ValueError(f"a token's role is one of {', '.join(ROLES)}; got {role!r}")
-    if bias not in BIAS:
-        raise ValueError(f"the new token's position bias is one of {', '.join(BIAS)}; got {bias!r}")
+    check_choice(role, ROLES, "a token's role")
+    check_number(std, "std", least=0)
+    chosen = check_where(where)
+    if chosen.dtype != torch.bool:
+        raise ValueError("a token is added or it is not: where is a bool, or one per image")
     native = model.run.native
-    if not -native.n_tokens - 1 <= index <= native.n_tokens:
+    if isinstance(index, bool) or not -native.n_tokens - 1 <= index <= native.n_tokens:
         raise ValueError(f"index must be 0 to {native.n_tokens}, or negative from the end; got {index}")
-    donor = native.prefix.index("cls") if bias == "cls" and native.cls is not None else None
+    make = _maker(model, vector, seed, std)
+    donor, bias_hooks = _bias(model, bias, layer)
 
     def edit(resid: Tensor, hook: object) -> Tensor:
-        new = vectors(model, vector, len(resid))[:, None]
-        return model.insert_tokens(resid, index, new, role=role, donor=donor)
+        per_image(chosen, len(resid), "where is given")
+        if not chosen.any():
+            return resid
+        at = index % (resid.shape[1] + 1)
+        longer = model.insert_tokens(resid, at, make(resid)[:, None], role=role, donor=donor)
+        if chosen.all():
+            return longer
+        # the others lose it again, and are padded at the end instead
+        places = torch.arange(longer.shape[1]).expand(len(resid), -1)
+        without = torch.cat([places[:, :at], places[:, at + 1 :], places.new_full((len(resid), 1), -1)], dim=1)
+        return model.keep_tokens(longer, torch.where(chosen[:, None], places, without))
 
-    return [(f"blocks.{layer}.hook_resid_pre", edit)]
+    return [(site_hook(model, "resid_pre", layer), edit), *bias_hooks]
+
+
+def _maker(model: HookedViT, vector: Tensor | str | int, seed: int, std: float) -> Value:
+    """The new token [b, d] of a stream [b, t, d]."""
+    d = model.cfg.d_model
+    generator = generator_of(seed)
+    if isinstance(vector, Tensor):
+        check_width(model, vector)
+
+        def make(resid: Tensor) -> Tensor:
+            return per_image(vector.reshape(-1, d), len(resid), "vectors are given").to(resid).expand(len(resid), d)
+
+    elif vector == RANDOM:
+
+        def make(resid: Tensor) -> Tensor:
+            drawn = torch.randn(len(resid), d, generator=generator) * std
+            note("insert_token", drawn)
+            return drawn.to(resid)
+
+    else:
+        check_tokens(model, vector)
+        if (n := int(model.run.native.mask(vector, missing_ok=True).sum())) > 1:
+            raise ValueError(f"one token can be copied, {vector!r} are {n}; give the index of one")
+
+        def make(resid: Tensor) -> Tensor:
+            here = model.tokens.mask(vector).to(resid.device)
+            if (here.sum(-1) != 1).any():
+                raise ValueError(f"one token can be copied, {vector!r} are several here")
+            return resid[here.expand(resid.shape[:2])]
+
+    return make
+
+
+def _bias(model: HookedViT, bias: str | Tensor, layer: int) -> tuple[int | None, Hooks]:
+    """The donor of the new token's relative-position entries, and the edits that give it its own."""
+    if isinstance(bias, str):
+        check_choice(bias, BIAS, "the new token's position bias")
+        prefix = model.run.native.prefix
+        return (prefix.index("cls") if bias == "cls" and "cls" in prefix else None), []
+    names = [f"blocks.{l}.attn.hook_rel_pos_bias" for l in range(layer, model.cfg.n_layers)]
+    if names[0] not in model.hook_dict:
+        raise ValueError("this model has no relative position bias, so a new token cannot have one of its own")
+    if bias.shape != (3, model.cfg.n_heads):
+        raise ValueError(f"a position bias is [3, {model.cfg.n_heads}]; got {tuple(bias.shape)}")
+    # no token is the donor of a negative id; which negative one says, in later blocks, whose entries to set
+    mark = -2 - zlib.crc32(show(bias.detach()).encode())
+
+    def edit(table: Tensor, hook: object) -> Tensor:
+        new = (model.tokens.donors == mark).to(table.device)
+        new = new.reshape(-1, 1, new.shape[-1])
+        row, column = new[..., :, None], new[..., None, :]
+        to_token, to_new, to_self = bias.to(table)[:, None, :, None, None]
+        inner = torch.where(row & column, to_self, torch.where(row, to_token, to_new))
+        return torch.where(row | column, inner, table)
+
+    return mark, [(name, edit) for name in names]

@@ -1,22 +1,29 @@
-"""Shuffling tokens between images: the content stays on the manifold, only whose it is changes."""
+"""Giving images each other's tokens: the content stays on the manifold, only whose it is changes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from hooked_vit import HookedViT
+from hooked_vit.tokens import TokenLayout, Tokens
 from interventions.apply import note
 from interventions.core import Hooks, intervention
-from interventions.vocabulary import at_tokens, check_tokens, layer_of, resid_post
+from interventions.editing import edit_site
+from interventions.vocabulary import STREAM, Where, check_choice, generator_of, layer_of
 
 AMONG = ("batch", "others", "same_class", "other_classes")
+DONORS = ("others", "other_classes")
+BY_CLASS = ("same_class", "other_classes")
+Labels = Sequence[int] | Int[Tensor, "b"] | None
 
 
 @intervention
 def shuffle_cls(
-    model: HookedViT, layer: int, seed: int = 0, among: str = "batch", labels: Int[Tensor, "b"] | None = None
+    model: HookedViT, layer: int, seed: int = 0, among: str = "batch", labels: Labels = None, where: Where = True
 ) -> Hooks:
     """Give every image another image's CLS token after block `layer`.
 
@@ -27,17 +34,92 @@ def shuffle_cls(
     the "same_class" or from "other_classes". Every forward pass draws anew from a generator seeded by `seed`; the
     permutations are in `run.record`. methods: Vilas et al. 2023; lab note 1, orange curve.
     """
-    layer = layer_of(model, layer)
-    check_tokens(model, "cls")
-    _check_among(among, labels)
-    generator = torch.Generator().manual_seed(seed)
+    return _shuffled(model, "shuffle_cls", layer, "cls", "resid_post", seed, among, labels, where)
 
-    def edit(resid: Tensor, hook: object) -> Tensor:
-        order = draw_permutation(len(resid), generator, among, labels)
-        note("shuffle_cls", order)
-        return torch.where(at_tokens(model, "cls", resid), resid[order.to(resid.device)], resid)
 
-    return [(resid_post(layer), edit)]
+@intervention
+def shuffle_tokens(
+    model: HookedViT,
+    layer: int,
+    tokens: Tokens,
+    seed: int = 0,
+    among: str = "batch",
+    labels: Labels = None,
+    site: str = "resid_post",
+    where: Where = True,
+) -> Hooks:
+    """Give every image another image's tokens of a role after block `layer`, or at another site of it.
+
+    >>> shuffle_tokens(layer=8, tokens="registers", among="others")
+    shuffle_tokens(layer=8, tokens='registers', among='others')
+
+    All tokens named come from the same other image, each to its own place. The rest is as in `shuffle_cls`.
+    """
+    return _shuffled(model, "shuffle_tokens", layer, tokens, site, seed, among, labels, where)
+
+
+@intervention
+def resample_tokens(
+    model: HookedViT,
+    layer: int,
+    tokens: Tokens,
+    seed: int = 0,
+    among: str = "others",
+    labels: Labels = None,
+    site: str = "resid_post",
+    where: Where = True,
+) -> Hooks:
+    """Set the tokens of every image to those of another image of the batch, drawn at random for each.
+
+    >>> resample_tokens(layer=8, tokens="cls")
+    resample_tokens(layer=8, tokens='cls')
+
+    Unlike a shuffle an image may give its tokens twice, so any class balance will do. `among` is "others", or with
+    `labels` "other_classes". The donors are in `run.record`. Chan et al. 2022 (resampling ablation).
+    """
+    known = _check_among(among, labels, DONORS)
+    generator = generator_of(seed)
+
+    def draw(n: int) -> Tensor:
+        allowed = ~torch.eye(n, dtype=torch.bool)
+        if known is not None:
+            _check_labels(known, n)
+            allowed = known[:, None] != known
+        if not allowed.any(1).all():
+            raise ValueError(f"of {n} images some have none to take tokens from, among={among!r}; mix the batch better")
+        return torch.multinomial(allowed.float(), 1, generator=generator).flatten()
+
+    return _exchanged(model, "resample_tokens", layer, tokens, site, draw, where)
+
+
+def _shuffled(
+    model: HookedViT,
+    name: str,
+    layer: int,
+    tokens: Tokens,
+    site: str,
+    seed: int,
+    among: str,
+    labels: Labels,
+    where: Where,
+) -> Hooks:
+    known = _check_among(among, labels, AMONG)
+    generator = generator_of(seed)
+    return _exchanged(model, name, layer, tokens, site, lambda n: draw_permutation(n, generator, among, known), where)
+
+
+def _exchanged(
+    model: HookedViT, name: str, layer: int, tokens: Tokens, site: str, draw: Callable[[int], Tensor], where: Where
+) -> Hooks:
+    """Image i gets the tokens of image draw(n)[i]."""
+
+    def from_others(act: Tensor) -> Tensor:
+        _check_same_places(model.tokens, tokens)
+        order = draw(len(act))
+        note(name, order)
+        return act[order.to(act.device)]
+
+    return edit_site(model, site, layer_of(model, layer), from_others, tokens=tokens, where=where, among=STREAM)
 
 
 def draw_permutation(
@@ -47,21 +129,19 @@ def draw_permutation(
 
     Raises ValueError where no such permutation exists: one image alone, or a class that fills more than half of them.
     """
-    if among in ("same_class", "other_classes"):
-        assert labels is not None
-        if len(labels) != n:
-            raise ValueError(f"there are {len(labels)} labels for {n} images")
     if among == "batch":
         return torch.randperm(n, generator=generator)
     if among == "others":
         return _derangement(n, generator)
+    assert labels is not None
+    _check_labels(labels, n)
     mixed = torch.randperm(n, generator=generator)
     if among == "same_class":
         order = torch.arange(n)
         for label in labels.unique():
             order[labels == label] = mixed[labels[mixed] == label]
         return order
-    return _across_classes(mixed, labels.cpu())
+    return _across_classes(mixed, labels)
 
 
 def _derangement(n: int, generator: torch.Generator) -> Tensor:
@@ -76,7 +156,7 @@ def _derangement(n: int, generator: torch.Generator) -> Tensor:
 def _across_classes(mixed: Tensor, labels: Tensor) -> Tensor:
     """Line images up by class and hand tokens on by the size of the largest class: nobody receives his own class."""
     by_class = mixed[labels[mixed].argsort(stable=True)]
-    largest = int(labels.bincount().max())
+    largest = int(labels.unique(return_counts=True)[1].max())
     if 2 * largest > len(labels):
         raise ValueError(
             f"one class holds {largest} of {len(labels)} images: they cannot all receive a token of another class; "
@@ -87,8 +167,26 @@ def _across_classes(mixed: Tensor, labels: Tensor) -> Tensor:
     return order
 
 
-def _check_among(among: str, labels: Tensor | None) -> None:
-    if among not in AMONG:
-        raise ValueError(f"tokens are shuffled among one of {', '.join(AMONG)}; got {among!r}")
-    if (among in ("same_class", "other_classes")) != (labels is not None):
-        raise ValueError(f"labels are given exactly where classes matter; got among={among!r} and labels {'given' if labels is not None else 'missing'}")
+def _check_among(among: str, labels: Labels, choices: Sequence[str]) -> Tensor | None:
+    check_choice(among, choices, "among")
+    if (among in BY_CLASS) != (labels is not None):
+        given = "given" if labels is not None else "missing"
+        raise ValueError(f"labels are given exactly where classes matter; got among={among!r} and labels {given}")
+    known = None if labels is None else torch.as_tensor(labels).cpu()
+    if known is not None and (known.ndim != 1 or known.is_floating_point()):
+        raise ValueError(f"labels are one class number per image [b], got {tuple(known.shape)} of {known.dtype}")
+    return known
+
+
+def _check_labels(labels: Tensor, n: int) -> None:
+    if len(labels) != n:
+        raise ValueError(f"there are {len(labels)} labels for {n} images")
+
+
+def _check_same_places(layout: TokenLayout, tokens: Tokens) -> None:
+    """Images can exchange tokens only where they hold the same ones at the same places."""
+    if layout.ragged:
+        here = layout.mask(tokens)
+        ids = layout.ids.where(here, -2)
+        if not (ids == ids[:1]).all():
+            raise ValueError(f"images hold different {tokens!r} tokens since a removal, so they cannot exchange them")

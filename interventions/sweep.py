@@ -18,8 +18,9 @@ from torch import Tensor
 
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.components import watched
-from interventions.apply import AppliedRun, InterventionNotFired, recording
+from interventions.apply import AppliedRun, InterventionNotFired
 from interventions.core import Edit, Intervention, flatten
+from interventions.sources import shared_runs
 
 History = tuple[tuple[str, int], ...]
 
@@ -77,34 +78,45 @@ def sweep(
 
     At most `memory_budget` bytes of residual streams are alive at once; beyond that the list is walked in parts.
     Streams of up to `fold_tokens` tokens together pass a block as one batch (0: never; then results are those of
-    separate runs bit by bit, otherwise up to the rounding of larger matrix products). No gradients.
+    separate runs bit by bit, otherwise up to the rounding of larger matrix products). No gradients. Random generators
+    start anew with every sweep, so that over many batches each wants seeds of its own.
     Raises what `apply` raises, before the first run; and RuntimeError where hooks are attached to the model already.
     """
-    if any(watched(point) for point in model.hook_points()):
-        raise RuntimeError(
-            "hooks are attached to the model, and a sweep shares runs between variants; add what they do to each "
-            "variant instead: sweep(model, pixels, [outer + iv for iv in interventions])"
-        )
-    with torch.no_grad():
+    _refuse_hooks(model)
+    layout = model.check_pixels(pixels)
+    with torch.no_grad(), shared_runs():
         variants = [_resolve(model, iv) for iv in interventions]
-    layout = model.layout_for(*pixels.shape[2:])
-    per_state = len(pixels) * layout.n_tokens * model.cfg.d_model * pixels.element_size()
+    per_state = len(pixels) * layout.n_tokens * model.cfg.d_model * model.embed.patch.weight.element_size()
     at_once = max(1, memory_budget // max(1, 2 * per_state))
+    return _in_parts(model, pixels, variants, at_once, fold_tokens)
+
+
+def _in_parts(
+    model: HookedViT, pixels: Tensor, variants: list[Variant], at_once: int, fold_tokens: int
+) -> Iterator[tuple[Intervention, Tensor]]:
     for first in range(0, len(variants), at_once):
         part = variants[first : first + at_once]
+        _refuse_hooks(model)
         with torch.no_grad():
             outputs = _walk(model, pixels, part, fold_tokens)
         for variant, logits in zip(part, outputs, strict=True):
             yield variant.intervention, logits
 
 
+def _refuse_hooks(model: HookedViT) -> None:
+    if any(watched(point) for point in model.hook_points()):
+        raise RuntimeError(
+            "hooks are attached to the model, and a sweep shares runs between variants; add what they do to each "
+            "variant instead: sweep(model, pixels, [outer + iv for iv in interventions])"
+        )
+
+
 def _resolve(model: HookedViT, intervention: Intervention) -> Variant:
     run = AppliedRun()
-    steps = []
+    steps: list[Step] = []
     for part in flatten((intervention,)):
         for i, (name, edit) in enumerate(part.hooks(model)):
-            model.resolve_hooks(name)
-            steps.append(Step(depth_of(model, name), name, run.watch(name, edit), (part.key, i)))
+            steps.append(Step(depth_of(model, name), name, run.watch(part, name, edit), (part.key, i)))
     return Variant(intervention, steps, run)
 
 
@@ -112,7 +124,8 @@ def depth_of(model: HookedViT, name: str) -> int:
     """The part of the network a hook lies in: -1 embedding, 0.. blocks, n_layers readout."""
     if block := re.match(r"blocks\.(\d+)\.", name):
         return int(block[1])
-    return -1 if name.startswith(("embed.", "hook_embed", "hook_pos_embed", "ln_pre.")) else model.cfg.n_layers
+    embedding = ("hook_pixels", "embed.", "hook_embed", "hook_pos_embed", "ln_pre.")
+    return -1 if name.startswith(embedding) else model.cfg.n_layers
 
 
 def _place(name: str) -> str:
@@ -157,9 +170,10 @@ def _walk(model: HookedViT, pixels: Tensor, variants: list[Variant], fold_tokens
 def _attached(model: HookedViT, fork: Fork, tokens: TokenLayout) -> Iterator[None]:
     """A part of the network under the edits of a fork, every one of which must fire."""
     hooks = [(s.name, s.edit) for s in fork.steps]
-    with model.running(tokens), model.hooks(fwd_hooks=hooks), recording(fork.run):
+    with model.running(tokens), model.hooks(fwd_hooks=hooks):
         yield
-    if missed := [s.name for s in fork.steps if not fork.run.fired[s.name]]:
+    here = {s.name for s in fork.steps}
+    if missed := [name for name in fork.run.missed if name in here]:
         raise InterventionNotFired(f"{', '.join(missed)} was never reached in its part of the network")
 
 
@@ -169,7 +183,7 @@ def _edit_outside(model: HookedViT, states: dict[History, State], forks: list[Fo
     for fork in forks:
         state = states[fork.old]
         resid = state.resid
-        with model.running(state.tokens), recording(fork.run):
+        with model.running(state.tokens):
             for step in fork.steps:
                 new = step.edit(resid, hook=model.hook_dict[step.name])
                 resid = resid if new is None else new

@@ -1,18 +1,26 @@
-"""The words all interventions share: layers, heads, tokens, and the one edit most of them are."""
+"""The words all interventions share: layers, heads, tokens, sites, and `where`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooked_vit import HookedViT
+from hooked_vit.errors import nearest
 from hooked_vit.tokens import Tokens
 
 Layers = int | Sequence[int] | None
 Heads = int | Sequence[int] | None
+Where = bool | float | Tensor
+
+# Sites by TransformerLens' short names, and what each holds per token: a vector, a vector per head, neurons.
+STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
+HEADS = ("q", "k", "v", "z", "result")
+NEURONS = ("pre", "pre_linear", "post")
+TOKEN_SITES = (*STREAM, *HEADS, *NEURONS)
+EDGES = ("attn_scores", "pattern")
 
 
 def layers_of(model: HookedViT, layers: Layers) -> list[int]:
@@ -20,7 +28,7 @@ def layers_of(model: HookedViT, layers: Layers) -> list[int]:
 
     Raises ValueError for a layer the model has not.
     """
-    return _indices(layers, model.cfg.n_layers, "layer")
+    return indices(layers, model.cfg.n_layers, "layer")
 
 
 def layer_of(model: HookedViT, layer: int) -> int:
@@ -30,16 +38,49 @@ def layer_of(model: HookedViT, layer: int) -> int:
 
 def heads_of(model: HookedViT, heads: Heads) -> list[int]:
     """Head indices of a head, several, or None for all."""
-    return _indices(heads, model.cfg.n_heads, "head")
+    return indices(heads, model.cfg.n_heads, "head")
 
 
-def _indices(asked: int | Sequence[int] | None, n: int, what: str) -> list[int]:
+def indices(asked: int | Sequence[int] | None, n: int, what: str) -> list[int]:
+    """0..n-1 of one index, several, or None for all; negative from the end, each only once.
+
+    >>> indices([0, -1, 3], 4, "layer")
+    [0, 3]
+
+    Raises ValueError for an index out of range, and for none at all.
+    """
     if asked is None:
         return list(range(n))
-    wanted = [asked] if isinstance(asked, int) else list(asked)
+    wanted = list(asked) if isinstance(asked, Iterable) else [asked]
     if bad := [i for i in wanted if isinstance(i, bool) or not isinstance(i, int) or not -n <= i < n]:
         raise ValueError(f"{what}s are 0 to {n - 1} (or negative from the end): the model has {n}, got {bad}")
-    return [i % n for i in wanted]
+    if not wanted:
+        raise ValueError(f"no {what} is named, so nothing would happen; leave it out to mean all of them")
+    return list(dict.fromkeys(i % n for i in wanted))
+
+
+def site_hook(model: HookedViT, site: str, layer: int, among: Sequence[str] = TOKEN_SITES) -> str:
+    """Hook name of a site in a layer.
+
+    >>> site_hook(model, "z", 3)  # doctest: +SKIP
+    'blocks.3.attn.hook_z'
+
+    Raises ValueError for a site that is not among those named, or that this model has not.
+    """
+    if site not in among:
+        raise ValueError(f"no site is called {site!r} here{nearest(site, among)} (sites are {', '.join(among)})")
+    part = "attn." if site in (*HEADS, *EDGES) else "mlp." if site in NEURONS else ""
+    name = f"blocks.{layer}.{part}hook_{site}"
+    model.resolve_hooks(name)
+    return name
+
+
+def site_shape(model: HookedViT, site: str) -> tuple[int, ...]:
+    """What a site holds per token: (d_model,), (heads, d_head), (heads, d_model) or (d_mlp,)."""
+    cfg = model.cfg
+    if site in HEADS:
+        return cfg.n_heads, cfg.d_model if site == "result" else cfg.d_head
+    return (cfg.d_mlp,) if site in NEURONS else (cfg.d_model,)
 
 
 def check_tokens(model: HookedViT, tokens: Tokens) -> None:
@@ -47,43 +88,84 @@ def check_tokens(model: HookedViT, tokens: Tokens) -> None:
 
     Raises ValueError. A role that only an earlier intervention can bring ("inserted") is checked when it is reached.
     """
+    if not isinstance(tokens, (str, int)) and not len(tokens):
+        raise ValueError('no token is named, so nothing would happen; say tokens="all" to mean all of them')
     if tokens != "inserted":
         model.run.native.mask(tokens)
 
 
-def resid_post(layer: int) -> str:
-    """Hook name of "after block l"."""
-    return f"blocks.{layer}.hook_resid_post"
+def check_where(where: Where, *, per_token: bool = False) -> Tensor:
+    """`where` as a tensor: one bool or number, one per image [b], or per image and token [b, k].
+
+    Raises ValueError for another shape, or a value that is not finite.
+    """
+    weight = torch.as_tensor(where)
+    shapes = "one value, or one per image [b]" + ", or per image and token [b, k]" * per_token
+    if weight.ndim > 1 + per_token:
+        raise ValueError(f"where is {shapes}; got {tuple(weight.shape)}")
+    if weight.is_complex() or not weight.isfinite().all():
+        raise ValueError("where is a bool, or a number that says how far to go from 0 (not at all) to 1; got no number")
+    return weight if weight.dtype == torch.bool or weight.is_floating_point() else weight.float()
 
 
-def at_tokens(model: HookedViT, tokens: Tokens, like: Tensor) -> Bool[Tensor, "#b t 1"]:
-    """Where an activation [b t d] belongs to these tokens, as they are at this point of the run."""
-    mask = model.tokens.mask(tokens).to(like.device)
-    return mask.reshape(-1, mask.shape[-1], 1)
+def check_number(value: float, what: str, *, least: float = float("-inf")) -> float:
+    """A finite number, at least `least`.
+
+    Raises ValueError.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+        bound = "" if least == float("-inf") else f" of at least {least}"
+        raise ValueError(f"{what} is a finite number{bound}, got {value!r}")
+    return value
 
 
-def blend(act: Float[Tensor, "*s"], value: Float[Tensor, "*s"], where: Tensor) -> Float[Tensor, "*s"]:
-    """`act + where * (value - act)`; a boolean `where` copies exactly, a float one is differentiable.
+def check_choice(value: str, choices: Sequence[str], what: str) -> None:
+    """Refuse a word that is not among the choices.
+
+    Raises ValueError.
+    """
+    if value not in choices:
+        raise ValueError(f"{what} is one of {', '.join(choices)}; got {value!r}{nearest(str(value), choices)}")
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A generator of one's own, on the CPU, so that draws are the same on every device.
+
+    Raises ValueError for a seed that is no whole number.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"a seed is a whole number, got {seed!r}")
+    return torch.Generator().manual_seed(seed)
+
+
+def check_width(model: HookedViT, value: Tensor) -> None:
+    """Refuse, before any run, a vector that is not as wide as the residual stream.
+
+    Raises ValueError.
+    """
+    d = model.cfg.d_model
+    if value.ndim not in (1, 2) or value.shape[-1] != d:
+        raise ValueError(f"a token vector is [{d}], or [images, {d}]; got {tuple(value.shape)}")
+
+
+def per_image(value: Tensor, batch: int, what: str) -> Tensor:
+    """The same tensor, where its first axis holds one entry for all images, or as many as the batch.
+
+    Raises ValueError for another number.
+    """
+    if value.ndim and len(value) not in (1, batch):
+        raise ValueError(f"{what} for {len(value)} images, the batch has {batch}")
+    return value
+
+
+def blend(act: Tensor, value: Tensor, where: Tensor) -> Tensor:
+    """`act + where * (value - act)`, exactly the value at 1 and True, and what it was at 0 and False.
+
+    >>> blend(torch.tensor([0.1, 0.1]), torch.tensor([0.3, 0.3]), torch.tensor([0.0, 1.0]))
+    tensor([0.1000, 0.3000])
 
     The gradient of a metric in `where`, at 0, is attribution patching (Syed et al. 2023).
     """
     if where.dtype == torch.bool:
         return torch.where(where, value.to(act), act)
-    return act + where.to(act) * (value.to(act) - act)
-
-
-def vectors(model: HookedViT, value: Tensor, batch: int) -> Float[Tensor, "b d"]:
-    """A vector [d], or one per image [b, d], as one per image.
-
-    Raises ValueError for another width or number of images.
-    """
-    d = model.cfg.d_model
-    if value.shape[-1] != d or value.ndim > 2 or (value.ndim == 2 and len(value) not in (1, batch)):
-        raise ValueError(f"a token is [{d}], or [images, {d}] for {batch} images; got {tuple(value.shape)}")
-    return value.expand(batch, d)
-
-
-def check_width(model: HookedViT, value: Tensor) -> None:
-    """Refuse, before any run, a vector that is not as wide as the residual stream."""
-    if value.ndim not in (1, 2) or value.shape[-1] != model.cfg.d_model:
-        raise ValueError(f"a token vector is [{model.cfg.d_model}] or [images, {model.cfg.d_model}]; got {tuple(value.shape)}")
+    return torch.lerp(act, value.to(act).expand_as(act), where.to(act))

@@ -19,10 +19,12 @@ from analyses.results import Result, check_writable, environment
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    """Whatever a test registers is forgotten afterwards."""
+def registry(monkeypatch, tmp_path):
+    """An empty registry, and a package whose modules are those in `tmp_path`."""
     before = dict(_REGISTERED)
-    yield _REGISTERED
+    _REGISTERED.clear()
+    monkeypatch.setattr(analyses, "__path__", [str(tmp_path)])
+    yield
     _REGISTERED.clear()
     _REGISTERED.update(before)
 
@@ -235,10 +237,9 @@ def second_in_it():
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch, registry):
+def module(tmp_path, registry):
     """A module that holds an analysis, put into the package; nothing else is edited."""
     (tmp_path / "dropped_in.py").write_text(MODULE)
-    monkeypatch.setattr(analyses, "__path__", [*analyses.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     yield
     sys.modules.pop("analyses.dropped_in", None)
@@ -261,19 +262,30 @@ def test_it_stays_the_function_whoever_imports_the_module(module):
     assert analyses.dropped_in is dropped_in
 
 
-def test_a_function_in_a_module_of_another_name(module):
-    from analyses import second_in_it
-
-    assert callable(second_in_it)
+def test_a_second_analysis_in_a_module(module):
+    assert "second-in-it" in registered_analyses()
+    assert get_analysis("second_in_it").name == "second-in-it"
     assert "dropped_in" in dir(analyses)
 
 
 def test_names_that_are_none(module):
     with pytest.raises(ImportError, match="droped_in"):
         from analyses import droped_in  # noqa: F401
-    with pytest.raises(AttributeError, match="did you mean 'dropped-in'"):
+    with pytest.raises(AttributeError, match="did you mean 'dropped_in'"):
         _ = analyses.droped_in
-    assert not hasattr(analyses, "_private")
+    assert not hasattr(analyses, "setup_module")
+    assert "analyses.dropped_in" not in sys.modules
+
+
+def test_one_analysis_does_not_wait_for_all(module, tmp_path):
+    (tmp_path / "slow.py").write_text("raise RuntimeError('imported')")
+    assert get_analysis("dropped-in").summary == "Dropped in."
+    with pytest.raises(RuntimeError, match="imported"):
+        registered_analyses()
+
+
+def test_the_packages_own_analyses_are_found_and_say_what_they_ask():
+    assert {name for name, entry in registered_analyses().items() if not entry.summary.endswith((".", "?"))} == set()
 
 
 @pytest.mark.parametrize("name", ["analyses", "analyses.data.scenes", "analyses.data"])

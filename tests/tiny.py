@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from hooked_vit import HookedViT, architectures
 
-IMAGE, PATCH, CLASSES = 32, 4, 5
+IMAGE, PATCH, CLASSES = 32, 8, 5
 # wider, taller with the native number of patches, and larger on both sides; the first is native
 SIZES = ((IMAGE, IMAGE), (48, 40), (16, 64), (64, 64))
 
@@ -33,6 +34,7 @@ class Tiny(NamedTuple):
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": IMAGE, "patch_size": PATCH}
 MLP = {"intermediate_size": 64}
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+TEXT |= {"bos_token_id": 0, "eos_token_id": 1}
 
 
 def _beits() -> Iterator[tuple[str, Tiny]]:
@@ -58,7 +60,7 @@ TINY: dict[str, Tiny] = {
     "vit": Tiny("ViTForImageClassification", {}),
     "vit-model": Tiny("ViTModel", {}),
     "vit-no-qkv-bias": Tiny("ViTForImageClassification", {"qkv_bias": False}),
-    "vit-gray": Tiny("ViTForImageClassification", {"num_channels": 1, "patch_size": 8, "layer_norm_eps": 1e-3}),
+    "vit-gray": Tiny("ViTForImageClassification", {"num_channels": 1, "patch_size": 4, "layer_norm_eps": 1e-3}),
     "vit-wide": Tiny("ViTForImageClassification", {"image_size": (32, 48), "hidden_act": "gelu_new"}),
     "deit": Tiny("DeiTForImageClassification", {}),
     "deit-model": Tiny("DeiTModel", {"qkv_bias": False}),
@@ -160,3 +162,46 @@ def answer(hf: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     out = forward(pixel_values=x, output_hidden_states=True, **flags)
     read = ANSWERS.get(hf_class, lambda hf, out: out.logits)
     return read(hf, out), tuple(out.hidden_states)
+
+
+def size_ids(size: tuple[int, int]) -> str:
+    """48x40, for test names."""
+    return "x".join(map(str, size))
+
+
+def sizes(name: str) -> list[tuple[int, int]]:
+    """Image sizes transformers can run this variant on, the native one first."""
+    return [tuple(TINY[name].settings["image_size"])] if TINY[name].is_native_only else list(SIZES)
+
+
+@contextmanager
+def attention(model: HookedViT, kernel: str) -> Iterator[HookedViT]:
+    """A shared model with another kernel for a while."""
+    before = model.run.attention
+    model.set_attention(kernel)
+    try:
+        yield model
+    finally:
+        model.set_attention(before)
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference, relative to the largest value where that exceeds one; infinite for another shape or NaN."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    apart = ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
+    return apart if apart == apart else float("inf")
+
+
+@torch.no_grad()
+def assert_parity(hf: nn.Module, model: HookedViT, x: Tensor, *, at_most: float = 0.0, kernel: str = "eager") -> None:
+    """The output and every hidden state are those of transformers."""
+    n = model.cfg.n_layers
+    names = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n)), f"blocks.{n - 1}.hook_resid_post"]
+    with attention(model, kernel):
+        logits, kept = model.run_with_cache(x, names_filter=names)
+    want, states = answer(hf, x)
+    assert len(states) == len(names)
+    apart = {"logits": distance(logits, want)}
+    apart |= {name: distance(kept[name], state) for name, state in zip(names, states, strict=True)}
+    assert max(apart.values()) <= at_most, apart

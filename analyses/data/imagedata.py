@@ -76,7 +76,7 @@ class ImageData:
 
     @property
     def spec(self) -> str:
-        """The same as `name`."""
+        """The same as `name`: what `load_data` takes, where that made it."""
         return self.name
 
     @property

@@ -62,9 +62,19 @@ def map_labels(data: ImageData, head_names: Sequence[str] | int) -> LabelMap:
                 "which is which is not known"
             )
         return LabelMap(torch.arange(n_head))
-    if len(names) == n_head and (_confirmed(names, head) or _are_synsets(names)):
+    found = _find(names, head)
+    if len(names) == n_head and (_in_order(found) or _are_synsets(names)):
         return LabelMap(torch.arange(n_head))
-    return LabelMap(torch.tensor(_by_name(data.name, names, head)))
+    if unknown := [name for name, ids in zip(names, found, strict=True) if not ids]:
+        raise ValueError(
+            f"{data.name} has {len(unknown)} of {len(names)} classes that the model's head does not know: "
+            f"{_some(unknown)}. The head knows {n_head}: {_some(head)}"
+        )
+    if doubtful := [name for name, ids in zip(names, found, strict=True) if len(ids) > 1]:
+        raise ValueError(
+            f"{data.name} has classes that the model's head has more than once: {_some(doubtful)}; rename them"
+        )
+    return LabelMap(torch.tensor([ids.pop() for ids in found]))
 
 
 def _plain(name: str) -> str:
@@ -78,39 +88,29 @@ _READINGS: tuple[Callable[[str], list[str]], ...] = (
 )
 
 
-def _by_name(data: str, names: list[str], head: list[str]) -> list[int]:
+def _find(names: list[str], head: list[str]) -> list[set[int]]:
+    """The head's classes that each name can mean, by the first reading that knows any."""
     tables = []
     for reading in _READINGS:
         table: dict[str, set[int]] = defaultdict(set)
         for i, name in enumerate(head):
             for form in reading(name):
                 table[form].add(i)
-        tables.append((reading, table))
-    found = [_candidates(name, tables) for name in names]
-    if unknown := [name for name, ids in zip(names, found, strict=True) if not ids]:
-        raise ValueError(
-            f"{data} has {len(unknown)} of {len(names)} classes that the model's head does not know: {_some(unknown)}. "
-            f"The head knows {len(head)}: {_some(head)}"
-        )
-    if doubtful := [name for name, ids in zip(names, found, strict=True) if len(ids) > 1]:
-        raise ValueError(f"{data} has classes that the model's head has more than once: {_some(doubtful)}; rename them")
-    return [ids.pop() for ids in found]
+        tables.append(table)
+
+    def candidates(name: str) -> set[int]:
+        for reading, table in zip(_READINGS, tables, strict=True):
+            if ids := {i for form in reading(name) for i in table.get(form, ())}:
+                return ids
+        return set()
+
+    return [candidates(name) for name in names]
 
 
-def _candidates(name: str, tables: list[tuple[Callable[[str], list[str]], dict[str, set[int]]]]) -> set[int]:
-    for reading, table in tables:
-        if ids := {i for form in reading(name) for i in table.get(form, ())}:
-            return ids
-    return set()
-
-
-def _confirmed(names: list[str], head: list[str]) -> bool:
+def _in_order(found: list[set[int]]) -> bool:
     """Whether most names stand where the head has them and none elsewhere: ImageNet lists differ in a few names."""
-    places: dict[str, set[int]] = defaultdict(set)
-    for i, name in enumerate(head):
-        places[_plain(name)].add(i)
-    known = [(i, places[_plain(name)]) for i, name in enumerate(names) if _plain(name) in places]
-    return len(known) > len(names) / 2 and all(i in at for i, at in known)
+    known = [(i, ids) for i, ids in enumerate(found) if ids]
+    return len(known) > len(found) / 2 and all(i in ids for i, ids in known)
 
 
 def _are_synsets(names: list[str]) -> bool:

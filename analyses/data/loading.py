@@ -33,6 +33,9 @@ from analyses.data.sources import (
 BUFFER = 1000
 """Rows of a stream that wait to be shuffled."""
 
+INTERLEAVED = 10
+"""Files of a stream that are read side by side."""
+
 SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 
 
@@ -213,7 +216,9 @@ def _from_stream(
     if known is not None and known.num_examples:
         n = known.num_examples if n is None else min(n, known.num_examples)
     if seed is not None:
-        stream = stream.shuffle(seed=seed, buffer_size=BUFFER)
+        # A few big files may be sorted by class: then their parts (parquet row groups) are shuffled.
+        pieces = stream.reshard() if stream.num_shards < INTERLEAVED else stream
+        stream = pieces.shuffle(seed=seed, buffer_size=BUFFER, max_buffer_input_shards=INTERLEAVED)
     data = _from_features(StreamSource(stream, features, n, name), features, name, image, label, seed, skip_bad)
     data.check_labels([first[data.label]])
     return data

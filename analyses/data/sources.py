@@ -170,7 +170,7 @@ class FileSource(IndexedSource):
 class MemorySource(IndexedSource):
     """Images and labels that are already in memory."""
 
-    def __init__(self, images: Sequence[Any], labels: Sequence[Any], order: NDArray[np.int64]) -> None:
+    def __init__(self, images: Any, labels: Sequence[Any], order: NDArray[np.int64]) -> None:
         self.columns, self.image_columns = ["image", "label"], {"image"}
         self._images = images
         self._labels = labels
@@ -179,7 +179,7 @@ class MemorySource(IndexedSource):
 
     def read(self, positions: list[int], columns: Sequence[str]) -> dict[str, Sequence[Any]]:
         rows = self._order[positions].tolist()
-        values: dict[str, Sequence[Any]] = {"image": self._images, "label": self._labels}
+        values = {"image": self._images, "label": self._labels}
         return {column: [values[column][i] for i in rows] for column in columns}
 
     def labels(self, column: str) -> list[Any]:

@@ -1,0 +1,218 @@
+"""What the commands do: everything a user could have got wrong is checked before anything takes long."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from analyses.registry import Analysis
+    from analyses.results import Result
+
+ROWS = 20  # of a long table, in the terminal
+OF_THE_ZOO = (
+    "The built-in models are small and were trained on purpose-made scenes of digits: they show how to ask the "
+    "question, not how large pretrained models answer it."
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`run ANALYSIS` and `demo`: load, analyse, save, report."""
+    from analyses.data import load_data
+    from analyses.models import ZOO, check_model, default_models, load_models, short_names
+    from analyses.registry import get_analysis
+    from analyses.report import Section, write_report
+    from analyses.results import check_writable
+
+    _quiet()
+    console = _console()
+    entry = get_analysis(args.analysis)
+    options = _options(args, entry)
+    out = check_writable(args.out or Path("out") / entry.name)
+    specs = args.model or default_models()
+    short_names(specs)
+    for spec in specs:
+        check_model(spec)
+    _check_device(args.device)
+    data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
+    for name in [name for name, value in options.items() if name.endswith("_data") and isinstance(value, str)]:
+        options[name] = load_data(options[name], args.n, seed=args.seed, skip_bad=args.skip_bad)
+    models = load_models(specs, device=args.device)
+
+    result = entry.run(models, data, **options)
+    result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}
+    if any(spec.startswith(ZOO) for spec in specs):
+        result.meta["notes"] = [*result.meta.get("notes", []), OF_THE_ZOO]
+    result.save(out)
+    # further figures of an analysis: heading -> function that draws one from the result
+    more = [Section(heading, figure=draw(result)) for heading, draw in getattr(entry, "more_figures", {}).items()]
+    report = write_report(result, out, title=entry.summary, intro=_about(entry), sections=more)
+    _print_result(console, entry, result)
+    for path in (report, out / "result.parquet", out / "result.json"):
+        console.print(str(path), soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def models(args: argparse.Namespace) -> int:
+    """`models`: the zoo, and what else can be loaded."""
+    from hooked_vit import architectures, zoo
+
+    console = _console()
+    rows = [
+        [f"zoo:{name}", entry["target"], f"{entry['accuracy']['test']:.1%}"]
+        for name, entry in sorted(zoo.info().items())
+    ]
+    title = "Built in: small models trained on digit scenes (accuracy on handwriting never seen in training)"
+    _print_table(console, ["model", "trained to tell", "test accuracy"], rows or [["the zoo is empty", "", ""]], title)
+    families: dict[str, list[str]] = {}
+    for hf_class, family in sorted(architectures.supported_classes().items()):
+        families.setdefault(family, []).append(hf_class)
+    rows = [[family, ", ".join(classes)] for family, classes in sorted(families.items())]
+    title = "Loadable from the hub or a local folder: checkpoints saved from these transformers classes"
+    _print_table(console, ["family", "classes"], rows, title)
+    return 0
+
+
+def interventions(args: argparse.Namespace) -> int:
+    """`interventions`: name, parameters, and what each one does."""
+    import interventions as catalogue
+
+    rows = []
+    for name, entry in catalogue.registered().items():
+        parameters = [
+            p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in entry.signature.parameters.values()
+        ]
+        rows.append([f"{name}({', '.join(parameters)})", (inspect.getdoc(entry) or "").split("\n", 1)[0]])
+    _print_table(_console(), ["intervention", "what it does"], rows)
+    return 0
+
+
+def hooks(args: argparse.Namespace) -> int:
+    """`hooks MODEL`: every hook point, from the config alone."""
+    from transformers import AutoConfig
+
+    from analyses.models import check_model
+    from hooked_vit import HookedViT
+    from hooked_vit.loading import read_config
+
+    _quiet()
+    config = AutoConfig.from_pretrained(check_model(args.model))
+    model = HookedViT(read_config(config, config.architectures[0]))
+    _print_table(_console(), ["hook point", "shape", "meaning"], model.describe_hooks())
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """`verify MODEL`: the original beside ours; status 1 where they differ or a hook is dead."""
+    from analyses.models import check_model
+    from hooked_vit.verify import verify
+
+    _quiet()
+    console = _console()
+    rows = verify(check_model(args.model))
+    shown = [[row.check, f"{row.worst:.2g}", row.bound, "ok" if row.ok else "FAILED"] for row in rows]
+    _print_table(console, ["check", "seen", "must be", ""], shown)
+    failed = sum(not row.ok for row in rows)
+    console.print(
+        f"{failed} of {len(rows)} checks failed" if failed else f"all {len(rows)} checks hold", highlight=False
+    )
+    return 1 if failed else 0
+
+
+def _options(args: argparse.Namespace, entry: Analysis) -> dict[str, Any]:
+    """What the analysis is told; sets the number of threads where it does not split its work itself.
+
+    Raises ValueError for an option this analysis cannot follow, or a number that makes no sense.
+    """
+    from analyses.options import given
+
+    takes = inspect.signature(entry.run).parameters
+    options = given(args, entry.run)
+    for name in ("n", "batch_size", "num_processes"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if "seed" in takes:
+        options["seed"] = args.seed
+    if args.batch_size is not None:
+        if "batch_size" not in takes:
+            raise ValueError(f"{entry.name} has no batches, so there is nothing --batch-size could set")
+        options["batch_size"] = args.batch_size
+    if args.num_processes is not None:
+        if "num_processes" in takes:
+            options["num_processes"] = args.num_processes
+        else:
+            import torch
+
+            torch.set_num_threads(args.num_processes)
+    return options
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"this machine's torch cannot use the device {device!r}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _about(entry: Analysis) -> str:
+    """What the module of an analysis says of it, behind the question: how to read the figure, where it comes from."""
+    return inspect.cleandoc(sys.modules[entry.run.__module__].__doc__ or "").partition("\n\n")[2]
+
+
+def _quiet() -> None:
+    """Only our own progress bars and sentences: no bars for reading weights, no advice about image backends."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+
+
+def _console() -> Console:
+    """A terminal's own width; wide where nobody looks, so that a name in a file or a pipe is never broken."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def _print_result(console: Console, entry: Analysis, result: Result) -> None:
+    from analyses.report import key_numbers
+
+    columns, rows, remark = key_numbers(result, ROWS)
+    _print_table(console, columns, rows, entry.summary)
+    for sentence in [*([remark] if remark else []), *result.meta.get("summary", [])]:
+        console.print(sentence, markup=False, highlight=False)
+    console.print()
+
+
+def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    if title:
+        console.print(title, style="bold", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for i, column in enumerate(columns):
+        numbers = bool(rows) and all(_is_number(row[i]) for row in rows)
+        # the name in the first column is what one copies
+        table.add_column(column, no_wrap=i == 0, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console.print(table)
+    console.print()
+
+
+def _is_number(cell: str) -> bool:
+    return str(cell).strip("-–").replace(".", "", 1).removesuffix("%").isdigit() or cell == "–"
