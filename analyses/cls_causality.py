@@ -253,14 +253,16 @@ def _describe(answers: Answers) -> dict[str, Any]:
 def _in_words(result: Result) -> list[str]:
     """One sentence per model: where the label becomes decodable, and where shuffling CLS begins to cost accuracy."""
     sentences = []
-    for row in summary_table(result).itertuples():
+    for row in summary_table(result).to_dict("records"):
+        decodable = (
+            "no probe on CLS beats chance"
+            if pd.isna(row["decodable_from"])
+            else f"from layer {row['decodable_from']} on a probe on CLS reads at least half of what any layer's probe reads"
+        )
         used = (
-            f"shuffling CLS costs more than 5 points from layer {row.used_from} on"
-            if row.used_from is not None and row.used_from == row.used_from
-            else "shuffling CLS never costs more than 5 points at any layer"
+            "shuffling CLS does not cost five points at the last layer"
+            if pd.isna(row["used_from"])
+            else f"from layer {row['used_from']} on shuffling CLS always costs more than five points"
         )
-        sentences.append(
-            f"{row.model}: {row.clean:.1%} unperturbed; the label is half decodable from CLS at layer "
-            f"{row.decodable_from if row.decodable_from is not None else '–'}; {used}."
-        )
+        sentences.append(f"{row['model']}: accuracy {row['clean']:.1%} unperturbed; {decodable}; {used}.")
     return sentences

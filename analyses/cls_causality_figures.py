@@ -57,8 +57,8 @@ def lens_figure(result: Result) -> go.Figure:
 def summary_table(result: Result) -> pd.DataFrame:
     """One row per model: accuracies, and the first layers at which CLS is half decodable and at which it is used.
 
-    `decodable_from`: the probe has come half the way from chance to its best. `used_from`: the first layer from which
-    shuffling costs more than five points at every later layer too.
+    `decodable_from`: the probe has come half the way from chance to its best (missing where it never beats chance).
+    `used_from`: the first layer from which shuffling costs more than five points at every later layer too.
     """
     table = []
     for _, (name, rows) in _by_model(result):
@@ -66,6 +66,7 @@ def summary_table(result: Result) -> pd.DataFrame:
         probe = rows[rows.measure == "probe"].set_index("layer")["value"]
         used = rows[rows.measure == "shuffled"].groupby("layer")["value"].mean()
         half = value["chance"] + (probe.max() - value["chance"]) / 2
+        read = [int(layer) for layer in probe.index[probe >= half]] if probe.max() > value["chance"] else []
         costs = used < value["clean"] - 0.05
         late = [int(layer) for layer in costs.index if costs.loc[layer:].all()]
         table.append(
@@ -76,12 +77,12 @@ def summary_table(result: Result) -> pd.DataFrame:
                 "least_shuffled": used.min(),
                 "floor": value["floor"],
                 "chance": value["chance"],
-                "decodable_from": int(probe.index[probe >= half][0]),
+                "decodable_from": read[0] if read else None,
                 "used_from": late[0] if late else None,
                 "head": result.meta["models"][name]["head"],
             }
         )
-    return pd.DataFrame(table)
+    return pd.DataFrame(table).astype({"decodable_from": "Int64", "used_from": "Int64"})
 
 
 def _by_model(result: Result) -> list[tuple[int, tuple[str, pd.DataFrame]]]:

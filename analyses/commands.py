@@ -86,13 +86,14 @@ def interventions(args: argparse.Namespace) -> int:
     """`interventions`: name, parameters, and what each one does."""
     import interventions as catalogue
 
-    rows = []
+    console = _console()
     for name, entry in catalogue.registered().items():
         parameters = [
             p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in entry.signature.parameters.values()
         ]
-        rows.append([f"{name}({', '.join(parameters)})", (inspect.getdoc(entry) or "").split("\n", 1)[0]])
-    _print_table(_console(), ["intervention", "what it does"], rows)
+        console.print(f"{name}({', '.join(parameters)})", style="bold", markup=False, highlight=False, soft_wrap=True)
+        does = (inspect.getdoc(entry) or "").partition("\n")[0]
+        console.print(f"    {does}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -185,9 +186,9 @@ def _quiet() -> None:
 
 
 def _console() -> Console:
-    """A terminal's own width; wide where nobody looks, so that a name in a file or a pipe is never broken."""
+    """At least 120 wide: a terminal breaks a long line better than a table squeezes it into a narrow column."""
     console = Console()
-    return console if console.is_terminal else Console(width=200)
+    return Console(width=max(console.width, 120) if console.is_terminal else 200)
 
 
 def _print_result(console: Console, entry: Analysis, result: Result) -> None:

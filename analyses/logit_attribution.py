@@ -216,14 +216,13 @@ def _ids(model: HookedViT, classes: Tensor | int, n: int) -> Int[Tensor, "b"]:
 
 
 def _frame(sums: dict[tuple, Tensor], squares: dict[tuple, Tensor], n: int, *, split: bool) -> pd.DataFrame:
-    parts = []
+    """One row per term, or per term and token: mean over images and the interval around it."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("component", "layer", "head", "neuron", "token")}
     for key, total in sums.items():
-        mean = (total / n).numpy()
-        spread = 1.96 * np.sqrt(np.maximum(0.0, (squares[key] / n).numpy() - mean**2) / n)
-        places = range(len(mean)) if split and key[0] != "constant" else [None] * len(mean)
-        columns = dict(zip(("component", "layer", "head", "neuron"), key, strict=True))
-        parts.append(
-            pd.DataFrame({**columns, "token": places, "value": mean, "low": mean - spread, "high": mean + spread})
-        )
-    whole = dict.fromkeys(("layer", "head", "neuron", "token"), "Int64")
-    return pd.concat([part.astype(whole) for part in parts], ignore_index=True).assign(n=n)
+        places = range(len(total)) if split and key[0] != "constant" else [None] * len(total)
+        for name, values in zip(columns, [*([part] * len(total) for part in key), places], strict=True):
+            columns[name] += values
+    mean, square = (torch.cat(list(parts.values())).numpy() / n for parts in (sums, squares))
+    spread = 1.96 * np.sqrt(np.maximum(0.0, square - mean**2) / n)
+    frame = pd.DataFrame({**columns, "value": mean, "low": mean - spread, "high": mean + spread, "n": n})
+    return frame.astype(dict.fromkeys(("layer", "head", "neuron", "token"), "Int64"))

@@ -73,7 +73,8 @@ class Metric:
 
         Raises ValueError where the function does not return one number per pair.
         """
-        value = self.function(logits.double(), reference)
+        # no float64 on Apple's GPUs
+        value = self.function((logits.cpu() if logits.device.type == "mps" else logits).double(), reference)
         if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"a metric gives one number per pair, shape ({len(logits)},); {self.name} gave {got}")

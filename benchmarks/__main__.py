@@ -37,7 +37,7 @@ def main() -> int:
     if args.threads or args.quick:  # what is tiny only gets slower when it is divided
         torch.set_num_threads(args.threads or 1)
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a table in a log is not to be wrapped
     modules = [import_module(f"benchmarks.{name}") for name in args.names or benchmarks]
     ratios = [ratio for module in modules for ratio in module.measure(args.quick)]
     console.print(table(ratios, judged=not args.quick))

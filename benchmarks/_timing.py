@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
+from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
@@ -55,7 +56,7 @@ def take_turns(candidates: Mapping[str, Callable[[], object]], rounds: int, *, w
     times = Times({name: [] for name in candidates}, {name: [] for name in candidates})
     order = list(candidates)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("")
         for turn in range(-1 if warm_up else 0, rounds):
             for name in order if turn % 2 == 0 else reversed(order):

@@ -64,7 +64,7 @@ def measure(quick: bool) -> Iterator[Ratio]:
         results = {name: torch.stack(run()) for name, run in candidates.items()}
         for name, result in results.items():
             assert torch.allclose(result, results["ours"], atol=1e-4), f"{name} computes something else"
-        times = take_turns(candidates, rounds=1 if quick else 5, warm_up=False)
+        times = take_turns(candidates, rounds=1 if quick else 3, warm_up=False)
     where = f"{n_layers}-layer CLS shuffle, batch {BATCH}: ours / "
     yield times.ratio(f"{where}plain hooks on transformers sdpa", "ours", "hooks", 0.60)
     yield times.ratio(f"{where}transformer-lens bridge", "ours", "lens")

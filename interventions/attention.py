@@ -17,6 +17,7 @@ from interventions.vocabulary import (
     EDGES,
     Heads,
     Layers,
+    Number,
     Where,
     check_number,
     check_tokens,
@@ -56,7 +57,7 @@ def scale_attention(
     model: HookedViT,
     queries: Tokens,
     keys: Tokens,
-    factor: float,
+    factor: Number,
     layers: Layers = None,
     heads: Heads = None,
     renormalise: bool = False,
@@ -199,7 +200,7 @@ def edges(layout: TokenLayout, queries: Tokens, keys: Tokens, *, keep_self: bool
 
 def _scaled(
     model: HookedViT,
-    factor: float,
+    factor: Number,
     queries: Tokens,
     keys: Tokens,
     layers: Layers,

@@ -15,7 +15,7 @@ from interventions.core import Hooks, intervention
 from interventions.editing import edit_site, given
 from interventions.patching import branch_site
 from interventions.stats import Stats
-from interventions.vocabulary import Heads, Layers, Where, check_choice, layers_of, site_hook, site_shape
+from interventions.vocabulary import Heads, Layers, Number, Where, check_choice, layers_of, site_hook, site_shape
 
 
 def _meant(site_of: Callable[[dict[str, Any]], str]) -> Callable[..., dict[str, Any]]:
@@ -102,7 +102,7 @@ def ablate_branch(
 def scale_branch(
     model: HookedViT,
     branch: str,
-    factor: float | Tensor,
+    factor: Number | Tensor,
     layers: Layers = None,
     tokens: Tokens = "all",
     where: Where = True,

@@ -152,8 +152,8 @@ def _check_count(model: HookedViT, tokens: Tokens, count: int) -> None:
     native = model.run.native
     n_named = int(native.mask(tokens, missing_ok=True).sum())
     # how many patches there are is known only with the image, so those are counted when the value is used
-    varies = tokens in ("patches", "all", "inserted") or count > native.n_prefix
-    if count not in (1, n_named) and not varies:
+    varies = tokens in ("patches", "all", "inserted")
+    if not varies and count not in (1, n_named, native.n_tokens):
         raise ValueError(f"there are {n_named} {tokens!r} tokens, the value is for {count}; name the tokens it is for")
 
 

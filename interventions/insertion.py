@@ -15,6 +15,7 @@ from interventions.core import Hooks, intervention
 from interventions.editing import Value
 from interventions.storing import show
 from interventions.vocabulary import (
+    Number,
     Where,
     check_choice,
     check_number,
@@ -40,7 +41,7 @@ def insert_token(
     role: Role = "inserted",
     bias: str | Tensor = "cls",
     seed: int = 0,
-    std: float = 1.0,
+    std: Number = 1.0,
     where: Where = True,
 ) -> Hooks:
     """Add a token in front of position `index` to the stream entering block `layer`.
@@ -83,7 +84,7 @@ def insert_token(
     return [(site_hook(model, "resid_pre", layer), edit), *bias_hooks]
 
 
-def _maker(model: HookedViT, vector: Tensor | str | int, seed: int, std: float) -> Value:
+def _maker(model: HookedViT, vector: Tensor | str | int, seed: int, std: Number) -> Value:
     """The new token [b, d] of a stream [b, t, d]."""
     d = model.cfg.d_model
     generator = generator_of(seed)

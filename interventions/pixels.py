@@ -10,7 +10,7 @@ from hooked_vit import HookedViT
 from interventions.apply import note
 from interventions.core import Hooks, intervention
 from interventions.editing import Value, moved, weights
-from interventions.vocabulary import Where, check_number, check_where, generator_of
+from interventions.vocabulary import Number, Where, check_number, check_where, generator_of
 
 
 @intervention
@@ -46,7 +46,7 @@ def shuffle_patches(model: HookedViT, seed: int = 0, patch_size: int | None = No
 
 
 @intervention(idempotent=True)
-def low_pass(model: HookedViT, radius: float, where: Where = True) -> Hooks:
+def low_pass(model: HookedViT, radius: Number, where: Where = True) -> Hooks:
     """Keep the spatial frequencies within `radius` of zero, in cycles per picture.
 
     >>> low_pass(radius=14)
@@ -60,7 +60,7 @@ def low_pass(model: HookedViT, radius: float, where: Where = True) -> Hooks:
 
 
 @intervention(idempotent=True)
-def high_pass(model: HookedViT, radius: float, where: Where = True) -> Hooks:
+def high_pass(model: HookedViT, radius: Number, where: Where = True) -> Hooks:
     """Keep the spatial frequencies more than `radius` from zero, in cycles per picture.
 
     >>> high_pass(radius=14)
@@ -72,7 +72,7 @@ def high_pass(model: HookedViT, radius: float, where: Where = True) -> Hooks:
     return _edit_pixels(model, lambda pixels: pixels - low_frequencies(pixels, radius), where)
 
 
-def low_frequencies(pixels: Float[Tensor, "*b h w"], radius: float) -> Float[Tensor, "*b h w"]:
+def low_frequencies(pixels: Float[Tensor, "*b h w"], radius: Number) -> Float[Tensor, "*b h w"]:
     """The part of pictures within a disc of frequencies around zero.
 
     >>> low_frequencies(torch.tensor([[1.0, 3.0], [1.0, 3.0]]), radius=0)

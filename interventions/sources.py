@@ -20,8 +20,16 @@ _SHARED: ContextVar[dict[Any, dict[str, Tensor]] | None] = ContextVar("shared_so
 
 
 def from_cache(value: Any, site: str, layer: int, tokens: Tokens) -> Any:
-    """A cache becomes the tokens it holds of a site, so that the intervention can be stored; a tensor stays."""
-    return value.at(site, layer, tokens=tokens) if isinstance(value, ActivationCache) else value
+    """A cache becomes the tokens it holds of a site, so that the intervention can be stored; a tensor stays.
+
+    Raises ValueError where the cache does not hold it.
+    """
+    if not isinstance(value, ActivationCache):
+        return value
+    try:
+        return value.at(site, layer, tokens=tokens)
+    except KeyError as missing:
+        raise ValueError(f"the cache does not hold {missing}; see names_filter of run_with_cache") from None
 
 
 def source_value(model: HookedViT, value: Tensor, site: str, layer: int, tokens: Tokens) -> Tensor:

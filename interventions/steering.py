@@ -10,7 +10,7 @@ from hooked_vit.tokens import Tokens
 from interventions.apply import note
 from interventions.core import Hooks, intervention
 from interventions.editing import edit_site, given
-from interventions.vocabulary import STREAM, Where, check_number, generator_of, layer_of
+from interventions.vocabulary import STREAM, Number, Where, check_number, generator_of, layer_of
 
 
 @intervention
@@ -19,7 +19,7 @@ def steer(
     layer: int,
     tokens: Tokens,
     vector: Tensor,
-    scale: float = 1.0,
+    scale: Number = 1.0,
     site: str = "resid_post",
     where: Where = True,
 ) -> Hooks:
@@ -65,7 +65,7 @@ def noise_tokens(
     model: HookedViT,
     layer: int,
     tokens: Tokens,
-    std: float,
+    std: Number,
     seed: int = 0,
     site: str = "resid_post",
     where: Where = True,

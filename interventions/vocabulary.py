@@ -13,7 +13,8 @@ from hooked_vit.tokens import Tokens
 
 Layers = int | Sequence[int] | None
 Heads = int | Sequence[int] | None
-Where = bool | float | Tensor
+Number = int | float
+Where = bool | Number | Tensor
 
 # Sites by TransformerLens' short names, and what each holds per token: a vector, a vector per head, neurons.
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
@@ -108,7 +109,7 @@ def check_where(where: Where, *, per_token: bool = False) -> Tensor:
     return weight if weight.dtype == torch.bool or weight.is_floating_point() else weight.float()
 
 
-def check_number(value: float, what: str, *, least: float = float("-inf")) -> float:
+def check_number(value: Number, what: str, *, least: Number = float("-inf")) -> Number:
     """A finite number, at least `least`.
 
     Raises ValueError.

@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"models to train (default: all of {', '.join(RECIPES)})")
     parser.add_argument("--n-train", type=int, default=24_000, help="training scenes")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--out", type=Path, default=ZOO, help="folder the models are saved in")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     args = parser.parse_args()

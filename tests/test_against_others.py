@@ -219,6 +219,20 @@ CASES: dict[str, Case] = {
             Edit("resid_post", 0, lambda t, order=order: put(t, 0, t[order, 0])) for order in s.drawn["shuffle_cls"]
         ],
     ),
+    "shuffle_cls/and only one of two heads": Case(
+        lambda s: iv.shuffle_cls(layer=0, among="others") + iv.readout("cls"),
+        lambda s: [Edit("resid_post", 0, lambda t: put(t, 0, t[s.drawn["shuffle_cls"][0], 0]))],
+        families=("deit-teacher",),
+        read=lambda out: out.cls_logits,
+    ),
+    "shuffle_cls/and only half of a head": Case(
+        lambda s: iv.shuffle_cls(layer=0, among="others") + iv.readout("cls"),
+        lambda s: [
+            Edit("resid_post", 0, lambda t: put(t, 0, t[s.drawn["shuffle_cls"][0], 0])),
+            Edit("pooled", None, lambda t: put(t, slice(D, None), 0.0)),
+        ],
+        families=("dinov2",),
+    ),
     "shuffle_tokens": Case(
         lambda s: iv.shuffle_tokens(layer=1, tokens="patches", site="resid_pre", among="others"),
         lambda s: [Edit("resid_pre", 1, lambda t: put(t, s.patches, t[s.drawn["shuffle_tokens"][0], s.patches]))],
@@ -496,6 +510,28 @@ def test_beit_takes_no_further_token_elsewhere(other: str) -> None:
     with pytest.raises(Exception, match=r"size of tensor a \(18\) must match the size of tensor b \(17\)"):
         s.theirs(other, [edit for edit in case.theirs(s) if edit.place != "bias"])
     assert furthest(s.ours(case.ours(s), "auto"), s.theirs(other)) > 1e-3
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_images_that_lose_different_tokens(family: str) -> None:
+    """Others cannot hold images of different lengths in one batch; one image at a time they can."""
+    s = setting(family)
+    gone = (
+        torch.rand(N_IMAGES, 16, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 0.9, N_IMAGES)[:, None]
+    )
+    assert len(set(gone.sum(1).tolist())) > 2
+    ours = s.ours(iv.remove_tokens("patches", layer=1, where=gone), "auto")
+
+    def alone(image: int) -> Tensor:
+        places = (gone[image].nonzero().flatten() + s.n_prefix).tolist()
+        edits = [
+            Edit("resid_pre", 1, lambda t: without(t, places)),
+            *[Edit("bias", 1, lambda t: at_edges(t, others_than(places, t.shape[-1])))] * s.has_bias,
+        ]
+        return with_hooks(s.hf["hooks"], s.x[image : image + 1], edits, logits_of)
+
+    theirs = torch.cat([alone(image) for image in range(N_IMAGES)])
+    assert furthest(ours, theirs) <= ROUNDING * max(1.0, ours.abs().max().item())
 
 
 def test_every_intervention_is_compared() -> None:

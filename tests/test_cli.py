@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from analyses import commands, registry
+from analyses import cli, commands, registry
 from analyses.cli import main
 from analyses.models import check_model, default_models, load_models, short_name, short_names
 from analyses.options import analyses_in_source, options_of
@@ -178,6 +178,15 @@ def test_without_a_model_the_zoo_is_compared(asked, zoo_of_two, tmp_path):
     assert main(["run", "what-was-asked", "--n", "2", "--out", str(tmp_path / "out")]) == 0
     assert list(asked[0]["models"]) == ["vit"]
     assert "not how large pretrained models" in Result.load(tmp_path / "out").meta["notes"][-1]
+
+
+def test_demo_needs_no_arguments(asked, zoo_of_two, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "DEMO_ANALYSIS", "what-was-asked")
+    monkeypatch.setattr(cli, "DEMO_IMAGES", 2)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    assert (list(asked[0]["models"]), asked[0]["data"].name, asked[0]["data"].n) == (["vit"], "scenes:test", 2)
+    assert (tmp_path / "out" / "demo" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,215 @@
+"""The pictures, the table and the sentences of `counting`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyses.results import Result
+
+BLUE, ORANGE, LIGHT, GREY = "#1f77b4", "#ff7f0e", "#fdbf6f", "dimgray"
+GROUPS = {
+    "cls": "CLS",
+    "removed": "the removed object's patches",
+    "others": "other objects' patches",
+    "background": "background patches",
+    "random": "random patches, as many as the removed object's",
+    "patches": "all patches",
+    "all": "all tokens",
+}
+HALF = 0.5
+PANELS = 4
+
+
+def main_figure(result: Result) -> go.Figure:
+    """One panel per token group: decodable (blue) against what patching that depth alone brings back (orange)."""
+    return _figure(result, cumulative=False)
+
+
+def cumulative_figure(result: Result) -> go.Figure:
+    """The same with patches at that depth and at every depth before it."""
+    return _figure(result, cumulative=True)
+
+
+def summary_table(result: Result) -> pd.DataFrame:
+    """One row per model and token group.
+
+    `best_probe` and `decodable_from`: the probe's best accuracy, and the first depth at which it has come half the way
+    to it from chance. `recovered` and `at_depth`: the most of the logit difference that patching one depth brings back
+    (denoise), and where. `enough_at` and `needed_at`: depths at which denoising brings back, and noising destroys, at
+    least half of it.
+    """
+    table = []
+    for name, group, rows in _by_group(result):
+        chance = _value(result, name, "chance")
+        probe = _curve_of(rows, "probe_accuracy")
+        denoise, noise = (_curve_of(rows, "recovery", way) for way in ("denoise", "noise"))
+        half = chance + (probe.max() - chance) / 2
+        table.append(
+            {
+                "model": name,
+                "group": group,
+                "tokens": result.meta["models"][name]["tokens_per_group"].get(group),
+                "best_probe": probe.max(),
+                "decodable_from": int(probe.index[probe >= half][0]) if probe.max() > chance else None,
+                "recovered": denoise.max(),
+                "at_depth": int(denoise.idxmax()) if denoise.notna().any() else None,
+                "enough_at": _depths(denoise),
+                "needed_at": _depths(noise),
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def in_words(result: Result) -> tuple[list[str], list[str]]:
+    """What was found, and what to keep in mind."""
+    found, notes = [], []
+    for name, about in result.meta["models"].items():
+        rows = {row["group"]: row for row in summary_table(result).query("model == @name").to_dict("records")}
+        found.append(
+            f"{name} counts {about['accuracy']:.1%} of {about['scenes']} scenes right, and {about['pairs_right']:.1%} "
+            f"of the pairs on both sides; {about['pairs_patched']} such pairs were patched, at depth 0 to "
+            f"{about['n_layers']}."
+        )
+        told = [group for group in ("removed", "cls", "random") if group in rows]
+        found += [f"{name}: {_sentence(GROUPS[group], rows[group])}" for group in told]
+        notes += _cautions(result, name, about)
+    notes.append(
+        "Probes read the mean over a group's tokens with a linear map, on clean scenes; what they miss may still be "
+        "there. A recovery is the share of the way from the run that is patched to the run the patch came from, "
+        "averaged over pairs."
+    )
+    return found, notes
+
+
+def _sentence(what: str, row: dict[str, Any]) -> str:
+    probe = f"the count is read from {what} with at best {row['best_probe']:.0%}"
+    if row["decodable_from"] is not None and row["decodable_from"] == row["decodable_from"]:
+        probe += f", half of that above chance from depth {int(row['decodable_from'])} on"
+    enough = f"is enough for half of the difference at depth {row['enough_at']}"
+    if row["enough_at"] == "–":
+        enough = f"never brings back half of the difference (at most {row['recovered']:.0%})"
+    needed = "and is needed for half of it at no depth"
+    if row["needed_at"] != "–":
+        needed = f"and is needed for half of it at depth {row['needed_at']}"
+    return f"{probe}; patching it alone {enough}, {needed}."
+
+
+def _cautions(result: Result, name: str, about: dict[str, Any]) -> list[str]:
+    notes = [f"{name} is a model of {about['n_layers']} blocks with its own training; other models may differ."]
+    if str(about["checkpoint"] or "").startswith("vit-count") or name == "vit-count":
+        notes = [
+            f"{name} is a small model trained for nothing but counting digit scenes; Huang & Chang (2025) studied "
+            "large pretrained models fine-tuned to count, and nothing here says that those behave alike."
+        ]
+    if about["accuracy"] < 0.9:
+        notes.append(f"{name} counts only {about['accuracy']:.1%} right: the patched pairs are a choice of easy ones.")
+    if about["change_inside_removed"] < 0.999:
+        notes.append(
+            f"{about['change_inside_removed']:.1%} of what differs between the members of a pair lies in the patches "
+            "called the removed object's; the rest is its faint edge in neighbouring patches."
+        )
+    rows = result.frame[(result.frame.model == name) & (result.frame.measure == "recovery")]
+    if dropped := int(rows.n_dropped.max()):
+        notes.append(f"{name}: up to {dropped} pairs per patch had no difference to recover and are left out.")
+    sane = rows[(rows.group == "all") & ~rows.cumulative.astype(bool)]
+    if not (sane.value == 1).all():
+        notes.append(
+            f"{name}: patching everything should recover exactly 1; it is {sane.value.min()} to {sane.value.max()}."
+        )
+    return notes
+
+
+def _figure(result: Result, *, cumulative: bool) -> go.Figure:
+    panels = _by_group(result)
+    several = result.frame.model.nunique() > 1
+    titles = [f"{name}: {_label(group)}" if several else _label(group) for name, group, _ in panels]
+    n_rows = -(-len(panels) // PANELS)
+    fig = make_subplots(
+        rows=n_rows, cols=PANELS, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03,
+        vertical_spacing=0.24 / n_rows,
+    )  # fmt: skip
+    depths = "patched at this depth and before" if cumulative else "patched at this depth"
+    for place, (name, _, rows) in enumerate(panels):
+        at = {"row": place // PANELS + 1, "col": place % PANELS + 1}
+        chance, last = _value(result, name, "chance"), int(rows.depth.max())
+        fig.add_trace(_flat(chance, last, "most frequent count", show=place == 0), **at)
+        probe = rows[rows.measure == "probe_accuracy"]
+        fig.add_trace(_line(probe, "ridge probe on the group's mean: accuracy", BLUE, "solid", place == 0), **at)
+        for way, says, colour, dash in (
+            ("denoise", f"recovery, {depths} (denoise: is it enough?)", ORANGE, "solid"),
+            ("noise", "the same the other way round (noise: is it needed?)", LIGHT, "dash"),
+        ):
+            curve = rows[(rows.measure == "recovery") & (rows.direction == way) & (rows.cumulative == cumulative)]
+            fig.add_trace(_line(curve, says, colour, dash, place == 0), **at)
+    fig.update_xaxes(title_text="depth", dtick=1 if result.frame.depth.max() < 13 else None, showgrid=False)
+    fig.update_yaxes(range=[-0.12, 1.12], gridcolor="#eeeeee")
+    fig.update_yaxes(title_text="accuracy, or share recovered", col=1)
+    fig.update_annotations(font_size=13)
+    fig.update_layout(
+        template="plotly_white", height=300 * n_rows + 130, width=1080, margin={"l": 60, "r": 20, "t": 40, "b": 100},
+        legend={"orientation": "h", "y": -0.2 / n_rows - 0.04, "x": 0},
+    )  # fmt: skip
+    return fig
+
+
+def _line(rows: pd.DataFrame, label: str, colour: str, dash: str, show: bool) -> go.Scatter:
+    rows = rows.sort_values("depth")
+    error = {
+        "type": "data", "symmetric": False, "array": rows.high - rows.value, "arrayminus": rows.value - rows.low,
+        "thickness": 1, "width": 2,
+    }  # fmt: skip
+    return go.Scatter(
+        x=rows.depth.astype(int), y=rows.value, error_y=error, mode="lines+markers", name=label, legendgroup=label,
+        showlegend=show, line={"color": colour, "dash": dash}, marker={"size": 5},
+    )  # fmt: skip
+
+
+def _flat(value: float, last: int, label: str, *, show: bool) -> go.Scatter:
+    line = {"color": GREY, "dash": "dot", "width": 1.5}
+    return go.Scatter(
+        x=[0, last], y=[value, value], mode="lines", name=label, legendgroup=label, showlegend=show, line=line
+    )
+
+
+def _by_group(result: Result) -> list[tuple[str, str, pd.DataFrame]]:
+    """(model, group, its rows), groups in the order of GROUPS, roles a family adds at the end."""
+    found = []
+    for name, rows in result.frame.groupby("model", sort=False):
+        present = list(rows.group.dropna().unique())
+        ordered = [g for g in GROUPS if g in present] + [g for g in present if g not in GROUPS]
+        found += [(str(name), group, rows[rows.group == group]) for group in ordered]
+    return found
+
+
+def _curve_of(rows: pd.DataFrame, measure: str, way: str | None = None) -> pd.Series:
+    """Values by depth, each depth patched alone."""
+    rows = rows[rows.measure == measure]
+    if way is not None:
+        rows = rows[(rows.direction == way) & ~rows.cumulative.astype(bool)]
+    return rows.set_index("depth")["value"].sort_index()
+
+
+def _value(result: Result, model: str, measure: str) -> float:
+    rows = result.frame
+    return float(rows.loc[(rows.model == model) & (rows.measure == measure), "value"].iloc[0])
+
+
+def _depths(curve: pd.Series) -> str:
+    """Depths at which a curve is at least one half, as ranges."""
+    there = [int(depth) for depth in curve.index[curve >= HALF]]
+    runs: list[list[int]] = []
+    for depth in there:
+        if runs and depth == runs[-1][-1] + 1:
+            runs[-1].append(depth)
+        else:
+            runs.append([depth])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "–"
+
+
+def _label(group: str) -> str:
+    label = GROUPS.get(group, group)
+    return label.replace(", as many as", ",<br>as many as")
