@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,30 +22,40 @@ from tqdm.auto import tqdm
 
 from analyses.patch_sites import INNER, STREAM, Patch, axes, list_patches, pair_pixels
 from analyses.patched_runs import patched_runs, refuse_hooks
-from analyses.patching_metrics import EPS, Metric, MetricLike, Reference, Tally, as_metric, dropped_notes, reference
+from analyses.patching_metrics import (
+    EPS,
+    Metric,
+    MetricLike,
+    Reference,
+    Tally,
+    as_metric,
+    check_classes,
+    dropped_notes,
+    reference,
+)
 from analyses.results import Result, environment
 from analyses.token_groups import token_masks
 from hooked_vit import HookedViT
 from interventions import Intervention, resolve
 
-Along = Literal["embedding", "site"]
+ALONG = ("embedding", "site")
 Place = tuple[str, int]
 
 
 def attribution_patching(
     model: HookedViT,
     clean: Float[Tensor, "b c h w"] | Sequence[Any],
-    corrupt: Float[Tensor, "b c h w"] | Sequence[Any],
+    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any],
     *,
     sites: str | Sequence[str] = ("resid_post",),
     layers: int | Sequence[int] | None = None,
     tokens: Any = "each",
     heads: Any = None,
-    direction: Literal["denoise", "noise", "both"] = "denoise",
+    direction: str = "denoise",
     metric: MetricLike = "recovery",
-    classes: tuple[Int[Tensor, "b"], Int[Tensor, "b"]] | None = None,
+    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None,
     steps: int = 0,
-    along: Along = "embedding",
+    along: str = "embedding",
     check: int = 64,
     eps: float = EPS,
     seed: int = 0,
@@ -67,6 +77,7 @@ def attribution_patching(
     Raises ValueError for a metric without a gradient, and what `activation_patching` raises.
     """
     clean, corrupt = pair_pixels(model, clean, corrupt)
+    check_classes(classes, len(clean))
     refuse_hooks(model)
     judged = as_metric(metric)
     _check_options(judged, direction, along, steps)
@@ -136,8 +147,8 @@ def _check_options(metric: Metric, direction: str, along: str, steps: int) -> No
         )
     if direction not in ("denoise", "noise", "both"):
         raise ValueError(f"direction is denoise, noise, both; got {direction!r}")
-    if along not in get_args(Along):
-        raise ValueError(f"gradients are averaged along {' or '.join(get_args(Along))}; got {along!r}")
+    if along not in ALONG:
+        raise ValueError(f"gradients are averaged along {' or '.join(ALONG)}; got {along!r}")
     if steps < 0:
         raise ValueError(f"steps are 0 (first order) or more; got {steps}")
 

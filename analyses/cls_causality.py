@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.cls_causality_figures import lens_figure, main_figure, summary_table
+from analyses.cls_causality_figures import main_figure, summary_table
 from analyses.data import ImageData, as_data, load_data
 from analyses.heads import Answers, own_head, with_family_readout, with_ridge_head
 from analyses.metrics import correct, identifiability, rank, wilson
@@ -73,7 +73,12 @@ def cls_causality(
     meta = {
         "models": notes,
         "data": {"name": data.name, "n": tally.n, "fingerprint": data.fingerprint(), "skipped": data.skipped},
-        "probe_data": {"name": probe_data.name, "n": probe_data.n, "fingerprint": probe_data.fingerprint(), "note": split_note},
+        "probe_data": {
+            "name": probe_data.name,
+            "n": probe_data.n,
+            "fingerprint": probe_data.fingerprint(),
+            "note": split_note,
+        },
         "n_classes": n_classes,
         "seeds": seeds,
         "batch_size": batch_size,
@@ -103,7 +108,9 @@ def _n_classes(data: ImageData, probe_data: ImageData) -> int:
     elif data.labels is not None and probe_data.labels is not None:
         n = int(max(data.labels.max(), probe_data.labels.max())) + 1
     else:
-        raise ValueError(f"{data.name} is a stream without class names, so the number of classes is not known beforehand")
+        raise ValueError(
+            f"{data.name} is a stream without class names, so the number of classes is not known beforehand"
+        )
     if n < 2:
         raise ValueError(f"decodability needs at least two classes, {data.name} has {n}")
     return n
@@ -111,7 +118,9 @@ def _n_classes(data: ImageData, probe_data: ImageData) -> int:
 
 def _checked(name: str, model: HookedViT, data: ImageData, head: str) -> Answers | None:
     if not model.cfg.has_cls:
-        raise ValueError(f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): there is nothing to shuffle")
+        raise ValueError(
+            f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): there is nothing to shuffle"
+        )
     return own_head(model, data, head)
 
 
@@ -143,7 +152,13 @@ def _cls_at_every_layer(model: HookedViT, pixels: Tensor) -> tuple[Float[Tensor,
 
 
 def _measure(
-    name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, tally: _Tally, seeds: int, batch_size: int,
+    name: str,
+    answers: Answers,
+    probes: list[RidgeProbe],
+    data: ImageData,
+    tally: _Tally,
+    seeds: int,
+    batch_size: int,
     among: str,
 ) -> None:
     model = answers.model
@@ -173,8 +188,8 @@ def _measure(
                     label_of = labels if among in ("same_class", "other_classes") else None
                     shuffled = shuffle_cls(layer=layer, seed=drawn, among=among, labels=label_of)
                     variants[measure, layer, seed] = shuffled + restricted
-        for (measure, layer, seed), (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
-            tally.add(measure, layer, seed, out.cpu(), heads_labels)
+        for key, (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
+            tally.add(*key, out.cpu(), heads_labels)
 
 
 class _Tally:
@@ -196,7 +211,7 @@ class _Tally:
         total[1] += float(values.square().sum())
 
     def add_floor(self, predicted: Tensor, labels: Tensor) -> None:
-        """A readout that sees only a random image's CLS: P(prediction for image j is the label of image i), i, j uniform."""
+        """P(prediction for image j is the label of image i), i and j uniform: a readout of a random image's CLS."""
         classes = int(max(predicted.max(), labels.max())) + 1
         pairs = predicted.bincount(minlength=classes).double() @ labels.bincount(minlength=classes).double()
         self.expected_by_luck += float(pairs) / len(labels)
@@ -209,19 +224,40 @@ class _Tally:
     def rows(self) -> Iterator[dict[str, Any]]:
         for (measure, layer, seed), hits in self.hits.items():
             value, low, high = wilson(hits, self.n)
-            yield {"measure": measure, "layer": layer, "seed": seed, "value": value, "low": low, "high": high, "n": self.n}
+            yield {
+                "measure": measure,
+                "layer": layer,
+                "seed": seed,
+                "value": value,
+                "low": low,
+                "high": high,
+                "n": self.n,
+            }
         for (measure, layer, seed), (total, squares) in self.sums.items():
             mean = total / self.n
             spread = 1.96 * (max(0.0, squares / self.n - mean**2) / self.n) ** 0.5
             yield {
-                "measure": measure, "layer": layer, "seed": seed, "value": mean, "low": mean - spread, "high": mean + spread,
+                "measure": measure,
+                "layer": layer,
+                "seed": seed,
+                "value": mean,
+                "low": mean - spread,
+                "high": mean + spread,
                 "n": self.n,
             }
         for measure, value in (
             ("floor", self.expected_by_luck / self.n),
             ("chance", max(self.per_class.values()) / self.n),
         ):
-            yield {"measure": measure, "layer": None, "seed": None, "value": value, "low": value, "high": value, "n": self.n}
+            yield {
+                "measure": measure,
+                "layer": None,
+                "seed": None,
+                "value": value,
+                "low": value,
+                "high": value,
+                "n": self.n,
+            }
 
 
 def _progress(data: ImageData, batch_size: int, what: str) -> Iterator[Any]:
@@ -245,8 +281,14 @@ def _describe(answers: Answers) -> dict[str, Any]:
         "none": f"{cfg.architecture}: its readout reads {reads}, never CLS, so there is no CLS-only readout to show",
     }[_cls_readout(answers.model)]
     return {
-        "architecture": cfg.architecture, "checkpoint": cfg.name, "class": cfg.hf_class, "n_layers": cfg.n_layers,
-        "readout": reads, "head": answers.note, "head_fitted": answers.fitted, "green": green,
+        "architecture": cfg.architecture,
+        "checkpoint": cfg.name,
+        "class": cfg.hf_class,
+        "n_layers": cfg.n_layers,
+        "readout": reads,
+        "head": answers.note,
+        "head_fitted": answers.fitted,
+        "green": green,
     }
 
 
@@ -257,7 +299,7 @@ def _in_words(result: Result) -> list[str]:
         decodable = (
             "no probe on CLS beats chance"
             if pd.isna(row["decodable_from"])
-            else f"from layer {row['decodable_from']} on a probe on CLS reads at least half of what any layer's probe reads"
+            else f"from layer {row['decodable_from']} on a probe reads at least half of what the best one does"
         )
         used = (
             "shuffling CLS does not cost five points at the last layer"

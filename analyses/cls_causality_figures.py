@@ -28,8 +28,13 @@ def main_figure(result: Result) -> go.Figure:
         for measure, label, dash in (("clean", "unperturbed", "dash"), ("floor", "floor: another image's CLS", "dot")):
             fig.add_trace(
                 go.Scatter(
-                    x=[0, last], y=[flat[measure]] * 2, mode="lines", line={"color": GREY, "dash": dash, "width": 1.5},
-                    name=label, legendgroup=measure, showlegend=place == 0,
+                    x=[0, last],
+                    y=[flat[measure]] * 2,
+                    mode="lines",
+                    line={"color": GREY, "dash": dash, "width": 1.5},
+                    name=label,
+                    legendgroup=measure,
+                    showlegend=place == 0,
                 ),
                 **at,
             )
@@ -104,23 +109,39 @@ def _panels(result: Result, unit: str) -> go.Figure:
     fig.update_yaxes(range=[0, 1.02], gridcolor="#eeeeee")
     fig.update_yaxes(title_text=unit, col=1)
     fig.update_layout(
-        template="plotly_white", height=330 * rows + 110, width=1080, margin={"l": 60, "r": 20, "t": 40, "b": 90},
+        template="plotly_white",
+        height=330 * rows + 110,
+        width=1080,
+        margin={"l": 60, "r": 20, "t": 40, "b": 90},
         legend={"orientation": "h", "y": -0.16 / rows - 0.06, "x": 0},
     )
     return fig
 
 
-def _curve(fig: go.Figure, rows: pd.DataFrame, label: str, colour: str, at: dict[str, int], *, show: bool, dash: str = "solid") -> None:
+def _curve(
+    fig: go.Figure, rows: pd.DataFrame, label: str, colour: str, at: dict[str, int], *, show: bool, dash: str = "solid"
+) -> None:
     """A line with its interval: over seeds the mean, and the widest of their Wilson intervals."""
     line = rows.groupby("layer").agg(value=("value", "mean"), low=("low", "min"), high=("high", "max")).reset_index()
     error: dict[str, Any] = {
-        "type": "data", "symmetric": False, "array": line.high - line.value, "arrayminus": line.value - line.low,
-        "thickness": 1, "width": 2,
+        "type": "data",
+        "symmetric": False,
+        "array": line.high - line.value,
+        "arrayminus": line.value - line.low,
+        "thickness": 1,
+        "width": 2,
     }
     fig.add_trace(
         go.Scatter(
-            x=line.layer.astype(int), y=line.value, error_y=error, mode="lines+markers", name=label, legendgroup=label,
-            showlegend=show, line={"color": colour, "dash": dash}, marker={"size": 6},
+            x=line.layer.astype(int),
+            y=line.value,
+            error_y=error,
+            mode="lines+markers",
+            name=label,
+            legendgroup=label,
+            showlegend=show,
+            line={"color": colour, "dash": dash},
+            marker={"size": 6},
         ),
         **at,
     )

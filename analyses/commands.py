@@ -177,8 +177,10 @@ def _about(entry: Analysis) -> str:
 def _quiet() -> None:
     """Only our own progress bars and sentences: no bars for reading weights, no advice about image backends."""
     import datasets
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()

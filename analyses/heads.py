@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analyses.data import ImageData, map_labels
+from analyses.data.labels import UnknownLabelsError
 from analyses.ridge import RidgeProbe
 from hooked_vit import HookedViT, architectures
 
@@ -44,8 +45,8 @@ def own_head(model: HookedViT, data: ImageData, head: str = "auto") -> Answers |
         raise ValueError(f"{cfg.hf_class} has no classifier; use head='ridge'")
     try:
         ids = map_labels(data, cfg.class_names or cfg.n_classes).ids
-    except ValueError as error:
-        if head == "auto" and data.class_names is not None and not _knows_any(model, data.class_names):
+    except UnknownLabelsError as error:
+        if head == "auto" and not error.n_known:
             return None
         raise ValueError(f"{error}. A ridge head can be fitted instead: head='ridge' (--head ridge)") from error
     return Answers(model, ids, "its own head", fitted=False)
@@ -65,11 +66,7 @@ def with_ridge_head(model: HookedViT, probe: RidgeProbe, data: ImageData) -> Ans
     weight, bias = probe.to_linear()
     model.set_head_(weight, bias, names)
     read = " and ".join(model.cfg.sources)
-    note = f"a ridge head on {read} (fitted on {probe.n} images, penalty {probe.alpha:g}): it has none for these classes"
+    note = (
+        f"a ridge head on {read} (fitted on {probe.n} images, penalty {probe.alpha:g}): it has none for these classes"
+    )
     return Answers(model, torch.arange(len(weight)), note, fitted=True)
-
-
-def _knows_any(model: HookedViT, names: list[str]) -> bool:
-    """Whether any class name occurs in the head's; generic names (LABEL_0) are none."""
-    known = {part.strip().casefold().replace("_", " ") for name in model.cfg.class_names or () for part in name.split(",")}
-    return any(name.strip().casefold().replace("_", " ") in known for name in names)

@@ -8,7 +8,7 @@ a constant. Elhage et al. 2021; the sum is exact on every family, whichever toke
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from analyses.results import Result, environment
 from hooked_vit import HookedViT
 from hooked_vit.components import LayerNorm
 
-Classes = Int[Tensor, "b"] | int | None
+Classes = Int[Tensor, "_"] | int | None
 
 
 class Term(NamedTuple):
@@ -46,7 +46,7 @@ def logit_attribution(
     against: Classes = None,
     heads: bool = True,
     neurons: bool = False,
-    tokens: Literal["none", "position", "source"] = "none",
+    tokens: str = "none",
     batch_size: int = 16,
 ) -> Result:
     """How much does every part of the network add to a logit?

@@ -8,7 +8,7 @@ Heimersheim & Nanda 2024 on how the two differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,29 +17,29 @@ from torch import Tensor
 
 from analyses.patch_sites import list_patches, pair_pixels
 from analyses.patched_runs import patched_runs
-from analyses.patching_metrics import EPS, MetricLike, Tally, as_metrics, dropped_notes, reference
+from analyses.patching_metrics import EPS, MetricLike, Tally, as_metrics, check_classes, dropped_notes, reference
 from analyses.results import Result, environment
 from analyses.token_groups import token_masks
 from hooked_vit import HookedViT
 from interventions import Intervention
 
-Direction = Literal["denoise", "noise", "both"]
+DIRECTIONS = ("denoise", "noise", "both")
 
 
 @torch.no_grad()
 def activation_patching(
     model: HookedViT,
     clean: Float[Tensor, "b c h w"] | Sequence[Any],
-    corrupt: Float[Tensor, "b c h w"] | Sequence[Any],
+    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any],
     *,
     sites: str | Sequence[str] = ("resid_post",),
     layers: int | Sequence[int] | None = None,
     tokens: Any = None,
     heads: Any = None,
-    direction: Direction = "denoise",
+    direction: str = "denoise",
     cumulative: bool = False,
     metric: MetricLike | Sequence[MetricLike] = "recovery",
-    classes: tuple[Int[Tensor, "b"], Int[Tensor, "b"]] | None = None,
+    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None,
     eps: float = EPS,
     seed: int = 0,
     under: Intervention | None = None,
@@ -69,9 +69,10 @@ def activation_patching(
     are not; RuntimeError where hooks are attached (use `under`).
     """
     clean, corrupt = pair_pixels(model, clean, corrupt)
+    check_classes(classes, len(clean))
     directions = [direction] if direction in ("denoise", "noise") else ["denoise", "noise"]
-    if direction not in get_args(Direction):
-        raise ValueError(f"direction is {', '.join(get_args(Direction))}; got {direction!r}")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {', '.join(DIRECTIONS)}; got {direction!r}")
     layout = model.layout_for(*clean.shape[2:])
     groups = token_masks(layout, len(clean), tokens)
     patches = list_patches(model, sites, layers, groups, heads)

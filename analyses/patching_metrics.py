@@ -39,6 +39,13 @@ class Reference:
     target: Int[Tensor, "n"]
 
 
+def check_classes(classes: tuple[Tensor, Tensor] | None, n: int) -> None:
+    """Raise ValueError for classes that are not two lists of one number per pair."""
+    if classes is not None and any(c.shape != (n,) or c.is_floating_point() for c in classes):
+        shapes = ", ".join(str(tuple(c.shape)) for c in classes)
+        raise ValueError(f"classes are two lists of class numbers, one per pair: {n} pairs, got shapes {shapes}")
+
+
 def reference(
     direction: str,
     base: Float[Tensor, "n c"],

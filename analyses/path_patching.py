@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,26 +18,24 @@ from tqdm.auto import tqdm
 
 from analyses.patch_sites import pair_pixels
 from analyses.patched_runs import refuse_hooks
-from analyses.patching_metrics import EPS, MetricLike, Tally, as_metrics, dropped_notes, reference
+from analyses.patching_metrics import EPS, MetricLike, Tally, as_metrics, check_classes, dropped_notes, reference
 from analyses.paths import Receiver, Sender, Wires
 from analyses.results import Result, environment
 from hooked_vit import HookedViT
-
-Senders = Literal["heads", "components"]
 
 
 @torch.no_grad()
 def path_patching(
     model: HookedViT,
     clean: Float[Tensor, "b c h w"] | Sequence[Any],
-    corrupt: Float[Tensor, "b c h w"] | Sequence[Any],
+    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any],
     *,
     receiver: Receiver | Sequence[Receiver],
-    senders: Senders | Sequence[Sender | tuple[Sender, ...]] = "heads",
-    direction: Literal["denoise", "noise"] = "noise",
-    mlps: Literal["frozen", "recomputed"] = "frozen",
+    senders: str | Sequence[Sender | tuple[Sender, ...]] = "heads",
+    direction: str = "noise",
+    mlps: str = "frozen",
     metric: MetricLike | Sequence[MetricLike] = "recovery",
-    classes: tuple[Int[Tensor, "b"], Int[Tensor, "b"]] | None = None,
+    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None,
     eps: float = EPS,
     seed: int = 0,
     batch_size: int = 32,
@@ -59,6 +57,7 @@ def path_patching(
     sender that is not in front of the receiver.
     """
     clean, corrupt = pair_pixels(model, clean, corrupt)
+    check_classes(classes, len(clean))
     refuse_hooks(model)
     for value, known in ((direction, ("denoise", "noise")), (mlps, ("frozen", "recomputed"))):
         if value not in known:

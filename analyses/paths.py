@@ -254,6 +254,8 @@ class Wires:
     def _hooks(self, receiver: Receiver, message: Tensor) -> list[tuple[str, Any]]:
         """Make a receiver in a block read the message beside what it reads anyway."""
         name = f"blocks.{receiver.layer}"
+        if receiver.site == "resid_post":  # the run may start right behind it
+            return [(f"blocks.{receiver.layer + 1}.hook_resid_pre", lambda act, hook: act + message)]
         if receiver.site not in ("q", "k", "v"):
             return [(f"{name}.hook_{receiver.site}", lambda act, hook: act + message)]
         block, seen = self.model.blocks[receiver.layer], []

@@ -23,6 +23,8 @@ class ActivationCache(TLActivationCache):
     `layouts` says which tokens each activation held, so that roles stay right after insertion and removal.
     """
 
+    model: Any
+
     def __init__(
         self, cache_dict: dict[str, Tensor], model: Any, has_batch_dim: bool = True,
         layouts: dict[str, TokenLayout] | None = None,
@@ -98,7 +100,8 @@ class ActivationCache(TLActivationCache):
         )
         return (scaled * towards).sum(-1)
 
-    def logit_lens(self, role: Role = "cls", tokens: Tokens | None = None) -> Float[Tensor, "layers b k c"]:
+    def logit_lens(  # type: ignore[override]
+        self, role: Role = "cls", tokens: Tokens | None = None) -> Float[Tensor, "layers *b k c"]:
         """Class scores of the residual stream at every depth: entering each block, and after the last one.
 
         >>> cache.logit_lens("cls")[-1, :, 0]  # doctest: +SKIP

@@ -115,6 +115,14 @@ class NoNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, its output already multiplied by LayerScale where the family has one."""
 
+    hook_q: HookPoint
+    hook_k: HookPoint
+    hook_v: HookPoint
+    hook_attn_scores: HookPoint
+    hook_pattern: HookPoint
+    hook_z: HookPoint
+    hook_result: HookPoint
+
     def __init__(self, cfg: ViTConfig, run: Run, shared_bias: RelativePositionBias | None) -> None:
         super().__init__()
         self.run, self.d_head, self.n_heads = run, cfg.d_head, cfg.n_heads
@@ -287,6 +295,12 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block."""
 
+    hook_resid_pre: HookPoint
+    hook_attn_out: HookPoint
+    hook_resid_mid: HookPoint
+    hook_mlp_in: HookPoint
+    hook_mlp_out: HookPoint
+    hook_resid_post: HookPoint
     hook_out_is_single_residual_stream = True  # TransformerLens tools ask before reading a block's output
 
     def __init__(self, cfg: ViTConfig, run: Run, shared_bias: RelativePositionBias | None) -> None:

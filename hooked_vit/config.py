@@ -116,8 +116,11 @@ class ViTConfig:
     @property
     def prefix(self) -> tuple[Role, ...]:
         """The role of every token in front of the patches."""
-        named: tuple[Role, ...] = (("cls",) if self.has_cls else ()) + (("dist",) if self.has_dist else ())  # type: ignore[assignment]
-        return named + ("registers",) * self.n_registers
+        roles: list[Role] = []
+        roles += ["cls"] if self.has_cls else []
+        roles += ["dist"] if self.has_dist else []
+        roles += ["registers"] * self.n_registers
+        return tuple(roles)
 
     @property
     def n_positions(self) -> int:

@@ -167,7 +167,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         at: int,
         vectors: Float[Tensor, "..."],
         *,
-        role: Role = "inserted",
+        role: str = "inserted",
         donor: int | None = 0,
     ) -> Float[Tensor, "b after d"]:
         """Inside a hook on the residual stream: the stream with new tokens [n d] or [b n d] in front of position `at`.
@@ -236,7 +236,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         return describe_hooks(self)
 
     @contextmanager
-    def hooks(  # type: ignore[override]
+    def hooks(
         self, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator[HookedViT]:
@@ -260,7 +260,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
             raise UnknownHookError("the name filter fits no hook point of this model; see model.describe_hooks()")
         return found
 
-    def add_hook(self, name: str | Callable[[str], bool], *args: Any, **kw: Any) -> None:  # type: ignore[override]
+    def add_hook(self, name: str | Callable[[str], bool], *args: Any, **kw: Any) -> None:
         """Attach a hook until `reset_hooks()`.
 
         Raises UnknownHookError for a name that fits no hook point.
@@ -268,7 +268,18 @@ class HookedViT(Readout, Weights, HookedRootModule):
         self.resolve_hooks(name)
         super().add_hook(name, *args, **kw)
 
-    def run_with_cache(  # type: ignore[override]
+    def run_with_hooks(
+        self, *model_args: Any, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), **kw: Any
+    ) -> Tensor:
+        """Run once with hooks attached: (name or name filter, function of (activation, hook)) pairs.
+
+        >>> model.run_with_hooks(pixels, fwd_hooks=[("blocks.3.hook_resid_post", edit)])  # doctest: +SKIP
+
+        Other arguments are `forward`'s and TransformerLens'. Raises UnknownHookError for a name that does not exist.
+        """
+        return super().run_with_hooks(*model_args, fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **kw)
+
+    def run_with_cache(
         self, *model_args: Any, names_filter: NamesFilter = None, device: Any = None, remove_batch_dim: bool = False,
         incl_bwd: bool = False, reset_hooks_end: bool = True, clear_contexts: bool = False, pos_slice: Any = None,
         return_cache_object: bool = True, **model_kwargs: Any,
@@ -332,7 +343,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
     def _layout_of(self, x: Tensor, tokens: TokenLayout | None) -> TokenLayout:
         if x.ndim != 3 or x.shape[-1] != self.cfg.d_model:
             raise ValueError(f"a resumed stream is [batch, tokens, {self.cfg.d_model}], got {tuple(x.shape)}")
-        layout = tokens or getattr(x, "_tokens", self.run.native)
+        layout: TokenLayout = tokens if tokens is not None else getattr(x, "_tokens", self.run.native)
         if layout.n_tokens != x.shape[1]:
             raise ValueError(
                 f"this stream has {x.shape[1]} tokens and the model's native layout {layout.n_tokens}; "

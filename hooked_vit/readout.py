@@ -19,6 +19,7 @@ class Readout(nn.Module):
 
     cfg: ViTConfig
     run: Run
+    ln_final: LayerNorm | NoNorm
 
     def _build_readout(self, cfg: ViTConfig) -> None:
         self.ln_final = NoNorm(cfg.d_model) if cfg.final_norm == "none" else LayerNorm(cfg.d_model, cfg.eps)
@@ -56,7 +57,7 @@ class Readout(nn.Module):
             return (x * weight).sum(1) / weight.sum(1)
         return x[:, tokens.where(role)].mean(1)
 
-    def project(self, x: Float[Tensor, "*b d"], role: Role = "cls") -> Float[Tensor, "*b c"]:
+    def project(self, x: Float[Tensor, "*b d"], role: str = "cls") -> Float[Tensor, "*b c"]:
         """Class scores of any vectors of the residual stream: final norm and head as the family applies them to a role.
 
         >>> scores = model.project(cache["resid_post", 3][:, 0], role="cls")  # doctest: +SKIP
@@ -69,7 +70,7 @@ class Readout(nn.Module):
             x = F.layer_norm(x, (self.cfg.d_model,), self.ln_final.weight, self.ln_final.bias, self.cfg.eps)
         return F.linear(x, weight, bias)
 
-    def head_for(self, role: Role) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c"] | None]:
+    def head_for(self, role: str) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c"] | None]:
         """The part of the head that reads tokens of this role, and its bias."""
         self._require_head("project")
         if role not in ROLES:
@@ -144,7 +145,7 @@ class Readout(nn.Module):
     @property
     def logit_constant(self) -> Float[Tensor, "c"]:
         """The part of each logit that no token contributes: the head's bias, and the final norm's offset through it."""
-        offset = self.ln_final.bias.repeat(len(self.cfg.sources))
+        offset = torch.as_tensor(self.ln_final.bias).repeat(len(self.cfg.sources))
         return offset @ self.W_U + self.b_U
 
     def set_readout_(self, *, sources: tuple[Role, ...], final_norm: str | None = None) -> None:
@@ -164,7 +165,7 @@ class Readout(nn.Module):
         self.setup()  # type: ignore[operator]  # HookedRootModule's: the norm is a new module
 
     def set_head_(
-        self, weight: Float[Tensor, "c p"], bias: Float[Tensor, "c"], class_names: tuple[str, ...] | None = None
+        self, weight: Float[Tensor, "c p"], bias: Float[Tensor, "n"], class_names: tuple[str, ...] | None = None
     ) -> None:
         """Give the readout one new linear head over everything it pools.
 

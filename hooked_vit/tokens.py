@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -141,13 +142,18 @@ class TokenLayout:
         real = self.codes != ABSENT
         return None if real.all() else real
 
-    def insert(self, at: int, n: int, *, role: Role = "inserted", donor: int | None = None) -> TokenLayout:
+    def insert(self, at: int, n: int, *, role: str = "inserted", donor: int | None = None) -> TokenLayout:
         """The layout with `n` new tokens of a role in front of position `at`.
 
         Their positional entries are those of the token with id `donor`; None means none.
 
-        Raises ValueError where `at` is outside 0..n_tokens (negative counts from the end, -1 being the very end).
+        Raises ValueError where `at` is outside 0..n_tokens (negative counts from the end, -1 being the very end), and
+        for a role or a donor there is not.
         """
+        if role not in ROLES:
+            raise ValueError(f"unknown token role {role!r}; roles are {', '.join(ROLES)}")
+        if donor is not None and not 0 <= donor < self.n_native:
+            raise ValueError(f"a donor is an original token, 0 to {self.n_native - 1}, got {donor}")
         if not -self.n_tokens - 1 <= at <= self.n_tokens:
             raise ValueError(f"cannot insert at {at}: positions are 0 to {self.n_tokens}, or negative from the end")
         at = at % (self.n_tokens + 1)
@@ -175,7 +181,7 @@ class TokenLayout:
         def taken(old: Tensor, pad: int) -> Tensor:
             return old.expand(*batch, -1).gather(-1, places.clamp(min=0)).where(real, torch.tensor(pad))
 
-        kept = {"codes": taken(self.codes, ABSENT), "ids": taken(self.ids, -1), "donors": taken(self.donors, -1)}
+        kept: dict[str, Any] = {"codes": taken(self.codes, ABSENT), "ids": taken(self.ids, -1), "donors": taken(self.donors, -1)}
         if batch and all((rows == rows[0]).all() for rows in kept.values()):
             kept = {name: rows[0] for name, rows in kept.items()}
         return replace(self, **kept)
@@ -186,7 +192,7 @@ class TokenLayout:
         return (self.prefix, self.grid) == (other.prefix, other.grid) and all(map(torch.equal, mine, theirs))
 
     def __repr__(self) -> str:
-        counts = {role: int((self.codes == ROLES.index(role)).sum(-1).max()) for role in self.roles}  # type: ignore[arg-type]
+        counts = {role: int((self.codes == ROLES.index(role)).sum(-1).max()) for role in self.roles}
         return f"TokenLayout(grid={self.grid}, {', '.join(f'{role}={n}' for role, n in counts.items())})"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ class Weights(nn.Module):
     """Stacked weight views `W_Q [l h d d_head]` and the like, as a mixin of the model."""
 
     cfg: ViTConfig
-    blocks: nn.ModuleList
+    blocks: Any  # of Block: nn.ModuleList does not say of what
     embed: Embedding
     pos_embed: PositionEmbedding | None
 
@@ -127,14 +129,17 @@ class Weights(nn.Module):
         >>> model.fold_layer_norm_()  # doctest: +SKIP
 
         A bias appears where the offset needs one (queries, keys, values, heads). The norm in front of CLIP's first
-        block stays: the residual stream itself reads it. So does the final norm of a feature model.
+        block stays: the residual stream itself reads it. So does the final norm of a feature model, and of a head that
+        reads several roles: in one bias their offsets could not be told apart, and `project` tells roles apart.
         """
         for block in self.blocks:
             attn, mlp = block.attn, block.mlp
             _fold(block.ln1, [attn.q, attn.k, attn.v])
             _fold(block.ln2, [linear for linear in (mlp.fc_in, mlp.fc_gate) if linear is not None])
-        folds_head = bool(self.cfg.heads) and isinstance(self.ln_final, LayerNorm)
+        one_role_each = bool(self.cfg.heads) and all(len(read) == 1 for _, read in self.cfg.heads)
+        folds_head = one_role_each and isinstance(self.ln_final, LayerNorm)
         if folds_head:
+            assert isinstance(self.ln_final, LayerNorm)
             _fold(self.ln_final, [getattr(self, name) for name, _ in self.cfg.heads])
         self.cfg = self.cfg.replace(
             q_bias=True, k_bias=True, v_bias=True, head_bias=self.cfg.head_bias or folds_head

@@ -11,16 +11,22 @@ from __future__ import annotations
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
 from interventions.apply import AppliedRun, InterventionNotFired, apply, resolve
 from interventions.checking import check_intervention
-from interventions.core import Intervention, from_dict, get, intervention, registered
+from interventions.core import Factory, Intervention, from_dict, get, intervention, registered
 from interventions.stats import Stats, collect_stats
 from interventions.sweep import sweep
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 globals().update(registered())
+
+if TYPE_CHECKING:  # the catalogue is found at run time
+
+    def __getattr__(name: str) -> Factory: ...
+
 
 __all__ = [
     "AppliedRun",

@@ -39,13 +39,10 @@ def _check(model: HookedViT, pixels: Tensor, intervention: Intervention) -> Appl
     _promise(all(run.fired.values()), f"every hook fires, got {run.fired}")
     _promise(not any(watched(point) for point in model.hook_points()), "no hook stays attached")
     _promise(torch.equal(model(pixels), clean), "the model is afterwards what it was before")
-    _promise(
-        torch.equal(_run(model, pixels, intervention)[0], logits), "the same intervention gives the same logits again"
-    )
 
     stored = json.loads(json.dumps(intervention.to_dict()))
     _promise(from_dict(stored) == intervention, "from_dict(to_dict()) is the same intervention")
-    _promise(torch.equal(_run(model, pixels, from_dict(stored))[0], logits), "what was stored does the same")
+    _promise(torch.equal(_run(model, pixels, from_dict(stored))[0], logits), "what was stored does the same again")
 
     for part in intervention.parts:
         _check_where(model, pixels, part, clean)

@@ -37,10 +37,11 @@ def swap_cls_parameter(model: HookedViT, vector: Tensor, position: bool = True, 
         return replaced(pos, torch.zeros_like(vector))
 
     def as_position(pos: Tensor, hook: object) -> Tensor:
-        # the sum of embedding and position goes straight into a norm: only the position can be edited before that
-        learned = model.embed.cls.flatten().to(vector)  # type: ignore[union-attr]
-        own = pos[:, model.tokens.cls][:, 0]
-        return replaced(pos, vector.to(pos) - learned.to(pos) + (own if position else 0))
+        # the sum of embedding and position goes straight into a norm, and only the position can be edited before that
+        change = vector.to(pos) - model.embed.cls.flatten()  # type: ignore[union-attr]
+        if position and model.pos_embed is not None:
+            change = change + model.pos_embed(model.tokens.grid)[0, model.cfg.prefix.index("cls")]
+        return replaced(pos, change)
 
     if model.cfg.ln_pre:
         return [("hook_pos_embed", as_position)]

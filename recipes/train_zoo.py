@@ -47,7 +47,13 @@ MLP = {"intermediate_size": 384}
 LABELS = {"id2label": {i: str(i) for i in range(10)}, "label2id": {str(i): i for i in range(10)}}
 COUNTS = {"id2label": {i: str(i) for i in range(MAX_COUNT + 1)}, "label2id": {str(i): i for i in range(MAX_COUNT + 1)}}
 SQUARE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-PROCESSING = {"size": SQUARE, "crop_size": SQUARE, "do_center_crop": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+PROCESSING = {
+    "size": SQUARE,
+    "crop_size": SQUARE,
+    "do_center_crop": False,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
 
 
 @dataclass(frozen=True)
@@ -68,22 +74,28 @@ def _clip() -> PreTrainedModel:
 RECIPES = {
     "vit": Recipe(lambda: ViTForImageClassification(ViTConfig(**SIZE, **MLP, **LABELS)), ViTImageProcessorPil),
     "deit": Recipe(
-        lambda: DeiTForImageClassificationWithTeacher(DeiTConfig(**SIZE, **MLP, **LABELS)), DeiTImageProcessorPil, teacher="vit"
+        lambda: DeiTForImageClassificationWithTeacher(DeiTConfig(**SIZE, **MLP, **LABELS)),
+        DeiTImageProcessorPil,
+        teacher="vit",
     ),
     "beit": Recipe(
         lambda: BeitForImageClassification(
-            BeitConfig(**SIZE, **MLP, **LABELS, use_relative_position_bias=True, layer_scale_init_value=0.1, drop_path_rate=0.0)
+            BeitConfig(
+                **SIZE, **MLP, **LABELS, use_relative_position_bias=True, layer_scale_init_value=0.1, drop_path_rate=0.0
+            )
         ),
         BeitImageProcessorPil,
     ),
     "dinov2": Recipe(lambda: Dinov2ForImageClassification(Dinov2Config(**SIZE, **LABELS)), BitImageProcessorPil),
     "clip": Recipe(_clip, CLIPImageProcessorPil),
-    "vit-count": Recipe(lambda: ViTForImageClassification(ViTConfig(**SIZE, **MLP, **COUNTS)), ViTImageProcessorPil, target="count"),
+    "vit-count": Recipe(
+        lambda: ViTForImageClassification(ViTConfig(**SIZE, **MLP, **COUNTS)), ViTImageProcessorPil, target="count"
+    ),
 }
 
 
 def draw(split: str, n: int, target: str, *, start: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 [n, 3, h, w] images and their [n] targets; a counting set holds every second scene with one object left out."""
+    """uint8 [n, 3, h, w] images and [n] targets; of a counting set, every second scene has one object left out."""
     images, targets = [], []
     for i, scene in enumerate(tqdm(render_scenes(split, n, start=start), total=n, desc=f"{split} scenes")):
         left_out = target == "count" and i % 2 == 1
@@ -98,7 +110,10 @@ def pixels(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def loss_fn(output, targets: torch.Tensor, taught: torch.Tensor | None) -> torch.Tensor:
-    """Cross-entropy; with a teacher, hard distillation (Touvron et al. 2021, eq. 3): CLS learns the label, DIST the teacher's."""
+    """Cross-entropy; with a teacher, hard distillation (Touvron et al. 2021, eq. 3).
+
+    CLS learns the label, the distillation token what the teacher says.
+    """
     if taught is None:
         return F.cross_entropy(output.logits, targets, label_smoothing=0.1)
     own = F.cross_entropy(output.cls_logits, targets, label_smoothing=0.1)
@@ -122,7 +137,9 @@ def train(name: str, *, n_train: int, epochs: int, out: Path, device: torch.devi
     model = recipe.network().to(device).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=1e-3)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=1e-3
+    )
     batch = 128
     steps = epochs * (n_train // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -130,7 +147,10 @@ def train(name: str, *, n_train: int, epochs: int, out: Path, device: torch.devi
     )
     order = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
-        bar = tqdm(torch.randperm(n_train, generator=order)[: n_train // batch * batch].split(batch), desc=f"{name} {epoch + 1}/{epochs}")
+        bar = tqdm(
+            torch.randperm(n_train, generator=order)[: n_train // batch * batch].split(batch),
+            desc=f"{name} {epoch + 1}/{epochs}",
+        )
         for ids in bar:
             output = model(pixels(images[ids], device))
             loss = loss_fn(output, targets[ids].to(device), None if taught is None else taught[ids].to(device))
@@ -149,7 +169,14 @@ def train(name: str, *, n_train: int, epochs: int, out: Path, device: torch.devi
     for split, n in (("validation", 2000), ("test", 4000)):
         x, y = draw(split, n, recipe.target)
         accuracy[split] = (predict(model, x, device) == y).float().mean().item()
-    return {"target": recipe.target, "accuracy": accuracy, "n_train": n_train, "epochs": epochs, "seed": seed, "teacher": recipe.teacher}
+    return {
+        "target": recipe.target,
+        "accuracy": accuracy,
+        "n_train": n_train,
+        "epochs": epochs,
+        "seed": seed,
+        "teacher": recipe.teacher,
+    }
 
 
 def main() -> None:

@@ -74,20 +74,19 @@ def cases(name: str) -> Cases:
 
 
 def _tokens(make: Any, **required: Callable[[Setting], Any]) -> Cases:
-    """What every intervention on tokens of the stream takes."""
+    """What every intervention on tokens of the stream takes; they share an engine, so one of them tries it all."""
 
     def made(**params: Any) -> Make:
         return lambda s: make(**{"layer": 0, "tokens": "cls"} | {k: v(s) for k, v in required.items()} | params)
 
+    few: list[Make] = [made(), made(layer=-1, tokens=(0, -1), site="resid_mid", where=0.5)]
+    many = [
+        made(layer=0, tokens="patches", site="mlp_in", where=torch.tensor([True, False] * (N // 2))),
+        lambda s: made(layer=0, tokens="all", where=torch.rand(1, s.model.tokens.n_tokens))(s),
+        lambda s: made(layer=0, tokens="patches", where=torch.rand(N, s.model.tokens.n_native) > 0.5)(s),
+    ]
     return Cases(
-        [
-            made(),
-            made(layer=-1, tokens="patches", site="resid_mid"),
-            made(layer=0, tokens=(0, -1), where=torch.tensor([True, False] * (N // 2))),
-            made(layer=0, tokens="all", where=0.5),
-            lambda s: made(layer=0, tokens="all", where=torch.rand(1, s.model.tokens.n_tokens))(s),
-            lambda s: made(layer=0, tokens="patches", where=torch.rand(N, s.model.tokens.n_native) > 0.5)(s),
-        ],
+        few + many if make.name == "zero_tokens" else few,
         [
             made(layer=9),
             made(layer=-9),
@@ -203,7 +202,9 @@ def _patch_tokens(make: Any) -> Cases:
             lambda s: make(layer=0, tokens="patches", value=s.donors),
             lambda s: make(layer=0, tokens="all", value=s.cache, site="attn_out"),
             *(
-                lambda s, site=site: make(layer=0, tokens="cls" if site in "zresult" else "all", value=s.cache, site=site, heads=[0, 2])
+                lambda s, site=site: make(
+                    layer=0, tokens="cls" if site in "zresult" else "all", value=s.cache, site=site, heads=[0, 2]
+                )
                 for site in ("q", "k", "v", "z", "result")
             ),
             lambda s: make(layer=1, tokens="all", value=s.donors, site="v", heads=-1),
@@ -220,7 +221,9 @@ def _patch_tokens(make: Any) -> Cases:
     )
 
 
-def _component(make: Any, part: dict[str, Any], value: str | None, wrong: dict[str, Any], means: str | None = None) -> Cases:
+def _component(
+    make: Any, part: dict[str, Any], value: str | None, wrong: dict[str, Any], means: str | None = None
+) -> Cases:
     """Heads, neurons or a branch, ablated (no value, or the mean at a site) or patched."""
     given: dict[str, Callable[[Setting], Any]] = {} if value is None else {value: lambda s: s.cache}
     where = "layers" if value is None else "layer"
@@ -273,7 +276,10 @@ def _zero_attention(make: Any) -> Cases:
 def _scale_attention(make: Any) -> Cases:
     base = _edges(make, factor=2.5)
     off = _edges(make, factor=0.0).valid[:2]
-    return Cases([*base.valid, *off], [*base.refused, lambda s: make("cls", "all", -1.0), lambda s: make("cls", "all", float("inf"))])
+    return Cases(
+        [*base.valid, *off],
+        [*base.refused, lambda s: make("cls", "all", -1.0), lambda s: make("cls", "all", float("inf"))],
+    )
 
 
 def _self_only(make: Any) -> Cases:
@@ -285,7 +291,11 @@ def _self_only(make: Any) -> Cases:
 
 def _uniform_attention(make: Any) -> Cases:
     return Cases(
-        [lambda s: make(), lambda s: make("cls", "patches", layers=0), lambda s: make([0, 1], [1, 2], heads=0, layers=0)],
+        [
+            lambda s: make(),
+            lambda s: make("cls", "patches", layers=0),
+            lambda s: make([0, 1], [1, 2], heads=0, layers=0),
+        ],
         [lambda s: make("nobody"), lambda s: make("cls", "nobody"), lambda s: make(layers=2), lambda s: make(heads=())],
     )
 
@@ -381,7 +391,11 @@ def _swap(make: Any) -> Cases:
 
 def _readout(make: Any) -> Cases:
     return Cases(
-        [lambda s: make(s.model.cfg.sources[0]), lambda s: make("full"), lambda s: make(s.model.cfg.sources[-1], where=0.5)],
+        [
+            lambda s: make(s.model.cfg.sources[0]),
+            lambda s: make("full"),
+            lambda s: make(s.model.cfg.sources[-1], where=0.5),
+        ],
         [lambda s: make("registers"), lambda s: make("everything"), lambda s: make(where=torch.zeros(2, 2))],
     )
 
@@ -420,13 +434,21 @@ def _new_head(make: Any) -> Cases:
 def _filter(make: Any) -> Cases:
     return Cases(
         [lambda s: make(radius=3), lambda s: make(radius=5.5, where=0.5)],
-        [lambda s: make(radius=-1), lambda s: make(radius=float("nan")), lambda s: make(radius=1, where=torch.zeros(2, 2))],
+        [
+            lambda s: make(radius=-1),
+            lambda s: make(radius=float("nan")),
+            lambda s: make(radius=1, where=torch.zeros(2, 2)),
+        ],
     )
 
 
 def _shuffle_patches(make: Any) -> Cases:
     return Cases(
-        [lambda s: make(), lambda s: make(seed=2, patch_size=4), lambda s: make(where=torch.tensor([True, False] * (N // 2)))],
+        [
+            lambda s: make(),
+            lambda s: make(seed=2, patch_size=4),
+            lambda s: make(where=torch.tensor([True, False] * (N // 2))),
+        ],
         [lambda s: make(patch_size=5), lambda s: make(patch_size=0), lambda s: make(seed=None)],
     )
 

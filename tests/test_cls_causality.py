@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import CLASSES, IMAGE, make_hf
 from transformers import ViTImageProcessorPil
 
 from analyses import Result, cls_causality, load_data
 from analyses.cls_causality_figures import lens_figure, summary_table
 from analyses.data import ImageData, as_data
 from hooked_vit import HookedViT
+from tests.tiny import CLASSES, IMAGE, make_hf
 
 PROCESSOR = ViTImageProcessorPil(size={"height": IMAGE, "width": IMAGE})
 MODELS = ("vit", "deit-teacher", "beit-mean-both", "dinov2", "clip-classifier")
@@ -83,9 +83,7 @@ def test_the_last_layers_head_on_cls_is_the_model_where_cls_is_all_it_reads(resu
 
 
 def test_the_same_call_gives_the_same_numbers(result: Result) -> None:
-    again = cls_causality(
-        {"vit": model("vit")}, coloured(90, 1), probe_data=coloured(120, 2), seeds=3, batch_size=30
-    )
+    again = cls_causality({"vit": model("vit")}, coloured(90, 1), probe_data=coloured(120, 2), seeds=3, batch_size=30)
     first = result.frame[result.frame.model == "vit"].reset_index(drop=True)
     pd.testing.assert_frame_equal(again.frame, first)
 
@@ -105,7 +103,13 @@ def test_probes_on_permuted_labels_sit_at_chance() -> None:
 def test_shuffling_within_a_class_keeps_a_cls_readout_of_a_class_it_knows() -> None:
     data = coloured(60, 1)
     run = cls_causality(
-        {"vit": model("vit")}, data, probe_data=coloured(200, 2), seeds=2, batch_size=60, head="ridge", among="same_class"
+        {"vit": model("vit")},
+        data,
+        probe_data=coloured(200, 2),
+        seeds=2,
+        batch_size=60,
+        head="ridge",
+        among="same_class",
     )
     assert values(run, "vit", "shuffled", 1).tolist() == values(run, "vit", "clean").tolist() * 2
 

@@ -7,7 +7,7 @@ import torch
 
 from hooked_vit import HookedViT, architectures
 from hooked_vit.loading import convert
-from tests.tiny import TINY, answer, assert_parity, distance, make_hf, pixels, size_ids, sizes, tiny
+from tests.tiny import CORE, TINY, answer, assert_parity, distance, make_hf, pixels, size_ids, sizes, tiny
 
 EVERY_SIZE = [pytest.param(name, size, id=f"{name}-{size_ids(size)}") for name in TINY for size in sizes(name)]
 
@@ -44,7 +44,7 @@ def test_fused_kernel_to_rounding(name):
         assert_parity(hf, model, pixels(model, size), at_most=1e-12, kernel="eager")
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", CORE)
 def test_bfloat16(name):
     """The same kernels round alike, in half precision too; at the native size, where no family upcasts."""
     hf = make_hf(name).bfloat16()
@@ -53,7 +53,7 @@ def test_bfloat16(name):
     assert_parity(hf, model, pixels(model))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", CORE)
 def test_parameter_gradients(name):
     """And what the graph has no place for has no gradient, so nothing that acts was left out."""
     hf = make_hf(name).double()
@@ -75,7 +75,7 @@ def test_parameter_gradients(name):
 
 
 @pytest.mark.parametrize("grad", [torch.enable_grad, torch.no_grad, torch.inference_mode], ids=lambda g: g.__name__)
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", CORE)
 def test_watching_changes_no_bit(name, grad):
     """Every activation cached, the expensive ones included, with the kernel that the unwatched run has."""
     _, model = tiny(name)
@@ -90,7 +90,7 @@ def test_watching_changes_no_bit(name, grad):
     model.set_attention("auto")
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", CORE)
 def test_watching_changes_no_gradient(name):
     """Gradients flow through the activations that are watched, so they must be those of the unwatched run."""
     model = HookedViT.from_hf(make_hf(name).double())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, TINY, attention, pixels, size_ids, sizes, tiny
+from tests.tiny import CORE, FAMILIES, attention, pixels, size_ids, sizes, tiny
 
 DEPTHS = range(-2, 3)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", CORE)
 @pytest.mark.parametrize("k", DEPTHS)
 def test_stop_then_start_is_the_run(name, k):
     model = tiny(name)[1]

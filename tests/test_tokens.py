@@ -227,6 +227,8 @@ def test_the_readout_says_which_role_it_misses():
     [
         (lambda m, x: m.insert_tokens(x, 19, torch.ones(1, 32)), "cannot insert at 19: positions are 0 to 17"),
         (lambda m, x: m.insert_tokens(x, -19, torch.ones(1, 32)), "cannot insert at -19"),
+        (lambda m, x: m.insert_tokens(x, 0, torch.ones(1, 32), role="patch"), "unknown token role 'patch'; roles are cls"),
+        (lambda m, x: m.insert_tokens(x, 0, torch.ones(1, 32), donor=17), "a donor is an original token, 0 to 16, got 17"),
         (lambda m, x: m.insert_tokens(x, 0, torch.ones(1, 31)), r"new tokens are \[n, 32\] or \[3, n, 32\]"),
         (lambda m, x: m.insert_tokens(x, 0, torch.ones(32)), r"got \(32,\)"),
         (lambda m, x: m.insert_tokens(x, 0, torch.ones(2, 1, 32)), r"got \(2, 1, 32\)"),

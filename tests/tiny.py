@@ -80,6 +80,18 @@ TINY: dict[str, Tiny] = {
     "clip-gelu": Tiny("CLIPForImageClassification", {"hidden_act": "gelu"}),
     "clip-full": Tiny("CLIPModel", {"projection_dim": 24}),
 }
+# of the product of BEiT's settings, eight in which every two settings meet in each of their combinations
+BEITS = (
+    "beit-mean-layer-unscaled",
+    "beit-cls-layer-abs",
+    "beit-mean-shared-abs",
+    "beit-cls-shared-unscaled",
+    "beit-mean-both",
+    "beit-cls-both-abs-unscaled",
+    "beit-mean-none-abs-unscaled",
+    "beit-cls-none",
+)
+CORE = tuple(name for name in TINY if name in BEITS or not name.startswith(("beit-mean", "beit-cls")))
 # one of each readout, kind of token and kind of position: what the contracts run over
 FAMILIES = (
     "vit",

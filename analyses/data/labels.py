@@ -14,6 +14,14 @@ from torch import Tensor
 from analyses.data.imagedata import ImageData
 
 
+class UnknownLabelsError(ValueError):
+    """Classes of the data that a head does not know; `n_known` of them it does."""
+
+    def __init__(self, message: str, n_known: int) -> None:
+        super().__init__(message)
+        self.n_known = n_known
+
+
 @dataclass(frozen=True, eq=False)
 class LabelMap:
     """`ids[label]` is the head's class of a data set's label; calling it translates a batch of labels.
@@ -42,7 +50,7 @@ def map_labels(data: ImageData, head_names: Sequence[str] | int) -> LabelMap:
     Names are compared as they are, then without regard to case and underscores, then with the synonyms that ImageNet
     names list after commas. Labels are head classes already where either side has no names (`LABEL_0` is none) and the
     counts agree, where no name contradicts that and most confirm it, and for ImageNet's 1000 synset folders.
-    Raises ValueError naming the classes the head does not know, or knows twice, or counts that differ.
+    Raises UnknownLabelsError naming the classes the head does not know, ValueError for those it knows twice.
     """
     nameless = isinstance(head_names, int) or all(re.fullmatch(r"LABEL_\d+", str(h)) for h in head_names)
     head = [] if isinstance(head_names, int) else [str(h) for h in head_names]
@@ -57,18 +65,20 @@ def map_labels(data: ImageData, head_names: Sequence[str] | int) -> LabelMap:
         return LabelMap(torch.arange(n_head))
     if nameless:
         if len(names) != n_head:
-            raise ValueError(
+            raise UnknownLabelsError(
                 f"{data.name} has {len(names)} classes and the model's head {n_head} without names: "
-                "which is which is not known"
+                "which is which is not known",
+                n_known=0,
             )
         return LabelMap(torch.arange(n_head))
     found = _find(names, head)
     if len(names) == n_head and (_in_order(found) or _are_synsets(names)):
         return LabelMap(torch.arange(n_head))
     if unknown := [name for name, ids in zip(names, found, strict=True) if not ids]:
-        raise ValueError(
+        raise UnknownLabelsError(
             f"{data.name} has {len(unknown)} of {len(names)} classes that the model's head does not know: "
-            f"{_some(unknown)}. The head knows {n_head}: {_some(head)}"
+            f"{_some(unknown)}. The head knows {n_head}: {_some(head)}",
+            n_known=len(names) - len(unknown),
         )
     if doubtful := [name for name, ids in zip(names, found, strict=True) if len(ids) > 1]:
         raise ValueError(

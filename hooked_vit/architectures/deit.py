@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hooked_vit.architectures.base import (
     FEATURES,
     TRAINING_ONLY,
@@ -16,7 +18,7 @@ from hooked_vit.architectures.base import (
 )
 from hooked_vit.config import ViTConfig
 
-BOTH_HEADS = {"sources": ("cls", "dist"), "heads": (("head", (0,)), ("head_dist", (1,)))}
+BOTH_HEADS: dict[str, Any] = {"sources": ("cls", "dist"), "heads": (("head", (0,)), ("head_dist", (1,)))}
 
 
 def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
