@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.cls_causality_figures import main_figure, summary_table
+from analyses.cls_causality_figures import lens_figure, main_figure, summary_table
 from analyses.data import ImageData, as_data, load_data
 from analyses.heads import Answers, own_head, with_family_readout, with_ridge_head
 from analyses.metrics import correct, identifiability, rank, wilson
@@ -30,7 +30,7 @@ from interventions import Intervention, readout, shuffle_cls, sweep
 PROBE_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
 
 
-@analysis(figure=main_figure)
+@analysis(figure=main_figure, more_figures={"The model's own head on CLS, against the probe": lens_figure})
 def cls_causality(
     models: Mapping[str, HookedViT],
     data: ImageData | Any = None,

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     entry = get_analysis(args.analysis)
     options = _options(args, entry)
     out = check_writable(args.out or Path("out") / entry.name)
-    specs = args.model or default_models()
+    specs = args.model or default_models(entry.zoo_target)
     short_names(specs)
     for spec in specs:
         check_model(spec)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         result.meta["notes"] = [*result.meta.get("notes", []), OF_THE_ZOO]
     result.save(out)
     # further figures of an analysis: heading -> function that draws one from the result
-    more = [Section(heading, figure=draw(result)) for heading, draw in getattr(entry, "more_figures", {}).items()]
+    more = [Section(heading, figure=draw(result)) for heading, draw in entry.more_figures.items()]
     report = write_report(result, out, title=entry.summary, intro=_about(entry), sections=more)
     _print_result(console, entry, result)
     for path in (report, out / "result.parquet", out / "result.json"):

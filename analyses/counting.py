@@ -37,7 +37,7 @@ MEASURES = ("recovery", "flip_rate", "expected_value")
 WAYS = [(way, cumulative) for way in ("denoise", "noise") for cumulative in (False, True)]
 
 
-@analysis(figure=main_figure)
+@analysis(figure=main_figure, zoo_target="count")
 def counting(
     models: Mapping[str, HookedViT] | None = None,
     data: ImageData | Any = None,

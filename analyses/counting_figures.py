@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -88,7 +89,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
 def _sentence(what: str, row: dict[str, Any]) -> str:
     probe = f"the count is read from {what} with at best {row['best_probe']:.0%}"
     if row["decodable_from"] is not None and row["decodable_from"] == row["decodable_from"]:
-        probe += f", half of that above chance from depth {int(row['decodable_from'])} on"
+        probe += f" (half the way there from chance at depth {int(row['decodable_from'])})"
     enough = f"is enough for half of the difference at depth {row['enough_at']}"
     if row["enough_at"] == "–":
         enough = f"never brings back half of the difference (at most {row['recovered']:.0%})"
@@ -100,7 +101,7 @@ def _sentence(what: str, row: dict[str, Any]) -> str:
 
 def _cautions(result: Result, name: str, about: dict[str, Any]) -> list[str]:
     notes = [f"{name} is a model of {about['n_layers']} blocks with its own training; other models may differ."]
-    if str(about["checkpoint"] or "").startswith("vit-count") or name == "vit-count":
+    if "vit-count" in (name, Path(str(about["checkpoint"])).name):
         notes = [
             f"{name} is a small model trained for nothing but counting digit scenes; Huang & Chang (2025) studied "
             "large pretrained models fine-tuned to count, and nothing here says that those behave alike."

@@ -131,14 +131,14 @@ def short_name(spec: str) -> str:
     return os.path.basename(os.path.abspath(os.path.expanduser(spec.removeprefix(ZOO))))
 
 
-def default_models() -> list[str]:
-    """What is compared where no model is named: the zoo's label models.
+def default_models(target: str = "label") -> list[str]:
+    """What is compared where no model is named: the zoo's models trained for a target.
 
     Raises UnsupportedModelError where the zoo is empty.
     """
     from hooked_vit import zoo
 
-    if not (names := zoo.names("label")):
+    if not (names := zoo.names(target)):
         raise UnsupportedModelError(
             "the zoo is empty: this copy of hooked-vit came without it; name models with --model, or run `make zoo`"
         )

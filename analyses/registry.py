@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, ParamSpec, overload
@@ -21,11 +21,17 @@ Figure = Callable[[Result], go.Figure]
 
 @dataclass(frozen=True)
 class Analysis:
-    """A registered analysis: call it as the function it is. `summary` is the first line of its docstring."""
+    """A registered analysis: call it as the function it is. `summary` is the first line of its docstring.
+
+    `more_figures` are drawn behind `figure` in a report, under their headings. `zoo_target` says which built-in models
+    it is run on where none are named: those trained for this target.
+    """
 
     name: str
     run: Callable[..., Result]
     figure: Figure | None = None
+    more_figures: Mapping[str, Figure] = field(default_factory=dict)
+    zoo_target: str = "label"
 
     @property
     def summary(self) -> str:
@@ -42,9 +48,19 @@ _REGISTERED: dict[str, Analysis] = {}
 def analysis(name: Callable[P, Result]) -> Callable[P, Result]: ...
 @overload
 def analysis(
-    name: str | None = None, *, figure: Figure | None = None
+    name: str | None = None,
+    *,
+    figure: Figure | None = None,
+    more_figures: Mapping[str, Figure] | None = None,
+    zoo_target: str = "label",
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]: ...
-def analysis(name: Any = None, *, figure: Figure | None = None) -> Any:
+def analysis(
+    name: Any = None,
+    *,
+    figure: Figure | None = None,
+    more_figures: Mapping[str, Figure] | None = None,
+    zoo_target: str = "label",
+) -> Any:
     """Register a function that returns a `Result`; `figure` draws that result, for `Result.figure()`.
 
     >>> import pandas as pd
@@ -57,6 +73,7 @@ def analysis(name: Any = None, *, figure: Figure | None = None) -> Any:
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
     `analysis` and `versions`.
+    `figure`, `more_figures` and `zoo_target` are those of `Analysis`.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result.
     """
     if callable(name):
@@ -83,7 +100,7 @@ def analysis(name: Any = None, *, figure: Figure | None = None) -> Any:
             return result
 
         run.analysis_name = key  # type: ignore[attr-defined]
-        _REGISTERED[key] = Analysis(key, run, figure)
+        _REGISTERED[key] = Analysis(key, run, figure, more_figures or {}, zoo_target)
         return run
 
     return register

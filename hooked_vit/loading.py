@@ -39,7 +39,7 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(name_or_path, **hub)
+        config = transformers.AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     except (OSError, ValueError) as error:
         supported = ", ".join(sorted(architectures.supported_classes()))
         raise UnsupportedModelError(

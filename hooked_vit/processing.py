@@ -48,6 +48,6 @@ def load_processor(name_or_path: str, **kw: Any) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(name_or_path, backend="pil", **kw)
+        return AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False, **kw)
     except OSError:
         return None

@@ -166,6 +166,8 @@ class Factory:
         self.__signature__ = self.signature
 
     def __call__(self, *args: Any, **kw: Any) -> Intervention:
+        if unknown := [name for name in kw if name not in self.signature.parameters]:
+            raise TypeError(f"{self!r} takes no {unknown[0]}{nearest(unknown[0], self.signature.parameters)}")
         try:
             bound = self.signature.bind(*args, **kw)
         except TypeError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+import jaxtyping
 import torch
 from torch import Tensor
 
@@ -56,6 +58,16 @@ def setting(family: str) -> Setting:
         logits, kept = model.run_with_cache(donors, names_filter=lambda name: True)
         stats = collect_stats(model, donors, STATS)
     return Setting(model, x, donors, logits, kept, stats)
+
+
+@contextmanager
+def unchecked_types() -> Iterator[None]:
+    """As users run it: the annotations refuse nothing, and cost nothing."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 Make = Callable[[Setting], Intervention]

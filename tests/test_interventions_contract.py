@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import jaxtyping
 import pytest
 import torch
 
 from hooked_vit.components import watched
 from interventions import apply, check_intervention
-from tests.intervention_cases import CASES, OURS, Setting, cases, setting
+from tests.intervention_cases import CASES, OURS, Setting, cases, setting, unchecked_types
 from tests.tiny import FAMILIES
 
 # one of each readout, kind of token and kind of position gets all cases, the variants of them one
 FULL = ("vit", "deit-teacher", "beit-mean-both", "dinov2", "registers", "clip-classifier")
 EVERY = [(name, family) for name in OURS for family in FAMILIES]
-
-
-@contextmanager
-def unchecked_types() -> Iterator[None]:
-    """As users run it: the annotations refuse nothing, and cost nothing."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_every_intervention_has_cases():

@@ -1,0 +1,276 @@
+"""What cannot be loaded faithfully is refused by name, and nothing is ever made up in its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hooked_vit import HookedViT, ViTConfig, architectures
+from hooked_vit.errors import CheckpointError, NoHeadError, UnsupportedModelError
+from tests.tiny import make_hf, pixels, tiny
+
+
+def saved(name: str, folder: Path, *, tensors: Callable[[dict], None] | None = None, **config) -> Path:
+    """A checkpoint folder with its tensors or config tampered with; a config value of None takes the attribute out."""
+    make_hf(name).save_pretrained(folder)
+    if tensors is not None:
+        file = folder / "model.safetensors"
+        content = load_file(file)
+        tensors(content)
+        save_file(content, file, {"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    return folder
+
+
+def without(*names: str) -> Callable[[dict], None]:
+    def drop(tensors: dict) -> None:
+        found = [key for key in tensors if key.startswith(names)]
+        assert found
+        for key in found:
+            del tensors[key]
+
+    return drop
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("vit", "classifier."),
+        ("deit", "classifier."),
+        ("deit-teacher", "distillation_classifier."),
+        ("beit-mean-both", "classifier."),
+        ("beit-mean-both", "beit.pooler."),
+        ("dinov2", "classifier."),
+        ("registers", "classifier."),
+        ("clip-classifier", "classifier."),
+        ("clip-projection", "visual_projection."),
+    ],
+)
+def test_a_head_is_never_random(name, prefix, tmp_path):
+    """transformers fills it with random numbers and a warning."""
+    folder = saved(name, tmp_path, tensors=without(prefix))
+    with pytest.raises(CheckpointError, match=rf"missing: {prefix}.*Load it in the class it was saved from"):
+        HookedViT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("vit", "vit.embeddings.cls_token"),
+        ("beit-mean-both", "beit.encoder.layer.1.attention.attention.relative_position_bias.relative_position_bias_table"),
+        ("dinov2", "dinov2.encoder.layer.0.layer_scale1.lambda1"),
+        # which another class of the family has no use for
+        ("clip-projection", "vision_model.post_layernorm.weight"),
+        ("clip-model", "post_layernorm.bias"),
+    ],
+)
+def test_a_missing_tensor(name, tensor, tmp_path):
+    folder = saved(name, tmp_path, tensors=without(tensor))
+    with pytest.raises(CheckpointError, match=rf"missing: .*{tensor.rpartition('.')[2]}"):
+        HookedViT.from_pretrained(folder)
+
+
+def test_a_missing_tensor_in_memory():
+    """A pooler that was never made: its norm is what the model would answer with."""
+    model = transformers.BeitModel(make_hf("beit-model").config, add_pooling_layer=False)
+    with pytest.raises(CheckpointError, match=r"no tensor for \['ln_final.bias', 'ln_final.weight'\]"):
+        HookedViT.from_hf(model)
+
+
+def test_an_unused_tensor(tmp_path):
+    def add(tensors: dict) -> None:
+        tensors["vit.embeddings.second_cls_token"] = torch.zeros(1, 1, 32)
+
+    with pytest.raises(CheckpointError, match="unused: vit.embeddings.second_cls_token"):
+        HookedViT.from_pretrained(saved("vit", tmp_path, tensors=add))
+    hf = make_hf("vit")
+    hf.vit.gain = nn.Parameter(torch.ones(1))
+    with pytest.raises(CheckpointError, match=r"no place for \['gain'\]"):
+        HookedViT.from_hf(hf)
+
+
+def test_a_classifier_the_class_does_not_have(tmp_path):
+    """Read as what its config says it is, the head of this file would be dropped."""
+    folder = saved("vit", tmp_path, architectures=["ViTModel"])
+    with pytest.raises(CheckpointError, match="unused: classifier.bias, classifier.weight"):
+        HookedViT.from_pretrained(folder)
+
+
+def test_two_tensors_for_one_place():
+    """Without mean pooling this class normalises twice, and the graph once."""
+    hf = make_hf("beit-masked")
+    config = transformers.BeitConfig(**(hf.config.to_dict() | {"use_mean_pooling": False}))
+    with pytest.raises(CheckpointError, match=r"more than one tensor for \['layernorm.bias', 'layernorm.weight'\]"):
+        HookedViT.from_hf(transformers.BeitForMaskedImageModeling(config))
+
+
+def test_tensors_of_another_shape(tmp_path):
+    def widen(tensors: dict) -> None:
+        tensors["classifier.weight"] = torch.zeros(7, 32)
+
+    with pytest.raises(CheckpointError, match="of another shape: .*classifier.weight"):
+        HookedViT.from_pretrained(saved("vit", tmp_path, tensors=widen))
+    hf = make_hf("vit")
+    hf.classifier = nn.Linear(32, 7)
+    with pytest.raises(CheckpointError, match=r"classifier.weight has shape \(7, 32\), head.weight needs \(5, 32\)"):
+        HookedViT.from_hf(hf)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(bad, tmp_path):
+    def spoil(tensors: dict) -> None:
+        tensors["vit.layernorm.weight"][3] = bad
+
+    with pytest.raises(CheckpointError, match=r"weights hold NaN or infinity: ln_final\.weight"):
+        HookedViT.from_pretrained(saved("vit", tmp_path, tensors=spoil))
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "beit-mean-both", "dinov2", "registers", "clip-model"])
+def test_a_config_attribute_nobody_knows(name, tmp_path):
+    folder = saved(name, tmp_path, rotary_base=100.0)
+    with pytest.raises(CheckpointError, match=r"neither handles nor knows to be irrelevant: rotary_base=100\.0"):
+        HookedViT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["clip-full", "clip-classifier"])
+def test_a_config_attribute_nobody_knows_inside(name):
+    hf = make_hf(name)
+    hf.config.vision_config.rotary_base = 100.0
+    with pytest.raises(CheckpointError, match=r"rotary_base=100\.0"):
+        HookedViT.from_hf(hf)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "says"),
+    [
+        ("vit", {"hidden_act": "gelu_fast"}, r"no activation is called 'gelu_fast'; did you mean '.*'\?; there are gelu"),
+        ("vit", {"patch_size": (8, 4)}, "patch_size must be square, got 8 x 4"),
+        ("beit-mean-both", {"image_size": (32, 48)}, "relative position bias needs a square native image"),
+        ("vit", {"id2label": {0: "ant", 7: "bee"}}, r"name the classes 0 to 1, it names \[0, 7\]"),
+    ],
+)
+def test_a_config_no_graph_has(name, setting, says):
+    hf = make_hf(name)
+    for key, value in setting.items():
+        setattr(hf.config, key, value)
+    with pytest.raises(ValueError, match=says):
+        HookedViT.from_hf(hf)
+
+
+def test_an_unsupported_class(tmp_path):
+    supported = ", ".join(sorted(architectures.supported_classes()))
+    folder = saved("vit", tmp_path, architectures=["ViTForMaskedImageModeling"])
+    with pytest.raises(UnsupportedModelError, match=rf"no hook graph for ViTForMaskedImageModeling.*Supported: {supported}"):
+        HookedViT.from_pretrained(folder)
+    with pytest.raises(UnsupportedModelError, match="no hook graph for ViTMAEModel"):
+        HookedViT.from_hf(transformers.ViTMAEModel(transformers.ViTMAEConfig(**make_hf("vit").config.to_dict())))
+    with pytest.raises(UnsupportedModelError, match="no hook graph for Linear"):
+        HookedViT.from_hf(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("named", [None, [], ["ViTModel", "ViTForImageClassification"]])
+def test_a_config_that_does_not_name_its_class(named, tmp_path):
+    folder = saved("vit", tmp_path, architectures=named)
+    with pytest.raises(UnsupportedModelError, match="must name one class under `architectures`"):
+        HookedViT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "./no-such-folder"])
+def test_a_model_that_is_not_there(name):
+    with pytest.raises(UnsupportedModelError, match=rf"'{name}' is neither a local checkpoint.*\n.*Supported: |Supported classes"):
+        HookedViT.from_pretrained(name)
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path):
+    marker = tmp_path / "was-run"
+    for module, auto in (("evil", "AutoConfig"), ("evil", "AutoImageProcessor")):
+        (tmp_path / f"{module}.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: ...\n")
+        config = {"model_type": "evil", "architectures": ["ViTModel"], "auto_map": {auto: f"{module}.Evil"}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+        with pytest.raises(UnsupportedModelError, match="neither a local checkpoint"):
+            HookedViT.from_pretrained(tmp_path)
+    saved("vit", tmp_path)
+    with pytest.raises(ValueError, match="trust_remote_code|custom code|Unrecognized"):
+        HookedViT.from_pretrained(tmp_path)
+    assert not marker.exists()
+
+
+def test_a_pretraining_checkpoint_has_no_class_scores(tmp_path):
+    model = HookedViT.from_pretrained(saved("beit-masked", tmp_path))
+    assert model(pixels(model)).shape == (3, 32)
+    _, cache = model.run_with_cache(pixels(model))
+    for ask in (
+        lambda: model.project(cache["resid_post", 0]),
+        lambda: model.W_U,
+        lambda: cache.logit_attrs(cache.decompose_resid(), 0),
+        lambda: cache.logit_lens(),
+    ):
+        with pytest.raises(NoHeadError, match="BeitForMaskedImageModeling has none"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda x: x[0], r"pixels are \[batch, 3, height, width\], got \(3, 32, 32\); use model.preprocess"),
+        (lambda x: x[:, :1], r"got \(3, 1, 32, 32\)"),
+        (lambda x: x.movedim(1, -1), r"got \(3, 32, 32, 3\)"),
+        (lambda x: x.to(torch.uint8), r"must be normalised floats, got torch.uint8; use model.preprocess"),
+        (lambda x: x[..., :31], "multiples of the patch size 8, got 32 x 31"),
+        (lambda x: x[..., :0], "got 32 x 0"),
+        (lambda x: x.index_fill(0, torch.tensor([0, 2]), float("nan")), r"NaN or infinity in images \[0, 2\]"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), float("-inf")), r"NaN or infinity in images \[1\]"),
+    ],
+)
+def test_pixels_that_are_none(spoil, says):
+    model = tiny("vit")[1]
+    for run in (model, model.run_with_cache, model.run_with_hooks):
+        with pytest.raises(ValueError, match=says):
+            run(spoil(pixels(model)))
+
+
+def test_another_size_where_positions_cannot_be_resampled():
+    model = tiny("vit-wide")[1]
+    with pytest.raises(ValueError, match=r"square native grids only; this model's grid is \(4, 6\)"):
+        model(pixels(model, (48, 32)))
+
+
+SIZES = {"d_model": 32, "n_layers": 1, "n_heads": 4, "d_mlp": 8, "image_size": (16, 16), "patch_size": 8, "n_classes": 2}
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"n_heads": 5}, "d_model 32 must be a multiple of n_heads 5"),
+        ({"patch_size": 7}, r"image_size \(16, 16\) must be a multiple of patch_size 7"),
+        ({"rel_pos_shared": True, "image_size": (16, 24)}, "needs a square native image"),
+        ({"rel_pos_per_layer": True, "n_registers": 1}, r"got the prefix \('cls', 'registers'\)"),
+        ({"sources": ()}, "at least one source"),
+        ({"sources": ("dist",)}, r"reads \('dist',\), the tokens are \('cls', 'patches'\)"),
+        ({"has_cls": False}, r"reads \('cls',\), the tokens are \('patches',\)"),
+        ({"n_classes": None}, "must come together"),
+        ({"heads": ()}, "must come together"),
+        ({"heads": (("head", (1,)),)}, "read sources that do not exist"),
+        ({"class_names": ("a",)}, "1 class names for 2 classes"),
+    ],
+)
+def test_a_description_no_graph_has(setting, says):
+    HookedViT(ViTConfig(**SIZES))
+    with pytest.raises(ValueError, match=says):
+        ViTConfig(**(SIZES | setting))
+
+
+def test_a_family_registers_once():
+    with pytest.raises(ValueError, match="'vit' is registered already"):
+        architectures.register(architectures.get("vit"))
+    with pytest.raises(UnsupportedModelError, match="no architecture is called 'vti'; there are beit, clip"):
+        architectures.get("vti")
