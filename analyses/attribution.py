@@ -20,19 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analyses.pair_tally import Tally, dropped_notes
 from analyses.patch_sites import INNER, STREAM, Patch, axes, list_patches, pair_pixels
 from analyses.patched_runs import patched_runs, refuse_hooks
-from analyses.patching_metrics import (
-    EPS,
-    Metric,
-    MetricLike,
-    Reference,
-    Tally,
-    as_metric,
-    check_classes,
-    dropped_notes,
-    reference,
-)
+from analyses.patching_metrics import EPS, Metric, MetricLike, Reference, as_metric, check_classes, reference
 from analyses.results import Result, environment
 from analyses.token_groups import token_masks
 from hooked_vit import HookedViT
@@ -40,6 +31,7 @@ from interventions import Intervention, resolve
 
 ALONG = ("embedding", "site")
 Place = tuple[str, int]
+POOR = 0.8
 
 
 def attribution_patching(
@@ -71,7 +63,8 @@ def attribution_patching(
     Arguments and the frame are those of `activation_patching`: `value` is the estimate of what it would report, and
     `exact`, for `check` cells, what it does report (NaN for the others). The metric must have a gradient.
 
-    With `steps` above 0 gradients are averaged over as many midpoints between the two runs: `along="embedding"` moves
+    A saturated model has small gradients where a patch would change a lot, so look at the agreement; with `steps` above
+    0 gradients are averaged over as many midpoints between the two runs: `along="embedding"` moves
     the stream in front of block 0 and serves all sites at once, `along="site"` moves each site of each layer by
     itself, so that the estimates of all tokens at one depth of the stream add up to the whole difference.
     Raises ValueError for a metric without a gradient, and what `activation_patching` raises.
@@ -113,15 +106,16 @@ def attribution_patching(
         for (way, patch), measured in estimates.rows(seed)
     ]
     frame = pd.DataFrame(rows).astype({"head": "Int64"})
+    agreed = agreement(frame)
     meta = {
         "model": model.cfg.name or model.cfg.architecture,
         "n_pairs": len(clean),
         "method": f"integrated gradients along the {along}, {steps} steps" if steps else "first order",
-        "agreement": agreement(frame),
+        "agreement": agreed,
         "classes": "the model's predictions" if classes is None else "given",
         "eps": eps,
         "seed": seed,
-        "notes": dropped_notes(frame),
+        "notes": [*dropped_notes(frame), *_distrust(agreed, steps)],
         "versions": environment(),
     }
     return Result(frame, meta)
@@ -138,6 +132,14 @@ def agreement(frame: pd.DataFrame) -> dict[str, float | int]:
     varied = len(both) > 1 and bool((both.max() > both.min()).all())
     found = {kind: float(both.corr(method=kind).iloc[0, 1]) if varied else np.nan for kind in ("pearson", "spearman")}
     return {**found, "mean_error": float((both.value - both.exact).abs().mean()), "n_cells": len(both)}
+
+
+def _distrust(agreed: dict[str, float | int], steps: int) -> list[str]:
+    """A sentence where the estimate does not even order the patches as they are."""
+    if not agreed["spearman"] < POOR:
+        return []
+    advice = "more steps may help" if steps else "steps=8 averages gradients between the two runs"
+    return [f"the estimate agrees poorly with exact patches (rank correlation {agreed['spearman']:.2f}): {advice}."]
 
 
 def _check_options(metric: Metric, direction: str, along: str, steps: int) -> None:

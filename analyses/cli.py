@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 DEMO_ANALYSIS = "cls-causality"
-DEMO_IMAGES = 1000  # the demo has to end within three minutes on two cores
+DEMO_IMAGES = 640  # the demo has to end within three minutes on two cores
 DATA = "scenes:test"
 FIRST_STEPS = """first steps:
   hooked-vit demo                                       the main question, on built-in models and images

@@ -1,8 +1,9 @@
 """At which layers is the label decodable from the CLS token, and at which layers does the model use it?
 
-Per model and layer: what a ridge probe reads from CLS (blue), what is left of the model's accuracy when CLS is
-exchanged between images there, with the full readout (orange) and with the readout restricted to CLS (green), and
-what the model's own head reads from CLS as it is. methods sections 1 to 4; lab note 1 and Vilas et al. 2023.
+Blue: accuracy of a ridge probe on the CLS token after each block, which says what is there to be read. Orange: accuracy
+of the model when CLS tokens are exchanged between images after that block, which says what is used. Green: the same
+with the readout restricted to CLS, for families that read more than CLS. Further down: what the model's own final norm
+and head read from CLS at every depth (Vilas et al., NeurIPS 2023).
 """
 
 from __future__ import annotations

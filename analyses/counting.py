@@ -19,12 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.counting_figures import in_words, main_figure, summary_table
+from analyses.counting_figures import cumulative_figure, in_words, main_figure, summary_table
 from analyses.data import ImageData, as_data, load_data
 from analyses.metrics import wilson
+from analyses.pair_tally import Tally, bootstrap
 from analyses.patch_sites import list_patches, pair_pixels
 from analyses.patched_runs import patched_runs
-from analyses.patching_metrics import EPS, METRICS, Tally, bootstrap, reference
+from analyses.patching_metrics import EPS, METRICS, reference
 from analyses.registry import analysis
 from analyses.results import Result
 from analyses.ridge import GramRidge, RidgeProbe
@@ -98,7 +99,8 @@ def counting(
     }
     result = Result(frame, meta)
     result.meta["summary"], result.meta["notes"] = in_words(result)
-    result.meta["table"] = summary_table(result).to_dict("records")
+    table = summary_table(result).astype(object)
+    result.meta["table"] = table.where(table.notna(), None).to_dict("records")
     return result
 
 

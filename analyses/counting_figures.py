@@ -17,7 +17,7 @@ GROUPS = {
     "removed": "the removed object's patches",
     "others": "other objects' patches",
     "background": "background patches",
-    "random": "random patches, as many as the removed object's",
+    "random": "as many random patches",
     "patches": "all patches",
     "all": "all tokens",
 }
@@ -127,11 +127,13 @@ def _cautions(result: Result, name: str, about: dict[str, Any]) -> list[str]:
 def _figure(result: Result, *, cumulative: bool) -> go.Figure:
     panels = _by_group(result)
     several = result.frame.model.nunique() > 1
-    titles = [f"{name}: {_label(group)}" if several else _label(group) for name, group, _ in panels]
+    titles = [
+        f"{name}: {GROUPS.get(group, group)}" if several else GROUPS.get(group, group) for name, group, _ in panels
+    ]
     n_rows = -(-len(panels) // PANELS)
     fig = make_subplots(
         rows=n_rows, cols=PANELS, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03,
-        vertical_spacing=0.24 / n_rows,
+        vertical_spacing=0.3 / n_rows,
     )  # fmt: skip
     depths = "patched at this depth and before" if cumulative else "patched at this depth"
     for place, (name, _, rows) in enumerate(panels):
@@ -209,8 +211,3 @@ def _depths(curve: pd.Series) -> str:
         else:
             runs.append([depth])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "–"
-
-
-def _label(group: str) -> str:
-    label = GROUPS.get(group, group)
-    return label.replace(", as many as", ",<br>as many as")

@@ -26,7 +26,9 @@ def load_model(spec: str, **kw: Any) -> HookedViT:
     """
     from hooked_vit import HookedViT
 
-    return HookedViT.from_pretrained(check_model(spec), **kw)
+    model = HookedViT.from_pretrained(check_model(spec), **kw)
+    model.cfg = model.cfg.replace(name=spec)  # what was asked for, not where this machine keeps it
+    return model
 
 
 def locate(spec: str) -> str:

@@ -59,6 +59,8 @@ def patched_runs(
     refuse_hooks(model)
     if unknown := {p.group for p in patches} - set(groups):
         raise ValueError(f"patches name token groups that were not given: {sorted(unknown)}")
+    if not patches:
+        return
     layout = model.layout_for(*base.shape[2:])
     cfg = model.cfg
     eager = any(axes(p.site) == "scores" for p in patches)

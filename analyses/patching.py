@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.pair_tally import Tally, dropped_notes
 from analyses.patch_sites import list_patches, pair_pixels
 from analyses.patched_runs import patched_runs
-from analyses.patching_metrics import EPS, MetricLike, Tally, as_metrics, check_classes, dropped_notes, reference
+from analyses.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
 from analyses.results import Result, environment
 from analyses.token_groups import token_masks
 from hooked_vit import HookedViT

@@ -6,22 +6,16 @@ the patches came from (`donor`), and the two classes the pair is about.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.metrics import wilson
 from hooked_vit.errors import nearest
 
 EPS = 1e-3
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +156,8 @@ def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
 
     Raises ValueError for none at all and for two of one name.
     """
-    single = isinstance(metric, (str, Metric)) or callable(metric)
-    metrics = [as_metric(m) for m in ([metric] if single else metric)]  # type: ignore[list-item, union-attr]
+    listed = [metric] if isinstance(metric, (str, Metric)) or callable(metric) else metric
+    metrics = [as_metric(m) for m in listed]
     names = [m.name for m in metrics]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"metrics are one or more, each once; got {names}")
@@ -189,126 +183,3 @@ def measure(metric: Metric, logits: Float[Tensor, "n c"], reference: Reference, 
     if not metric.normalised:
         return value
     return share(value, metric(reference.base, reference), metric(reference.donor, reference), eps)
-
-
-class Tally:
-    """Values per pair and key, gathered batch by batch; `rows` has their means over pairs.
-
-    Keys are whatever describes a patch; `excluded` pairs count as neither value nor dropped denominator.
-    """
-
-    def __init__(self, metrics: Sequence[Metric], eps: float = EPS) -> None:
-        if not eps > 0:
-            raise ValueError(f"a denominator is refused below eps, which is above 0; got {eps}")
-        self.metrics, self.eps = list(metrics), eps
-        self._values: dict[tuple[Hashable, str], list[Tensor]] = defaultdict(list)
-        self._ends: dict[tuple[Hashable, str], list[Tensor]] = defaultdict(list)
-        self._excluded: dict[Hashable, int] = defaultdict(int)
-
-    def add(
-        self, key: Hashable, logits: Float[Tensor, "n c"], reference: Reference, excluded: Tensor | None = None
-    ) -> None:
-        """The patched logits of a batch of pairs."""
-        for metric in self.metrics:
-            self.add_values(key, metric, measure(metric, logits, reference, self.eps), reference, excluded)
-
-    def add_values(
-        self,
-        key: Hashable,
-        metric: Metric,
-        values: Float[Tensor, "n"],
-        reference: Reference,
-        excluded: Tensor | None = None,
-    ) -> None:
-        """Values of one metric that are known already; NaN for a dropped denominator."""
-        kept = torch.ones(len(values), dtype=torch.bool) if excluded is None else ~excluded.cpu()
-        ends = torch.stack([metric(reference.base, reference), metric(reference.donor, reference)], dim=1)
-        if metric.normalised:
-            ends = torch.tensor([0.0, 1.0], dtype=ends.dtype).expand_as(ends)
-        self._values[key, metric.name].append(values.detach().cpu()[kept])
-        self._ends[key, metric.name].append(ends.detach().cpu()[kept])
-        if metric is self.metrics[0]:
-            self._excluded[key] += int((~kept).sum())
-
-    def values(self, key: Hashable, metric: str) -> Float[Tensor, "n"]:
-        """All values of one key so far, in the order of the pairs, NaN where the denominator was too small."""
-        return torch.cat(self._values[key, metric])
-
-    def rows(self, seed: int = 0) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """(key, measurement) for every key and metric.
-
-        `value` is the mean over the `n` pairs that have one, `low` and `high` its 95 % interval (Wilson's for a rate,
-        a percentile bootstrap over pairs otherwise), `base` and `donor` the metric's mean in the two runs themselves,
-        `n_dropped` the pairs whose denominator was below eps and `n_excluded` those left out by the caller.
-        """
-        rates = {metric.name: metric.rate for metric in self.metrics}
-        columns = {key: torch.cat(parts).numpy() for key, parts in self._values.items()}
-        intervals = bootstrap(columns, seed=seed)
-        for (key, name), values in columns.items():
-            known = np.isfinite(values)
-            n = int(known.sum())
-            ends = torch.cat(self._ends[key, name]).numpy()[known]
-            low, high = intervals[key, name]
-            if rates[name] and n:
-                _, low, high = wilson(int(values[known].sum()), n)
-            yield (
-                key,
-                {
-                    "metric": name,
-                    "value": float(values[known].mean()) if n else float("nan"),
-                    "low": low,
-                    "high": high,
-                    "base": float(ends[:, 0].mean()) if n else float("nan"),
-                    "donor": float(ends[:, 1].mean()) if n else float("nan"),
-                    "n": n,
-                    "n_dropped": int(len(values) - n),
-                    "n_excluded": self._excluded[key],
-                },
-            )
-
-
-def bootstrap(
-    columns: Mapping[Any, np.ndarray], *, n_resamples: int = RESAMPLES, seed: int = 0
-) -> dict[Any, tuple[float, float]]:
-    """95 % percentile bootstrap intervals of the means of many columns, NaN left out; pairs are what is drawn.
-
-    Columns of one length share their draws, so that thousands of them cost one matrix product.
-    """
-    intervals: dict[Any, tuple[float, float]] = {}
-    by_length: dict[int, list[Any]] = defaultdict(list)
-    for key, values in columns.items():
-        by_length[len(values)].append(key)
-    for n, keys in by_length.items():
-        table = np.stack([columns[key] for key in keys], axis=1)
-        known = np.isfinite(table)
-        if n < 2:
-            low = high = np.where(known, table, np.nan).reshape(n, -1)[0] if n else np.full(len(keys), np.nan)
-        else:
-            drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
-            with np.errstate(invalid="ignore"):
-                means = (drawn @ np.where(known, table, 0.0)) / (drawn @ known.astype(float))
-            low, high = _quantiles(means)
-        intervals |= {key: (float(a), float(b)) for key, a, b in zip(keys, low, high, strict=True)}
-    return intervals
-
-
-def _quantiles(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 % and 97.5 % of each column; NaN where no pair of the column has a value."""
-    low, high = np.full(means.shape[1], np.nan), np.full(means.shape[1], np.nan)
-    some = np.isfinite(means).any(0)
-    if some.any():
-        low[some], high[some] = np.nanquantile(means[:, some], [0.025, 0.975], axis=0)
-    return low, high
-
-
-def dropped_notes(frame: pd.DataFrame) -> list[str]:
-    """A sentence per metric whose denominator was too small for some pairs."""
-    notes = []
-    for name, rows in frame.groupby("metric", sort=False):
-        if worst := int(rows.n_dropped.max()):
-            total = int((rows.n + rows.n_dropped).max())
-            notes.append(
-                f"{name}: for {worst} of {total} pairs both runs have the same value, so that there is nothing to "
-                "recover; they are left out."
-            )
-    return notes

@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analyses.pair_tally import Tally, dropped_notes
 from analyses.patch_sites import pair_pixels
 from analyses.patched_runs import refuse_hooks
-from analyses.patching_metrics import EPS, MetricLike, Tally, as_metrics, check_classes, dropped_notes, reference
+from analyses.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
 from analyses.paths import Receiver, Sender, Wires
 from analyses.results import Result, environment
 from hooked_vit import HookedViT

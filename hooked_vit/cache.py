@@ -26,7 +26,10 @@ class ActivationCache(TLActivationCache):
     model: Any
 
     def __init__(
-        self, cache_dict: dict[str, Tensor], model: Any, has_batch_dim: bool = True,
+        self,
+        cache_dict: dict[str, Tensor],
+        model: Any,
+        has_batch_dim: bool = True,
         layouts: dict[str, TokenLayout] | None = None,
     ) -> None:
         super().__init__(cache_dict, model, has_batch_dim)
@@ -76,8 +79,13 @@ class ActivationCache(TLActivationCache):
         return batch_slice.apply(scale) if batch_slice is not None and self.has_batch_dim else scale
 
     def logit_attrs(
-        self, residual_stack: Tensor, tokens: Any, incorrect_tokens: Any = None, pos_slice: Any = None,
-        batch_slice: Any = None, has_batch_dim: bool = True,
+        self,
+        residual_stack: Tensor,
+        tokens: Any,
+        incorrect_tokens: Any = None,
+        pos_slice: Any = None,
+        batch_slice: Any = None,
+        has_batch_dim: bool = True,
     ) -> Float[Tensor, "components *b t"]:
         """TransformerLens' logit attributions, for the tokens this run had; `tokens` are classes, one or one per image.
 
@@ -93,7 +101,7 @@ class ActivationCache(TLActivationCache):
         towards = pos_slice.apply(towards, dim=-2)
         if pos_slice.mode != "int" and residual_stack.shape[-2] != towards.shape[-2]:
             raise ValueError(
-                f"the stack holds {residual_stack.shape[-2]} positions, pos_slice leaves {towards.shape[-2]} of this run"
+                f"the stack holds {residual_stack.shape[-2]} positions, pos_slice leaves {towards.shape[-2]} of the run"
             )
         scaled = self.apply_ln_to_stack(
             residual_stack, -1, pos_slice=pos_slice, batch_slice=batch_slice, has_batch_dim=has_batch_dim
@@ -101,7 +109,8 @@ class ActivationCache(TLActivationCache):
         return (scaled * towards).sum(-1)
 
     def logit_lens(  # type: ignore[override]
-        self, role: Role = "cls", tokens: Tokens | None = None) -> Float[Tensor, "layers *b k c"]:
+        self, role: Role = "cls", tokens: Tokens | None = None
+    ) -> Float[Tensor, "layers *b k c"]:
         """Class scores of the residual stream at every depth: entering each block, and after the last one.
 
         >>> cache.logit_lens("cls")[-1, :, 0]  # doctest: +SKIP

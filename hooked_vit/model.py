@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
@@ -17,7 +17,7 @@ from transformer_lens.utilities import Slice
 
 from hooked_vit.cache import ActivationCache
 from hooked_vit.components import Block, LayerNorm, watched
-from hooked_vit.config import Role, ViTConfig
+from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnknownHookError, nearest
 from hooked_vit.positions import Embedding, PositionEmbedding, RelativePositionBias
 from hooked_vit.readout import Readout
@@ -80,7 +80,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
     def forward(
         self,
-        x: Float[Tensor, "b ..."],
+        x: Shaped[Tensor, "b ..."],
         *,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
@@ -112,7 +112,9 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
     def embed_pixels(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
         """The residual stream entering block 0."""
-        x = self.embed(self.hook_pixels(pixels.to(self.embed.patch.weight.dtype)))
+        pixels = pixels.to(self.embed.patch.weight.dtype)
+        # a copy, so that an edit in place does not write into the caller's images
+        x = self.embed(self.hook_pixels(pixels.clone() if watched(self.hook_pixels) else pixels))
         if self.ln_pre is not None:
             # positions are added in front of a norm, so the stream starts behind it
             return self.hook_embed(self.ln_pre(x + self._positions(x)))
@@ -215,7 +217,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         return deepcopy(self, keep | {id(self.processor): self.processor})
 
     def set_attention(self, kernel: str) -> None:
-        """"auto" is fused unless a hook needs scores or pattern, "eager" never is, "sdpa" always; same numbers."""
+        """ "auto" is fused unless a hook needs scores or pattern, "eager" never is, "sdpa" always; same numbers."""
         if kernel not in ("auto", "eager", "sdpa"):
             raise ValueError(f'attention is "auto", "eager" or "sdpa", got {kernel!r}')
         self.run.attention = kernel
@@ -237,7 +239,10 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
     @contextmanager
     def hooks(
-        self, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), reset_hooks_end: bool = True,
+        self,
+        fwd_hooks: Sequence[Hook] = (),
+        bwd_hooks: Sequence[Hook] = (),
+        reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator[HookedViT]:
         """Attach hooks for the length of a `with`; every name is resolved before the first one is attached.
@@ -280,9 +285,17 @@ class HookedViT(Readout, Weights, HookedRootModule):
         return super().run_with_hooks(*model_args, fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **kw)
 
     def run_with_cache(
-        self, *model_args: Any, names_filter: NamesFilter = None, device: Any = None, remove_batch_dim: bool = False,
-        incl_bwd: bool = False, reset_hooks_end: bool = True, clear_contexts: bool = False, pos_slice: Any = None,
-        return_cache_object: bool = True, **model_kwargs: Any,
+        self,
+        *model_args: Any,
+        names_filter: NamesFilter = None,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Any = None,
+        return_cache_object: bool = True,
+        **model_kwargs: Any,
     ) -> tuple[Tensor, ActivationCache | dict[str, Tensor]]:
         """Run and keep activations: all of them except `hook_result`, or those of `names_filter`.
 
@@ -298,8 +311,13 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
         with self.hooks([(name, note) for name in wanted]):
             output, kept = super().run_with_cache(
-                *model_args, names_filter=lambda name: name in wanted, device=device, incl_bwd=incl_bwd,
-                remove_batch_dim=remove_batch_dim, reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts,
+                *model_args,
+                names_filter=lambda name: name in wanted,
+                device=device,
+                incl_bwd=incl_bwd,
+                remove_batch_dim=remove_batch_dim,
+                reset_hooks_end=reset_hooks_end,
+                clear_contexts=clear_contexts,
                 **model_kwargs,
             )
         if pos_slice is not None:
@@ -322,7 +340,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
             raise ValueError(f"{what} is 0 to {n}, or negative from the end: the model has {n} layers, got {layer}")
         return layer % n if layer < 0 else layer
 
-    def check_pixels(self, pixels: Float[Tensor, "b c h w"]) -> TokenLayout:
+    def check_pixels(self, pixels: Shaped[Tensor, "..."]) -> TokenLayout:
         """The tokens of these pixels.
 
         Raises ValueError for pixels of the wrong shape, type or size, or with NaN or infinity.

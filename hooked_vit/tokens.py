@@ -181,7 +181,11 @@ class TokenLayout:
         def taken(old: Tensor, pad: int) -> Tensor:
             return old.expand(*batch, -1).gather(-1, places.clamp(min=0)).where(real, torch.tensor(pad))
 
-        kept: dict[str, Any] = {"codes": taken(self.codes, ABSENT), "ids": taken(self.ids, -1), "donors": taken(self.donors, -1)}
+        kept: dict[str, Any] = {
+            "codes": taken(self.codes, ABSENT),
+            "ids": taken(self.ids, -1),
+            "donors": taken(self.donors, -1),
+        }
         if batch and all((rows == rows[0]).all() for rows in kept.values()):
             kept = {name: rows[0] for name, rows in kept.items()}
         return replace(self, **kept)

@@ -141,9 +141,7 @@ class Weights(nn.Module):
         if folds_head:
             assert isinstance(self.ln_final, LayerNorm)
             _fold(self.ln_final, [getattr(self, name) for name, _ in self.cfg.heads])
-        self.cfg = self.cfg.replace(
-            q_bias=True, k_bias=True, v_bias=True, head_bias=self.cfg.head_bias or folds_head
-        )
+        self.cfg = self.cfg.replace(q_bias=True, k_bias=True, v_bias=True, head_bias=self.cfg.head_bias or folds_head)
 
 
 def _fold(norm: LayerNorm, readers: list[nn.Linear]) -> None:
@@ -155,5 +153,3 @@ def _fold(norm: LayerNorm, readers: list[nn.Linear]) -> None:
         linear.weight.mul_(gain)
     norm.weight.fill_(1.0)
     norm.bias.fill_(0.0)
-
-

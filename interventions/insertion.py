@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def insert_token(
     if isinstance(index, bool) or not -native.n_tokens - 1 <= index <= native.n_tokens:
         raise ValueError(f"index must be 0 to {native.n_tokens}, or negative from the end; got {index}")
     make = _maker(model, vector, seed, std)
-    donor, bias_hooks = _bias(model, bias, layer)
+    donor, mark, bias_hooks = _bias(model, bias, layer)
 
     def edit(resid: Tensor, hook: object) -> Tensor:
         per_image(chosen, len(resid), "where is given")
@@ -74,6 +75,9 @@ def insert_token(
             return resid
         at = index % (resid.shape[1] + 1)
         longer = model.insert_tokens(resid, at, make(resid)[:, None], role=role, donor=donor)
+        if mark is not None:
+            new = torch.arange(longer.shape[1]) == at
+            model.run.tokens = replace(model.tokens, donors=model.tokens.donors.masked_fill(new, mark))
         if chosen.all():
             return longer
         # the others lose it again, and are padded at the end instead
@@ -115,26 +119,28 @@ def _maker(model: HookedViT, vector: Tensor | str | int, seed: int, std: Number)
     return make
 
 
-def _bias(model: HookedViT, bias: str | Tensor, layer: int) -> tuple[int | None, Hooks]:
-    """The donor of the new token's relative-position entries, and the edits that give it its own."""
+def _bias(model: HookedViT, bias: str | Tensor, layer: int) -> tuple[int | None, int | None, Hooks]:
+    """The donor of the new token's relative-position entries; or its mark, and the edits that give it its own."""
     if isinstance(bias, str):
         check_choice(bias, BIAS, "the new token's position bias")
         prefix = model.run.native.prefix
-        return (prefix.index("cls") if bias == "cls" and "cls" in prefix else None), []
+        return (prefix.index("cls") if bias == "cls" and "cls" in prefix else None), None, []
     names = [f"blocks.{l}.attn.hook_rel_pos_bias" for l in range(layer, model.cfg.n_layers)]
     if names[0] not in model.hook_dict:
         raise ValueError("this model has no relative position bias, so a new token cannot have one of its own")
     if bias.shape != (3, model.cfg.n_heads):
         raise ValueError(f"a position bias is [3, {model.cfg.n_heads}]; got {tuple(bias.shape)}")
-    # no token is the donor of a negative id; which negative one says, in later blocks, whose entries to set
-    mark = -2 - zlib.crc32(show(bias.detach()).encode())
+    # a negative donor is none; which negative number it is tells later blocks whose entries to set
+    mark = -2 - zlib.crc32(show(bias).encode())
 
     def edit(table: Tensor, hook: object) -> Tensor:
         new = (model.tokens.donors == mark).to(table.device)
+        if not new.any():
+            return table
         new = new.reshape(-1, 1, new.shape[-1])
         row, column = new[..., :, None], new[..., None, :]
         to_token, to_new, to_self = bias.to(table)[:, None, :, None, None]
-        inner = torch.where(row & column, to_self, torch.where(row, to_token, to_new))
-        return torch.where(row | column, inner, table)
+        own = torch.where(row & column, to_self, torch.where(row, to_token, to_new))
+        return torch.where(row | column, own, table)
 
-    return mark, [(name, edit) for name in names]
+    return None, mark, [(name, edit) for name in names]

@@ -18,7 +18,9 @@ EXACT = 1e-12
 
 
 @cache
-def run(name: str, folded: bool = False, size: tuple[int, int] | None = None) -> tuple[HookedViT, Tensor, ActivationCache]:
+def run(
+    name: str, folded: bool = False, size: tuple[int, int] | None = None
+) -> tuple[HookedViT, Tensor, ActivationCache]:
     model = make(name)
     if folded:
         model.fold_layer_scale_()
@@ -136,7 +138,9 @@ class TestLogitAttributions:
             places = slice(*part) if isinstance(part, tuple) else part
             close(sliced, whole[..., places])
         close(kept.logit_attrs(kept.decompose_resid(), 2, batch_slice=(1, 3)), whole[:, 1:3])
-        with pytest.raises(ValueError, match=rf"holds 2 positions, pos_slice leaves {model.tokens.n_tokens} of this run"):
+        with pytest.raises(
+            ValueError, match=rf"holds 2 positions, pos_slice leaves {model.tokens.n_tokens} of the run"
+        ):
             kept.logit_attrs(kept.decompose_resid(pos_slice=[0, 3]), 2)
 
 

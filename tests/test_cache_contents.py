@@ -141,7 +141,11 @@ def test_tokens_are_found_wherever_they_were(family):
 def test_at_refuses_what_is_no_list_of_tokens():
     model = tiny("vit")[1]
     _, cache = model.run_with_cache(pixels(model))
-    for name, shape in (("hook_pooled", "3, 32"), ("embed.hook_patch", "3, 16, 32"), ("blocks.0.attn.hook_pattern", "3, 4")):
+    for name, shape in (
+        ("hook_pooled", "3, 32"),
+        ("embed.hook_patch", "3, 16, 32"),
+        ("blocks.0.attn.hook_pattern", "3, 4"),
+    ):
         with pytest.raises(ValueError, match=rf"'{name}' has the shape \({shape}.*17 tokens"):
             cache.at(name)
     with pytest.raises(ValueError, match="there is no 'dist' token here; this model has cls, patches"):

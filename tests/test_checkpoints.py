@@ -1,4 +1,4 @@
-"""A checkpoint on disk, of today's transformers or with the names the hub's files still have, is the model in memory."""
+"""A checkpoint on disk, of today's transformers or with the names the hub still has, is the model in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ ON_DISK = sorted({"beit-mean-both", "beit-cls-none", "dinov2", "vit", "vit-wide"
 # architectures.md: today's names, as files on the hub spell them
 ATTENTION = [(r"attention\.([qkv])_proj", r"attention.attention.\1"), (r"attention\.o_proj", "attention.output.dense")]
 LETTERS = {"q": "query", "k": "key", "v": "value"}
-BLOCKS = [(r"(^|\.)layers\.", r"\1encoder.layer."), *ATTENTION, (r"mlp\.fc1", "intermediate.dense"), (r"mlp\.fc2", "output.dense")]
+BLOCKS = [
+    (r"(^|\.)layers\.", r"\1encoder.layer."),
+    *ATTENTION,
+    (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+]
 HUB_NAMES = {
     "vit": BLOCKS,
     "deit-teacher": BLOCKS,
@@ -67,7 +72,9 @@ def save_with_hub_names(name: str, folder: Path) -> None:
         down = gate.replace("gate_proj", "down_proj")
         tensors[down.replace("down_proj", "weights_out")] = tensors.pop(down)
     assert (tensors.keys() == hf.state_dict().keys()) == (HUB_NAMES[name] == [])
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     hf.config.save_pretrained(folder)
 
 

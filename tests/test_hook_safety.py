@@ -1,4 +1,4 @@
-"""Whatever goes wrong in a run, nothing stays behind; and what cannot be meant is refused before anything is attached."""
+"""Whatever goes wrong in a run, nothing stays behind; what cannot be meant is refused before it is attached."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def model() -> Iterator[HookedViT]:
 
 
 @pytest.mark.parametrize("error", [ValueError, Interrupted])
-@pytest.mark.parametrize("where", ["embed.hook_patch", "blocks.1.attn.hook_z", "blocks.1.attn.hook_pattern", "hook_logits"])
+@pytest.mark.parametrize(
+    "where", ["embed.hook_patch", "blocks.1.attn.hook_z", "blocks.1.attn.hook_pattern", "hook_logits"]
+)
 def test_a_hook_that_raises(model, error, where):
     hooks, x = [GOOD, (where, failing(error))], pixels(model)
     with pytest.raises(error):
@@ -75,9 +77,13 @@ def test_a_model_that_raises(model):
 
 
 def test_an_exception_between_the_runs(model):
-    with pytest.raises(Interrupted), model.hooks([GOOD]):
-        model(pixels(model))
-        raise Interrupted
+    def interrupted_work():
+        with model.hooks([GOOD]):
+            model(pixels(model))
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        interrupted_work()
 
 
 def test_an_edit_of_a_wrong_shape(model):
@@ -128,7 +134,10 @@ def test_a_plain_hook_that_changes_the_tokens_is_told_how(family, kind):
     model = tiny(family)[1]
     n = model.tokens.n_tokens
     for layer in range(model.cfg.n_layers):
-        for changed, edit in ((n - 1, lambda act, hook: act[:, :-1]), (n + 1, lambda act, hook: act[:, [0, *range(n)]])):
+        for changed, edit in (
+            (n - 1, lambda act, hook: act[:, :-1]),
+            (n + 1, lambda act, hook: act[:, [0, *range(n)]]),
+        ):
             hook = f"blocks.{layer}.hook_{kind}"
             with pytest.raises(ValueError, match=rf"from {n} to {changed}.*insert_tokens.*keep_tokens"):
                 model.run_with_hooks(pixels(model), fwd_hooks=[(hook, edit)])

@@ -13,7 +13,9 @@ from hooked_vit import ActivationCache, HookedViT
 from hooked_vit.hook_table import describe_hooks, layer_of, without_layer
 from tests.tiny import FAMILIES, distance, make, pixels, tiny
 
-EVERY_HOOK = [pytest.param(family, hook, id=f"{family}-{hook}") for family in FAMILIES for hook in tiny(family)[1].hook_dict]
+EVERY_HOOK = [
+    pytest.param(family, hook, id=f"{family}-{hook}") for family in FAMILIES for hook in tiny(family)[1].hook_dict
+]
 
 # what reads what, inside a block
 BLOCK = {
@@ -129,9 +131,8 @@ def test_the_graph_names_every_hook(family):
 @pytest.mark.parametrize(("family", "hook"), EVERY_HOOK)
 def test_an_edit_moves_all_that_lies_behind_it_and_nothing_else(family, hook):
     model, x, clean = watched(family)
-    with torch.no_grad():
-        with model.hooks([(hook, nudge)]):
-            _, edited = model.run_with_cache(x, names_filter=lambda name: True)
+    with torch.no_grad(), model.hooks([(hook, nudge)]):
+        _, edited = model.run_with_cache(x, names_filter=lambda name: True)
     moved = {name for name in clean if not torch.equal(clean[name], edited[name])}
     assert moved == downstream(readers(model), hook)
     assert "hook_logits" in moved
@@ -152,7 +153,13 @@ def test_a_hook_alone_acts_and_a_no_op_does_not(family, hook):
 
 @pytest.mark.parametrize(
     "hook",
-    ["blocks.0.ln1.hook_normalized", "blocks.1.ln2.hook_scale", "blocks.0.attn.hook_result", "blocks.0.hook_mlp_in"],
+    [
+        "hook_pixels",
+        "blocks.0.ln1.hook_normalized",
+        "blocks.1.ln2.hook_scale",
+        "blocks.0.attn.hook_result",
+        "blocks.0.hook_mlp_in",
+    ],
 )
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
 def test_an_edit_in_place_is_seen_too(hook, mode):
@@ -163,6 +170,7 @@ def test_an_edit_in_place_is_seen_too(hook, mode):
         in_place = model.run_with_hooks(x, fwd_hooks=[(hook, lambda act, hook: act.mul_(act))])
         assert torch.equal(in_place, by_value)
         assert distance(in_place, model(x)) > 1e-3
+    assert torch.equal(x, pixels(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -506,6 +506,7 @@ def test_other_image_sizes(family):
                 assert torch.equal(model(x), want)
         with apply(model, remove_tokens("patches", where=torch.rand(2, 30) > 0.5)) as run:
             model(x)
-        native = pixels(model)
+        native = pixels(model, n=2)
         with pytest.raises(ValueError, match="an axis over tokens"), apply(model, patch_tokens(0, "patches", cache)):
             model(native)
+        assert any(change != change for change in run.changes["blocks.0.hook_resid_pre"])

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from analyses.pair_tally import Tally, bootstrap
 from analyses.patch_sites import INNER, Patch, axes, has_heads, list_patches
 from analyses.patched_runs import patched_runs
 from analyses.patching import activation_patching
-from analyses.patching_metrics import METRICS, Reference, Tally, as_metrics, bootstrap, recovery, reference
+from analyses.patching_metrics import METRICS, Reference, as_metrics, recovery, reference
 from analyses.token_groups import object_groups, token_masks
 from hooked_vit import HookedViT, TokenLayout
 from interventions import readout

@@ -132,7 +132,10 @@ def test_a_norm_may_be_dropped_but_not_invented():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.set_readout_(sources=("dist",)), r"the readout reads \('dist',\), the tokens are \('cls', 'patches'\)"),
+        (
+            lambda m: m.set_readout_(sources=("dist",)),
+            r"the readout reads \('dist',\), the tokens are \('cls', 'patches'\)",
+        ),
         (lambda m: m.set_readout_(sources=()), "needs at least one source"),
         (lambda m: m.set_head_(rand(3, 31), rand(3)), r"a head is \[classes, 32\].*got \(3, 31\)"),
         (lambda m: m.set_head_(rand(3, 32), rand(4)), r"got \(3, 32\) and \(4,\)"),
@@ -159,5 +162,7 @@ def test_tokens_are_addressed_by_role(family):
     absent = {"cls", "dist", "registers", "patches", "inserted"} - set(places)
     assert all(getattr(tokens, role) is None for role in absent)
     for role in absent:
-        with pytest.raises(ValueError, match=f"there is no '{role}' token here; this model has {', '.join(tokens.roles)}"):
+        with pytest.raises(
+            ValueError, match=f"there is no '{role}' token here; this model has {', '.join(tokens.roles)}"
+        ):
             tokens.mask(role)

@@ -12,9 +12,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hooked_vit import HookedViT, ViTConfig, architectures
+from hooked_vit import HookedViT, architectures
 from hooked_vit.errors import CheckpointError, NoHeadError, UnsupportedModelError
-from tests.tiny import make_hf, pixels, tiny
+from tests.tiny import make_hf, pixels
 
 
 def saved(name: str, folder: Path, *, tensors: Callable[[dict], None] | None = None, **config) -> Path:
@@ -65,7 +65,10 @@ def test_a_head_is_never_random(name, prefix, tmp_path):
     ("name", "tensor"),
     [
         ("vit", "vit.embeddings.cls_token"),
-        ("beit-mean-both", "beit.encoder.layer.1.attention.attention.relative_position_bias.relative_position_bias_table"),
+        (
+            "beit-mean-both",
+            "beit.encoder.layer.1.attention.attention.relative_position_bias.relative_position_bias_table",
+        ),
         ("dinov2", "dinov2.encoder.layer.0.layer_scale1.lambda1"),
         # which another class of the family has no use for
         ("clip-projection", "vision_model.post_layernorm.weight"),
@@ -151,7 +154,11 @@ def test_a_config_attribute_nobody_knows_inside(name):
 @pytest.mark.parametrize(
     ("name", "setting", "says"),
     [
-        ("vit", {"hidden_act": "gelu_fast"}, r"no activation is called 'gelu_fast'; did you mean '.*'\?; there are gelu"),
+        (
+            "vit",
+            {"hidden_act": "gelu_fast"},
+            r"no activation is called 'gelu_fast'; did you mean '.*'\?; there are gelu",
+        ),
         ("vit", {"patch_size": (8, 4)}, "patch_size must be square, got 8 x 4"),
         ("beit-mean-both", {"image_size": (32, 48)}, "relative position bias needs a square native image"),
         ("vit", {"id2label": {0: "ant", 7: "bee"}}, r"name the classes 0 to 1, it names \[0, 7\]"),
@@ -166,9 +173,9 @@ def test_a_config_no_graph_has(name, setting, says):
 
 
 def test_an_unsupported_class(tmp_path):
-    supported = ", ".join(sorted(architectures.supported_classes()))
     folder = saved("vit", tmp_path, architectures=["ViTForMaskedImageModeling"])
-    with pytest.raises(UnsupportedModelError, match=rf"no hook graph for ViTForMaskedImageModeling.*Supported: {supported}"):
+    supported = ".*".join(sorted(architectures.supported_classes()))
+    with pytest.raises(UnsupportedModelError, match=f"no hook graph for ViTForMaskedImageModeling.*{supported}"):
         HookedViT.from_pretrained(folder)
     with pytest.raises(UnsupportedModelError, match="no hook graph for ViTMAEModel"):
         HookedViT.from_hf(transformers.ViTMAEModel(transformers.ViTMAEConfig(**make_hf("vit").config.to_dict())))
@@ -185,7 +192,9 @@ def test_a_config_that_does_not_name_its_class(named, tmp_path):
 
 @pytest.mark.parametrize("name", ["no/such-model", "./no-such-folder"])
 def test_a_model_that_is_not_there(name):
-    with pytest.raises(UnsupportedModelError, match=rf"'{name}' is neither a local checkpoint.*\n.*Supported: |Supported classes"):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"'{name}' is neither a local checkpoint(.|\n)*Supported classes: Beit"
+    ):
         HookedViT.from_pretrained(name)
 
 
@@ -198,9 +207,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
         with pytest.raises(UnsupportedModelError, match="neither a local checkpoint"):
             HookedViT.from_pretrained(tmp_path)
-    saved("vit", tmp_path)
-    with pytest.raises(ValueError, match="trust_remote_code|custom code|Unrecognized"):
-        HookedViT.from_pretrained(tmp_path)
+    HookedViT.from_pretrained(saved("vit", tmp_path))  # beside whose preprocessor_config.json the code still lies
     assert not marker.exists()
 
 
@@ -216,57 +223,6 @@ def test_a_pretraining_checkpoint_has_no_class_scores(tmp_path):
     ):
         with pytest.raises(NoHeadError, match="BeitForMaskedImageModeling has none"):
             ask()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda x: x[0], r"pixels are \[batch, 3, height, width\], got \(3, 32, 32\); use model.preprocess"),
-        (lambda x: x[:, :1], r"got \(3, 1, 32, 32\)"),
-        (lambda x: x.movedim(1, -1), r"got \(3, 32, 32, 3\)"),
-        (lambda x: x.to(torch.uint8), r"must be normalised floats, got torch.uint8; use model.preprocess"),
-        (lambda x: x[..., :31], "multiples of the patch size 8, got 32 x 31"),
-        (lambda x: x[..., :0], "got 32 x 0"),
-        (lambda x: x.index_fill(0, torch.tensor([0, 2]), float("nan")), r"NaN or infinity in images \[0, 2\]"),
-        (lambda x: x.index_fill(0, torch.tensor([1]), float("-inf")), r"NaN or infinity in images \[1\]"),
-    ],
-)
-def test_pixels_that_are_none(spoil, says):
-    model = tiny("vit")[1]
-    for run in (model, model.run_with_cache, model.run_with_hooks):
-        with pytest.raises(ValueError, match=says):
-            run(spoil(pixels(model)))
-
-
-def test_another_size_where_positions_cannot_be_resampled():
-    model = tiny("vit-wide")[1]
-    with pytest.raises(ValueError, match=r"square native grids only; this model's grid is \(4, 6\)"):
-        model(pixels(model, (48, 32)))
-
-
-SIZES = {"d_model": 32, "n_layers": 1, "n_heads": 4, "d_mlp": 8, "image_size": (16, 16), "patch_size": 8, "n_classes": 2}
-
-
-@pytest.mark.parametrize(
-    ("setting", "says"),
-    [
-        ({"n_heads": 5}, "d_model 32 must be a multiple of n_heads 5"),
-        ({"patch_size": 7}, r"image_size \(16, 16\) must be a multiple of patch_size 7"),
-        ({"rel_pos_shared": True, "image_size": (16, 24)}, "needs a square native image"),
-        ({"rel_pos_per_layer": True, "n_registers": 1}, r"got the prefix \('cls', 'registers'\)"),
-        ({"sources": ()}, "at least one source"),
-        ({"sources": ("dist",)}, r"reads \('dist',\), the tokens are \('cls', 'patches'\)"),
-        ({"has_cls": False}, r"reads \('cls',\), the tokens are \('patches',\)"),
-        ({"n_classes": None}, "must come together"),
-        ({"heads": ()}, "must come together"),
-        ({"heads": (("head", (1,)),)}, "read sources that do not exist"),
-        ({"class_names": ("a",)}, "1 class names for 2 classes"),
-    ],
-)
-def test_a_description_no_graph_has(setting, says):
-    HookedViT(ViTConfig(**SIZES))
-    with pytest.raises(ValueError, match=says):
-        ViTConfig(**(SIZES | setting))
 
 
 def test_a_family_registers_once():

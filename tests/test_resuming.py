@@ -47,7 +47,9 @@ def test_inserted_and_removed_tokens_are_remembered(family):
     x = pixels(model, (48, 40))
     n = model.layout_for(48, 40).n_tokens
     extra = torch.randn(2, model.cfg.d_model, generator=torch.Generator().manual_seed(3))
-    ragged = torch.stack([torch.arange(n - 1), torch.arange(1, n) - (torch.arange(1, n) > 5).int(), torch.arange(n - 1)])
+    ragged = torch.stack(
+        [torch.arange(n - 1), torch.arange(1, n) - (torch.arange(1, n) > 5).int(), torch.arange(n - 1)]
+    )
     ragged[1, 0] = 0
 
     def edit(act, hook):

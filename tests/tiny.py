@@ -43,15 +43,18 @@ def _beits() -> Iterator[tuple[str, Tiny]]:
             for absolute in (False, True):
                 for scale in (0.1, 0):
                     parts = ["beit", pooling, bias, *["abs"] * absolute, *["unscaled"] * (not scale)]
-                    yield "-".join(parts), Tiny(
-                        "BeitForImageClassification",
-                        {
-                            "use_mean_pooling": pooling == "mean",
-                            "use_relative_position_bias": bias in ("layer", "both"),
-                            "use_shared_relative_position_bias": bias in ("shared", "both"),
-                            "use_absolute_position_embeddings": absolute,
-                            "layer_scale_init_value": scale,
-                        },
+                    yield (
+                        "-".join(parts),
+                        Tiny(
+                            "BeitForImageClassification",
+                            {
+                                "use_mean_pooling": pooling == "mean",
+                                "use_relative_position_bias": bias in ("layer", "both"),
+                                "use_shared_relative_position_bias": bias in ("shared", "both"),
+                                "use_absolute_position_embeddings": absolute,
+                                "layer_scale_init_value": scale,
+                            },
+                        ),
                     )
 
 

@@ -65,7 +65,8 @@ def for_class(hf_class: str) -> Architecture:
 def class_readout(cfg: ViTConfig) -> dict[str, Any]:
     """What the family's classifier reads, for models that came without one; CLS, else patches, for a custom model.
 
-    >>> class_readout(ViTConfig(d_model=8, n_layers=1, n_heads=1, d_mlp=8, image_size=(8, 8), patch_size=8, n_classes=2))
+    >>> cfg = ViTConfig(d_model=8, n_layers=1, n_heads=1, d_mlp=8, image_size=(8, 8), patch_size=8, n_classes=2)
+    >>> class_readout(cfg)
     {'sources': ('cls',)}
     """
     if cfg.architecture in registered():

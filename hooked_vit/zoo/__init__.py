@@ -49,4 +49,6 @@ def load(name: str, **kw: Any) -> HookedViT:
     """
     from hooked_vit.model import HookedViT
 
-    return HookedViT.from_pretrained(path(name), **kw)
+    model = HookedViT.from_pretrained(path(name), **kw)
+    model.cfg = model.cfg.replace(name=f"zoo:{name}")
+    return model

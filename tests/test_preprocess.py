@@ -1,0 +1,100 @@
+"""Images become pixels by the checkpoint's own processor, with the same numbers with and without torchvision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from hooked_vit import HookedViT
+from tests.tiny import make_hf, tiny
+
+MODES = ("RGB", "L", "RGBA", "P", "CMYK", "1")
+PROCESSORS = {
+    "vit": transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}),
+    "deit": transformers.DeiTImageProcessorPil(size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32}),
+    "beit-mean-both": transformers.BeitImageProcessorPil(size={"height": 32, "width": 32}),
+    "dinov2": transformers.BitImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+    "registers": transformers.BitImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+    "clip-model": transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+}
+
+
+def image(seed: int = 0, size: tuple[int, int] = (50, 37), mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+@pytest.fixture(params=PROCESSORS)
+def saved(request, tmp_path) -> tuple[HookedViT, transformers.BaseImageProcessor]:
+    """A model from disk, and the processor that was saved beside it."""
+    make_hf(request.param).save_pretrained(tmp_path)
+    PROCESSORS[request.param].save_pretrained(tmp_path)
+    return HookedViT.from_pretrained(tmp_path), PROCESSORS[request.param]
+
+
+def test_pixels_are_those_of_the_checkpoints_processor(saved):
+    model, processor = saved
+    pictures = [image(0), image(1, (64, 90))]
+    pixels = model.preprocess(pictures)
+    assert torch.equal(pixels, processor(pictures, return_tensors="pt")["pixel_values"])
+    assert pixels.shape == (2, 3, 32, 32)
+    assert model(pixels).shape == (2, model.cfg.d_out)
+    assert torch.equal(model.preprocess(pictures[1]), pixels[1:])
+
+
+def with_processor(name: str = "vit", dtype: torch.dtype = torch.float32) -> HookedViT:
+    return HookedViT.from_hf(make_hf(name).to(dtype), processor=PROCESSORS[name])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_kind_of_picture_is_read_as_rgb(mode):
+    model = with_processor()
+    picture = image(mode=mode)
+    assert torch.equal(model.preprocess(picture), model.preprocess(picture.convert("RGB")))
+
+
+def test_anything_that_can_be_gone_through_is_a_list_of_pictures():
+    import datasets
+
+    model = with_processor()
+    pictures = [image(0), image(1)]
+    want = model.preprocess(pictures)
+    column = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))[
+        "image"
+    ]
+    for form in (tuple(pictures), iter(pictures), column):
+        assert torch.equal(model.preprocess(form), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_pixels_have_the_dtype_of_the_model(dtype):
+    pixels: Tensor = with_processor(dtype=dtype).preprocess(image())
+    assert pixels.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (["cat.jpg"], "images are PIL images, got str"),
+        ("cat.jpg", "images are PIL images, got str"),
+        ([np.zeros((32, 32, 3))], "images are PIL images, got ndarray"),
+        ([image(), None], "images are PIL images, got NoneType"),
+        (3, "images are PIL images or a list or column of them, got int"),
+        ([], "there are no images"),
+    ],
+)
+def test_what_is_no_picture_is_refused(images, says):
+    with pytest.raises(ValueError, match=says):
+        with_processor().preprocess(images)
+
+
+def test_without_a_processor_nothing_is_guessed(tmp_path):
+    model = tiny("vit")[1]
+    with pytest.raises(ValueError, match="came without an image processor"):
+        model.preprocess(image())
+    make_hf("vit").save_pretrained(tmp_path)
+    assert HookedViT.from_pretrained(tmp_path).processor is None
