@@ -38,7 +38,11 @@ MEASURES = ("recovery", "flip_rate", "expected_value")
 WAYS = [(way, cumulative) for way in ("denoise", "noise") for cumulative in (False, True)]
 
 
-@analysis(figure=main_figure, zoo_target="count")
+@analysis(
+    figure=main_figure,
+    more_figures={"Patched at a depth and at every depth before it": cumulative_figure},
+    zoo_target="count",
+)
 def counting(
     models: Mapping[str, HookedViT] | None = None,
     data: ImageData | Any = None,

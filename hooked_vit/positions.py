@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
@@ -30,10 +31,11 @@ class PositionEmbedding(nn.Module):
             raise ValueError(f"positions are resampled from square native grids only; this model's grid is {self.grid}")
         n_patches = self.grid[0] * self.grid[1]
         prefix, patches = self.weight[:, :-n_patches], self.weight[:, -n_patches:]
-        picture = patches.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        picture = rearrange(patches, "1 (rows cols) d -> 1 d rows cols", rows=self.grid[0])
         picture = picture.float() if self.float32 else picture
         picture = F.interpolate(picture, size=grid, mode="bicubic", align_corners=False, antialias=self.antialias)
-        return torch.cat([prefix, picture.to(self.weight.dtype).permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+        patches = rearrange(picture.to(self.weight.dtype), "1 d rows cols -> 1 (rows cols) d")
+        return torch.cat([prefix, patches], dim=1)
 
 
 class RelativePositionBias(nn.Module):
@@ -95,6 +97,6 @@ class Embedding(nn.Module):
         self.hook_patch = HookPoint()
 
     def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
-        patches = self.hook_patch(self.patch(pixels).flatten(2).transpose(1, 2))
+        patches = self.hook_patch(rearrange(self.patch(pixels), "b d rows cols -> b (rows cols) d"))
         prefix = [p.expand(len(pixels), -1, -1) for p in (self.cls, self.dist, self.registers) if p is not None]
         return torch.cat([*prefix, patches], dim=1)

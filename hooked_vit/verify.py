@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hooked_vit import architectures
+from hooked_vit.crosscheck import shuffled_both_ways
 from hooked_vit.errors import UnsupportedModelError
 from hooked_vit.hook_table import describe_hooks, layer_of, without_layer
 from hooked_vit.loading import from_hf, load_hf
@@ -40,7 +41,7 @@ def verify(name_or_path: str | Path, *, n_images: int = 2, seed: int = 0) -> lis
 
     At the native image size and at another one: the output and every hidden state, 0.0 apart with transformers' eager
     attention, at most SDPA_BOUND (relative where values exceed 1) with the fused kernel. Then every hook point: an
-    edit of it must move the output. What is compared is the logits or the image embedding; for a model without a head
+    edit of it must move the output; and one edit does what nnsight makes it do to the original. What is compared is the logits or the image embedding; for a model without a head
     its pooled features, which for a learned tanh pooler (no classifier reads it) are CLS of the last hidden state.
     Raises what `HookedViT.from_pretrained` raises for a checkpoint it refuses.
     """
@@ -57,7 +58,14 @@ def verify(name_or_path: str | Path, *, n_images: int = 2, seed: int = 0) -> lis
         for kernel, bound in KERNELS.items()
         for row in compare(ours, theirs, pixels, kernel=kernel, bound=bound)
     ]
-    return rows + causal(ours, batches[0][:1], seed=seed)
+    rows += causal(ours, batches[0][:1], seed=seed)
+    return rows if ours.cfg.n_layers < 2 or n_images < 2 else [*rows, beside_nnsight(ours, theirs, batches[0])]
+
+
+def beside_nnsight(ours: HookedViT, theirs: nn.Module, pixels: Tensor) -> Row:
+    """An edit made with nnsight on the original does what the same edit of ours does; `theirs` is used up."""
+    apart = distance(*shuffled_both_ways(ours, theirs, pixels))
+    return Row("first token shuffled behind block 0, beside nnsight", apart, f"<= {SDPA_BOUND:g}", apart <= SDPA_BOUND)
 
 
 def foreign_size(model: HookedViT) -> tuple[int, int]:

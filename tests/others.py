@@ -6,16 +6,16 @@ writes the function a user of those tools would write: literal token positions, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from hooked_vit.crosscheck import import_nnsight
 
 Run = Callable[..., Tensor]
 
@@ -156,20 +156,6 @@ def on_first(function: Callable[[Tensor], Tensor], out: Any) -> Any:
 
 
 @cache
-def import_nnsight() -> ModuleType:
-    """nnsight without what importing it does to every object and every tensor of the process."""
-    if "nnsight" in sys.modules:
-        return sys.modules["nnsight"]
-    backward = torch.Tensor.backward
-    import nnsight
-    from nnsight._c import unmount
-
-    torch.Tensor.backward = backward  # type: ignore[method-assign]  # ours is for forward traces only
-    if unmount is not None and hasattr(object(), "save"):
-        unmount("save")
-    return nnsight
-
-
 def with_nnsight(hf: nn.Module, x: Tensor, edits: Sequence[Edit], read: Run) -> Tensor:
     """The output under edits made in an nnsight trace. nnsight takes the model over: give it one of its own."""
     nnsight = import_nnsight()

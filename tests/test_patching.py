@@ -10,6 +10,7 @@ from analyses.pair_tally import Tally, bootstrap
 from analyses.patch_sites import INNER, Patch, axes, has_heads, list_patches
 from analyses.patched_runs import patched_runs
 from analyses.patching import activation_patching
+from analyses.patching_figures import patch_maps, patching_map
 from analyses.patching_metrics import METRICS, Reference, as_metrics, recovery, reference
 from analyses.token_groups import object_groups, token_masks
 from hooked_vit import HookedViT, TokenLayout
@@ -297,3 +298,21 @@ def test_bootstrap_interval_of_a_mean() -> None:
     assert (high - low) / 2 == pytest.approx(1.96 * 2 / 20, rel=0.15)
     assert low < 3.0 < high
     assert METRICS["flip_rate"].rate
+
+
+def test_maps_of_layers_tokens_heads_and_patches() -> None:
+    model = tiny("registers")[1]
+    each = activation_patching(model, *pair(model), sites="resid", tokens="each", classes=CLASSES)
+    figure = patching_map(each)
+    assert figure.data[0].z.shape == (3, model.tokens.n_tokens)
+    assert figure.data[0].zmid == 0
+    pictures = patch_maps(each, model.tokens.grid, n_prefix=model.tokens.n_prefix)
+    assert [trace.z.shape for trace in pictures.data] == [model.tokens.grid] * 3
+    place = each.frame[(each.frame.layer == 1) & (each.frame.group == str(model.tokens.n_prefix + 9))]
+    assert pictures.data[1].z[1, 1] == place.value.item()
+    heads = activation_patching(model, *pair(model), sites="z", heads="each", tokens="all", classes=CLASSES)
+    assert patching_map(heads).data[0].z.shape == (2, 4)
+    with pytest.raises(ValueError, match="has the sites z"):
+        patching_map(heads, site="resid")
+    with pytest.raises(ValueError, match='need tokens="each"'):
+        patch_maps(heads, model.tokens.grid, n_prefix=4)
