@@ -8,8 +8,9 @@ and head read from CLS at every depth (Vilas et al., NeurIPS 2023).
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,7 @@ from analyses.ridge import GramRidge, RidgeProbe
 from hooked_vit import HookedViT
 from interventions import Intervention, readout, shuffle_cls, sweep
 
+Disturbance = Callable[[int, int, Tensor | None], Intervention]
 PROBE_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
 
 
@@ -41,6 +43,7 @@ def cls_causality(
     batch_size: int = 128,
     among: str = "batch",
     head: str = "auto",
+    disturb: Callable[..., Intervention] | None = None,
 ) -> Result:
     """Where in each model is the label decodable from CLS, and where is CLS used?
 
@@ -50,7 +53,8 @@ def cls_causality(
     Probes are fitted on `probe_data` (one pass, all layers), everything else is measured on `data`; without
     `probe_data` half of `data`, by class, is set aside for it (scenes: the train split). CLS is exchanged within
     batches of `batch_size` (`among` as in `shuffle_cls`), with `seeds` different permutations. A model whose `head`
-    knows none of the data's classes gets a ridge head on its family's readout, and `meta` says so.
+    knows none of the data's classes gets a ridge head on its family's readout, and `meta` says so. `disturb` puts
+    another intervention in place of `shuffle_cls`: it is called with the layer, and with a seed where it takes one.
 
     The frame has one row per model, layer, measure and seed: `value`, its 95 % Wilson interval, and `n` images.
     Measures: probe, shuffled, shuffled_cls_readout, head_on_cls, identifiability; without a layer: clean,
@@ -61,13 +65,14 @@ def cls_causality(
     n_classes = _n_classes(data, probe_data)
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
-    heads = {name: _checked(name, model, data, head) for name, model in models.items()}
+    disturbed = _disturbance(disturb, among)
+    heads = {name: _checked(name, model, data, head, disturbed) for name, model in models.items()}
     rows: list[dict[str, Any]] = []
     notes: dict[str, Any] = {}
     for name, model in models.items():
         probes, answers = _fit(name, model, probe_data, n_classes, heads[name], batch_size)
         tally = _Tally()
-        _measure(name, answers, probes, data, tally, seeds, batch_size, among)
+        _measure(name, answers, probes, data, tally, seeds, batch_size, disturbed)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in tally.rows()]
         notes[name] = _describe(answers)
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
@@ -83,7 +88,7 @@ def cls_causality(
         "n_classes": n_classes,
         "seeds": seeds,
         "batch_size": batch_size,
-        "interventions": [shuffle_cls(layer=0, among=among).to_dict(), readout("cls").to_dict()],
+        "interventions": [repr(disturbed(0, 0, None)), repr(readout("cls"))],
     }
     result = Result(frame, meta)
     result.meta["summary"], result.meta["notes"] = _in_words(result), [n["green"] for n in notes.values() if n["green"]]
@@ -117,11 +122,23 @@ def _n_classes(data: ImageData, probe_data: ImageData) -> int:
     return n
 
 
-def _checked(name: str, model: HookedViT, data: ImageData, head: str) -> Answers | None:
+def _disturbance(disturb: Callable[..., Intervention] | None, among: str) -> Disturbance:
+    """What is done to CLS after a layer: `shuffle_cls`, or the caller's own intervention."""
+    if disturb is not None:
+        takes_seed = "seed" in inspect.signature(disturb).parameters
+        return lambda layer, seed, labels: disturb(layer=layer, **({"seed": seed} if takes_seed else {}))
+    by_class = among in ("same_class", "other_classes")
+    return lambda layer, seed, labels: shuffle_cls(
+        layer=layer, seed=seed, among=among, labels=labels if by_class else None
+    )
+
+
+def _checked(name: str, model: HookedViT, data: ImageData, head: str, disturbed: Disturbance) -> Answers | None:
     if not model.cfg.has_cls:
         raise ValueError(
             f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): there is nothing to shuffle"
         )
+    disturbed(0, 0, torch.zeros(0, dtype=torch.long)).hooks(model)  # refuses here what this model cannot have
     return own_head(model, data, head)
 
 
@@ -160,7 +177,7 @@ def _measure(
     tally: _Tally,
     seeds: int,
     batch_size: int,
-    among: str,
+    disturbed: Disturbance,
 ) -> None:
     model = answers.model
     layers = range(model.cfg.n_layers)
@@ -186,9 +203,7 @@ def _measure(
                 for layer in layers:
                     # another permutation for every batch, the same for every layer and readout
                     drawn = seed * 1_000_003 + i
-                    label_of = labels if among in ("same_class", "other_classes") else None
-                    shuffled = shuffle_cls(layer=layer, seed=drawn, among=among, labels=label_of)
-                    variants[measure, layer, seed] = shuffled + restricted
+                    variants[measure, layer, seed] = disturbed(layer, drawn, labels) + restricted
         for key, (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
             tally.add(*key, out.cpu(), heads_labels)
 

@@ -67,8 +67,10 @@ def patch_maps(result: Result, grid: tuple[int, int], *, n_prefix: int, site: st
     for i, layer in enumerate(layers):
         z = table[layer].loc[places].to_numpy().reshape(grid)
         fig.add_trace(go.Heatmap(z=z, coloraxis="coloraxis"), row=i // columns + 1, col=i % columns + 1)
-    fig.update_xaxes(visible=False)
-    fig.update_yaxes(visible=False, autorange="reversed", scaleanchor="x")
+    fig.update_xaxes(visible=False, constrain="domain")
+    fig.update_yaxes(visible=False, autorange="reversed", constrain="domain")
+    for picture in fig.data:  # patches are square
+        fig.layout[f"yaxis{picture.yaxis[1:]}"].scaleanchor = picture.xaxis
     axis = {"colorscale": COLOURS, "cmid": _middle(rows), "colorbar": {"title": rows.metric.iloc[0]}}
     fig.update_layout(template="plotly_white", coloraxis=axis, height=190 * n_rows + 60, width=1000)
     return fig

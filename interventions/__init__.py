@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from interventions.apply import AppliedRun, InterventionNotFired, apply, resolve
 from interventions.checking import check_intervention
 from interventions.core import Factory, Intervention, from_dict, get, intervention, registered
+from interventions.grid import grid
 from interventions.stats import Stats, collect_stats
 from interventions.sweep import sweep
 
@@ -38,6 +39,7 @@ __all__ = [
     "collect_stats",
     "from_dict",
     "get",
+    "grid",
     "intervention",
     "registered",
     "resolve",

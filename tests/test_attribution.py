@@ -23,18 +23,18 @@ def pair(model: HookedViT, apart: float = 1.0) -> tuple[torch.Tensor, torch.Tens
     return clean, clean + apart * pixels(model, seed=1)
 
 
-@pytest.mark.parametrize("family", FAST)
+@pytest.mark.parametrize("family", ["vit", "beit-mean-both"])
 def test_estimates_are_exact_for_small_differences(family: str) -> None:
     model = make(family)
     result = attribution_patching(
         model,
         *pair(model, 1e-5),
         sites=SITES,
-        tokens=["cls", "patches", "all"],
+        tokens=["cls", "patches"],
         classes=CLASSES,
         eps=1e-12,
         check=10**6,
-        direction="both",
+        direction="both" if family == "vit" else "noise",
     )
     assert result.frame.exact.notna().all()
     np.testing.assert_allclose(result.frame.value, result.frame.exact, rtol=0, atol=1e-3)
