@@ -77,6 +77,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         )
         told = [group for group in ("removed", "cls", "random") if group in rows]
         found += [f"{name}: {_sentence(GROUPS[group], rows[group])}" for group in told]
+        found.append(f"{name}: {_at_the_end(result, name)}")
         notes += _cautions(result, name, about)
     notes.append(
         "Probes read the mean over a group's tokens with a linear map, on clean scenes; what they miss may still be "
@@ -97,6 +98,18 @@ def _sentence(what: str, row: dict[str, Any]) -> str:
     if row["needed_at"] != "–":
         needed = f"and is needed for half of it at depth {row['needed_at']}"
     return f"{probe}; patching it alone {enough}, {needed}."
+
+
+def _at_the_end(result: Result, name: str) -> str:
+    """What is decodable from the patches behind the last block, and what they still do there."""
+    rows = result.frame[(result.frame.model == name) & (result.frame.group == "patches")]
+    last = int(rows.depth.max())
+    probe, recovered = _curve_of(rows, "probe_accuracy")[last], _curve_of(rows, "recovery", "denoise")[last]
+    return (
+        f"behind the last block (depth {last}) the count is read from all patches with {probe:.0%} (the most frequent "
+        f"count makes up {_value(result, name, 'chance'):.0%}), and patching all of them there brings back "
+        f"{recovered:.0%}."
+    )
 
 
 def _cautions(result: Result, name: str, about: dict[str, Any]) -> list[str]:

@@ -139,19 +139,22 @@ def freeze_attention(
 
     >>> freeze_attention(clean_cache, layers=[4, 5])  # doctest: +SKIP
 
-    `value` is a cache that holds `pattern` of these layers, the patterns themselves [layers, b, head, query, key], or
-    the pixels [b, c, h, w] of other images (one extra run). With `queries` and `keys` only those edges are replaced.
-    What still changes is what is moved, not where from: the split of Elhage et al. 2021 into OV and QK.
+    `value` is a cache that holds `pattern` of these layers, the patterns themselves [layers, b, head, query, key] or of
+    one layer [b, head, query, key], or the pixels [b, c, h, w] of other images (one extra run). With `queries` and
+    `keys` only those edges are replaced. What still changes is what is moved, not where from: the split of Elhage et
+    al. 2021 into OV and QK.
     Raises ValueError for another number of layers, heads, tokens or images.
     """
     chosen = layers_of(model, layers)
     check_tokens(model, keys)
     edit_rows(model, queries, lambda act: act, chosen, heads, where)  # so that a mistake is found before pixels are run
+    n, t = model.cfg.n_heads, model.run.native.n_tokens
+    if value.shape[1:] == (n, t, t):
+        value = value[None]
     if value.ndim == 4:
         names = [site_hook(model, "pattern", layer, EDGES) for layer in chosen]
         kept = run_pixels(model, value, names, stop_at_layer=max(chosen) + 1)
         value = torch.stack([kept[name] for name in names])
-    n = model.cfg.n_heads
     if value.ndim != 5 or value.shape[::2][:2] != (len(chosen), n) or value.shape[3] != value.shape[4]:
         raise ValueError(f"patterns are [{len(chosen)} layers, images, {n}, tokens, tokens]; got {tuple(value.shape)}")
 

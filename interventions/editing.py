@@ -115,16 +115,30 @@ def given(model: HookedViT, site: str, value: Tensor, tokens: Tokens) -> Value:
     def place(act: Tensor) -> Tensor:
         if lead:
             per_image(value, len(act), "the value is")
-        if lead == 0 or (lead == 2 and value.shape[1] == 1):
-            return value.to(act)
-        if lead == 1:
-            return value.to(act)[:, None]
-        entry = columns(model.tokens, tokens, value.shape[1])
-        if (model.tokens.mask(tokens) & (entry < 0)).any():
-            raise ValueError("an inserted token has no place in a value per original token; give one for all tokens")
-        return _take(value.to(act), entry.clamp(min=0))
+        if lead == 2:
+            return placed(value.to(act), model.tokens, tokens)
+        return value.to(act)[:, None] if lead else value.to(act)
 
     return place
+
+
+def placed(values: Tensor, layout: TokenLayout, tokens: Tokens) -> Tensor:
+    """Values of some tokens [b, k, ...] where those tokens are now, [b, t, ...]; what stands elsewhere means nothing.
+
+    Raises ValueError where k is neither one, nor the tokens named, nor all native ones.
+    """
+    if values.shape[1] == 1:
+        return values
+    entry = columns(layout, tokens, values.shape[1])
+    if (layout.mask(tokens) & (entry < 0)).any():
+        raise ValueError("an inserted token has no place in a value per original token; give one for all tokens")
+    return _take(values, entry.clamp(min=0))
+
+
+def n_named(layout: TokenLayout, tokens: Tokens) -> int:
+    """How many original tokens are meant, whether or not they are still there; else how many inserted ones."""
+    named = TokenLayout.native(layout.prefix, layout.grid).mask(tokens, missing_ok=True)
+    return int(named.sum()) or int(layout.mask(tokens).sum(-1).max())
 
 
 def columns(layout: TokenLayout, tokens: Tokens, width: int) -> Int[Tensor, "*b t"]:

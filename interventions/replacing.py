@@ -12,7 +12,7 @@ from hooked_vit import HookedViT
 from hooked_vit.tokens import Tokens
 from interventions.apply import note
 from interventions.core import Hooks, intervention
-from interventions.editing import edit_site, given
+from interventions.editing import edit_site, given, n_named, placed
 from interventions.stats import Stats
 from interventions.vocabulary import STREAM, Where, generator_of, layer_of
 
@@ -86,8 +86,8 @@ def gaussian_tokens(
 
     >>> gaussian_tokens(layer=3, tokens="cls", stats=stats, seed=0)  # doctest: +SKIP
 
-    Every image and token gets its own draw, every forward pass new ones; they are in `run.record`. It keeps what a
-    linear reader sees on average and nothing of the image. methods: lab note 1, matched Gaussian.
+    Every image and token gets its own draw, every forward pass new ones; `run.record` has them [b, k, d]. It keeps
+    what a linear reader sees on average and nothing of the image. methods: lab note 1, matched Gaussian.
     Raises ValueError for a covariance that is none.
     """
     assert mean is not None
@@ -98,10 +98,10 @@ def gaussian_tokens(
     generator = generator_of(seed)
 
     def draw(act: Tensor) -> Tensor:
-        noise = torch.randn(act.shape, generator=generator, dtype=torch.float32)
+        noise = torch.randn(len(act), n_named(model.tokens, tokens), len(root), generator=generator)
         drawn = (noise.double() @ root.T + mean.double().cpu()).to(act.dtype)
         note("gaussian_tokens", drawn)
-        return drawn
+        return placed(drawn, model.tokens, tokens)
 
     return edit_site(model, site, layer, draw, tokens=tokens, where=where, among=STREAM)
 

@@ -9,7 +9,7 @@ from hooked_vit import HookedViT
 from hooked_vit.tokens import Tokens
 from interventions.apply import note
 from interventions.core import Hooks, intervention
-from interventions.editing import edit_site, given
+from interventions.editing import edit_site, given, n_named, placed
 from interventions.vocabulary import STREAM, Number, Where, check_number, generator_of, layer_of
 
 
@@ -75,16 +75,16 @@ def noise_tokens(
     >>> noise_tokens(layer=3, tokens="patches", std=0.5)
     noise_tokens(layer=3, tokens='patches', std=0.5)
 
-    Every image and token gets its own draw, every forward pass new ones; they are in `run.record`. Meng et al. 2022
-    (ROME) corrupt runs this way.
+    Every image and token gets its own draw, every forward pass new ones; `run.record` has them [b, k, d]. Meng et al.
+    2022 (ROME) corrupt runs this way.
     """
     check_number(std, "std", least=0)
     layer = layer_of(model, layer)
     generator = generator_of(seed)
 
     def noisy(act: Tensor) -> Tensor:
-        noise = torch.randn(act.shape, generator=generator, dtype=torch.float32) * std
+        noise = torch.randn(len(act), n_named(model.tokens, tokens), act.shape[-1], generator=generator) * std
         note("noise_tokens", noise)
-        return act + noise.to(act)
+        return act + placed(noise.to(act), model.tokens, tokens)
 
     return edit_site(model, site, layer, noisy, tokens=tokens, where=where, among=STREAM)

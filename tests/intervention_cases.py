@@ -18,6 +18,8 @@ from interventions import Intervention, Stats, collect_stats, registered
 from tests.tiny import attention, pixels, tiny
 
 N = 6
+# one of each readout, kind of token and kind of position is tried thoroughly, the variants of them lightly
+FULL = ("vit", "deit-teacher", "beit-mean-both", "dinov2", "registers", "clip-classifier")
 OURS = tuple(name for name, factory in registered().items() if factory.function.__module__.startswith("interventions."))
 
 
@@ -217,7 +219,7 @@ def _patch_tokens(make: Any) -> Cases:
                 lambda s, site=site: make(
                     layer=0, tokens="cls" if site in "zresult" else "all", value=s.cache, site=site, heads=[0, 2]
                 )
-                for site in ("q", "k", "v", "z", "result")
+                for site in ("k", "z", "result")
             ),
             lambda s: make(layer=1, tokens="all", value=s.donors, site="v", heads=-1),
             lambda s: make(layer=1, tokens=[0], value=s.donors, site="post"),

@@ -145,8 +145,8 @@ def test_a_hook_alone_acts_and_a_no_op_does_not(family, hook):
     clean = kept["hook_logits"]
     with torch.no_grad():
         assert distance(model.run_with_hooks(x, fwd_hooks=[(hook, nudge)]), clean) > 1e-3
-        for same in (lambda act, hook: act, lambda act, hook: None):
-            assert torch.equal(model.run_with_hooks(x, fwd_hooks=[(hook, same)]), clean)
+        idle = [(hook, lambda act, hook: act), (hook, lambda act, hook: None)]
+        assert torch.equal(model.run_with_hooks(x, fwd_hooks=idle), clean)
         copied = model.run_with_hooks(x, fwd_hooks=[(hook, lambda act, hook: act.clone())])
     assert distance(copied, clean) <= (1e-6 if hook.endswith(ROUNDED) else 0)
 

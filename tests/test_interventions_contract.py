@@ -7,11 +7,9 @@ import torch
 
 from hooked_vit.components import watched
 from interventions import apply, check_intervention
-from tests.intervention_cases import CASES, OURS, Setting, cases, setting, unchecked_types
+from tests.intervention_cases import CASES, FULL, OURS, Setting, cases, setting, unchecked_types
 from tests.tiny import FAMILIES
 
-# one of each readout, kind of token and kind of position gets all cases, the variants of them one
-FULL = ("vit", "deit-teacher", "beit-mean-both", "dinov2", "registers", "clip-classifier")
 EVERY = [(name, family) for name in OURS for family in FAMILIES]
 
 

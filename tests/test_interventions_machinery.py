@@ -14,11 +14,11 @@ from hooked_vit import HookedViT
 from hooked_vit.components import watched
 from hooked_vit.errors import UnknownHookError
 from interventions import (
-    Intervention,
     InterventionNotFired,
     ablate_heads,
     apply,
     check_intervention,
+    core,
     from_dict,
     gaussian_tokens,
     get,
@@ -43,7 +43,6 @@ from interventions import (
     zero_attention,
     zero_tokens,
 )
-from interventions import core
 from tests.intervention_cases import setting, unchecked_types
 from tests.tiny import attention, make, pixels, tiny
 
@@ -155,8 +154,20 @@ def test_replace():
         ({"parts": [{"name": "no", "params": {}}]}, "no intervention is called 'no'"),
         ({}, "stored"),
         ("shuffle_cls", "str"),
-        ({"name": "set_tokens", "params": {"layer": 0, "tokens": "cls", "vector": {"tensor": "?", "dtype": "float32", "shape": [1]}}}, "tensor"),
-        ({"name": "set_tokens", "params": {"layer": 0, "tokens": "cls", "vector": {"tensor": "", "dtype": "floaty", "shape": [0]}}}, "tensor"),
+        (
+            {
+                "name": "set_tokens",
+                "params": {"layer": 0, "tokens": "cls", "vector": {"tensor": "?", "dtype": "float32", "shape": [1]}},
+            },
+            "tensor",
+        ),
+        (
+            {
+                "name": "set_tokens",
+                "params": {"layer": 0, "tokens": "cls", "vector": {"tensor": "", "dtype": "floaty", "shape": [0]}},
+            },
+            "tensor",
+        ),
         ({"name": "set_tokens", "params": {"layer": 0, "tokens": "cls", "vector": {"numbers": []}}}, "unknown form"),
     ],
 )
@@ -221,7 +232,9 @@ def test_written_in_a_notebook(model, x):
             """Replace the CLS token after block `layer` by a fixed vector."""
 
             def edit(resid, hook):
-                return torch.where(model.tokens.mask("cls")[:, None] & torch.tensor(where).reshape(-1, 1, 1), mean, resid)
+                return torch.where(
+                    model.tokens.mask("cls")[:, None] & torch.tensor(where).reshape(-1, 1, 1), mean, resid
+                )
 
             return [(f"blocks.{layer}.hook_resid_post", edit)]
 
@@ -285,7 +298,10 @@ def test_what_fired_how_often_and_how_far(model, x):
 
 
 def test_changes_that_are_no_distance(model, x):
-    with torch.no_grad(), apply(model, remove_tokens([-1]) + zero_attention("cls", "patches", 0, renormalise=True)) as run:
+    with (
+        torch.no_grad(),
+        apply(model, remove_tokens([-1]) + zero_attention("cls", "patches", 0, renormalise=True)) as run,
+    ):
         model(x)
     removed, cut = (e.changes[0] for e in run.edits)
     assert removed != removed
@@ -298,7 +314,10 @@ def test_nothing_attached_afterwards_whatever_happens(model, x):
         raise RuntimeError("mine")
     with pytest.raises(ValueError, match="layers are 0 to 1"), apply(model, shuffle_cls(0) + shuffle_cls(7)):
         pytest.fail("attached half of it")
-    with pytest.raises(ValueError, match="labels for 4 images"), apply(model, shuffle_cls(0, among="same_class", labels=[1])):
+    with (
+        pytest.raises(ValueError, match="labels for 4 images"),
+        apply(model, shuffle_cls(0, among="same_class", labels=[1])),
+    ):
         model(x)
     assert not attached(model)
     assert torch.equal(model(x), clean)
@@ -386,7 +405,10 @@ def test_hooks_of_a_user_are_checked_first(model, x):
 
         with pytest.raises(ValueError, match="makes no hook"), apply(model, nowhere(names=())):
             pass
-        with pytest.raises(UnknownHookError, match="hook_resid_post"), apply(model, nowhere(names=["blocks.0.hook_resid_pos"])):
+        with (
+            pytest.raises(UnknownHookError, match="hook_resid_post"),
+            apply(model, nowhere(names=["blocks.0.hook_resid_pos"])),
+        ):
             pass
         with apply(model, nowhere(names=[lambda name: name.endswith("attn.hook_z")])) as run:
             model(x)
@@ -446,22 +468,24 @@ def test_the_gradient_in_where_is_attribution_patching():
         where = torch.zeros(*(1, model.tokens.n_tokens) if per_token else (3,), dtype=torch.float64, requires_grad=True)
         with torch.no_grad():
             plain = model(corrupt)
-            kept = {}
-            model.run_with_hooks(clean, fwd_hooks=[(site, lambda act, hook: kept.update(clean=act))])
+            _, kept = model.run_with_cache(clean, names_filter=site)
         with apply(model, iv.replace(where=where)):
             logits = model(corrupt)
         assert torch.allclose(logits, plain, atol=1e-12)
         (slope,) = torch.autograd.grad(logits[:, 0].sum(), where)
 
-        logits = model.run_with_hooks(corrupt, fwd_hooks=[(site, lambda act, hook: kept.update(act=act))])
-        (grad,) = torch.autograd.grad(logits[:, 0].sum(), kept["act"])
-        target = kept["clean"] if per_token else torch.zeros_like(kept["act"])
-        effect = grad * (target - kept["act"])
+        acts = []
+        logits = model.run_with_hooks(corrupt, fwd_hooks=[(site, lambda act, hook, acts=acts: acts.append(act))])
+        (grad,) = torch.autograd.grad(logits[:, 0].sum(), acts)
+        target = kept[site] if per_token else torch.zeros_like(grad)
+        effect = grad * (target - acts[0])
         expected = effect.sum((0, 2))[None] if per_token else effect.flatten(1).sum(1)
         torch.testing.assert_close(slope, expected.detach(), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("build", [lambda v: set_tokens(0, "cls", v), lambda v: steer(0, "cls", v), lambda v: insert_token(0, v)])
+@pytest.mark.parametrize(
+    "build", [lambda v: set_tokens(0, "cls", v), lambda v: steer(0, "cls", v), lambda v: insert_token(0, v)]
+)
 def test_a_learned_vector_is_learned(model, x, build):
     vector = torch.nn.Parameter(torch.zeros(model.cfg.d_model))
     iv = build(vector)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import CORE, FAMILIES, attention, pixels, size_ids, sizes, tiny
+from tests.tiny import CORE, FAMILIES, attention, pixels, sizes, tiny
 
 DEPTHS = range(-2, 3)
 
 
 @pytest.mark.parametrize("name", CORE)
-@pytest.mark.parametrize("k", DEPTHS)
-def test_stop_then_start_is_the_run(name, k):
+def test_stop_then_start_is_the_run(name):
     model = tiny(name)[1]
-    for size in sizes(name):
+    for size in sizes(name)[:3]:
         x = pixels(model, size)
-        assert torch.equal(model(model(x, stop_at_layer=k), start_at_layer=k), model(x)), size_ids(size)
+        whole = model(x)
+        for k in DEPTHS:
+            assert torch.equal(model(model(x, stop_at_layer=k), start_at_layer=k), whole), (size, k)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -93,7 +93,9 @@ def test_they_are_parameters(model, x):
     assert torch.equal(iv.params["mean"], stats.mean("resid_post", 1, "cls"))
     assert iv.params["stats"] is None
     assert from_dict(iv.to_dict()) == iv
-    with pytest.raises(ValueError, match=r"hold nothing for \('resid_mid', 0, 'cls'\); they hold \('resid_post', 0, 'cls'\)"):
+    with pytest.raises(
+        ValueError, match=r"hold nothing for \('resid_mid', 0, 'cls'\); they hold \('resid_post', 0, 'cls'\)"
+    ):
         mean_tokens(layer=0, tokens="cls", stats=stats, site="resid_mid")
 
 
@@ -115,7 +117,9 @@ def test_whatever_holds_the_images(model, x):
 def test_images_go_through_the_processor(tmp_path, monkeypatch):
     model = tiny("vit")[1]
     seen = []
-    monkeypatch.setattr(type(model), "preprocess", lambda self, images: (seen.append(len(images)), pixels(self, n=len(images)))[1])
+    monkeypatch.setattr(
+        type(model), "preprocess", lambda self, images: (seen.append(len(images)), pixels(self, n=len(images)))[1]
+    )
     images = [Image.new("RGB", (32, 32)) for _ in range(5)]
     rows = datasets.Dataset.from_dict({"image": images, "label": [0] * 5}).cast_column("image", datasets.Image())
 

@@ -15,6 +15,7 @@ from interventions import (
     Intervention,
     InterventionNotFired,
     apply,
+    core,
     insert_token,
     intervention,
     low_pass,
@@ -27,9 +28,8 @@ from interventions import (
     zero_attention,
     zero_tokens,
 )
-from interventions import core
 from interventions.sweep import depth_of
-from tests.intervention_cases import OURS, cases, setting, unchecked_types
+from tests.intervention_cases import FULL, OURS, cases, setting, unchecked_types
 from tests.tiny import FAMILIES, pixels, tiny
 
 
@@ -54,20 +54,19 @@ def composed(family: str, seed: int, n: int) -> list[Intervention]:
     return made + [iv + readout("full") for iv in made[:4]] + made[:2]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("family", "seed"), [*((family, 0) for family in FULL), ("vit", 1)])
 def test_equals_separate_runs(family, seed):
     s = setting(family)
     with unchecked_types():
         wanted = [(iv, alone(s.model, s.x, iv)) for iv in composed(family, seed, 16)]
         # some parts do not go together, and then they do not in a sweep either
         for iv in [iv for iv, logits in wanted if isinstance(logits, str)][:2]:
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError):  # noqa: PT011  # whichever it was
                 list(sweep(s.model, s.x, [iv]))
         runnable = [(iv, logits) for iv, logits in wanted if not isinstance(logits, str)]
         assert len(runnable) > len(wanted) // 2
         ivs = [iv for iv, _ in runnable]
-        for fold_tokens, budget in ((0, 2**31), (0, 40_000), (4096, 2**31), (60, 2**31)):
+        for fold_tokens, budget in ((0, 2**31), (4096, 2**31), (250, 300_000)):
             swept = list(sweep(s.model, s.x, ivs, fold_tokens=fold_tokens, memory_budget=budget))
             assert [iv for iv, _ in swept] == ivs
             for (iv, logits), (_, want) in zip(swept, runnable, strict=True):
@@ -164,7 +163,9 @@ def test_pixels_to_patch_from_are_run_once(deep, evaluations):
     for iv, logits in swept:
         assert torch.equal(alone(deep, x, iv), logits)
     evaluations.clear()
-    mixed = [patch_tokens(l, t, donors, site=site) for l in (0, 5) for t in ("cls", "all") for site in ("z", "resid_mid")]
+    mixed = [
+        patch_tokens(l, t, donors, site=site) for l in (0, 5) for t in ("cls", "all") for site in ("z", "resid_mid")
+    ]
     swept = list(sweep(deep, x, mixed, fold_tokens=0))
     for iv, logits in swept:
         assert torch.equal(alone(deep, x, iv), logits)
