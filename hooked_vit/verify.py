@@ -39,10 +39,11 @@ def verify(name_or_path: str | Path, *, n_images: int = 2, seed: int = 0) -> lis
     >>> all(row.ok for row in verify("google/vit-base-patch16-224"))  # doctest: +SKIP
     True
 
-    At the native image size and at another one: the output and every hidden state, 0.0 apart with transformers' eager
-    attention, at most SDPA_BOUND (relative where values exceed 1) with the fused kernel. Then every hook point: an
-    edit of it must move the output; and one edit does what nnsight makes it do to the original. What is compared is the logits or the image embedding; for a model without a head
-    its pooled features, which for a learned tanh pooler (no classifier reads it) are CLS of the last hidden state.
+    At the native image size and at another one: the output and every hidden state, 0.0 apart with transformers'
+    eager attention, at most SDPA_BOUND (relative where values exceed 1) with the fused kernel. Then every hook
+    point: an edit of it must move the output; and one edit does what nnsight makes it do to the original. What is
+    compared is the logits or the image embedding; for a model without a head its pooled features, which for a
+    learned tanh pooler (no classifier reads it) are CLS of the last hidden state.
     Raises what `HookedViT.from_pretrained` raises for a checkpoint it refuses.
     """
     theirs = load_hf(str(name_or_path)).eval()

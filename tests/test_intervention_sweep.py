@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tests.test_cls_causality import coloured, model
 
 from analyses import cls_causality, intervention_sweep
 from analyses.intervention_sweep import Journal
 from hooked_vit import HookedViT
 from interventions import apply, grid, intervention, shuffle_cls, sweep, zero_attention
+from tests.test_cls_causality import coloured, model
 
 CHOSEN = [*grid(shuffle_cls, layer=range(2), seed=[0, 1]), zero_attention("cls", "patches")]
 
