@@ -176,8 +176,7 @@ class Attention(nn.Module):
         if tables:
             bias = self.hook_rel_pos_bias(sum(t(tokens) for t in tables[1:]) + tables[0](tokens))
         if (present := tokens.present) is not None:
-            padding = torch.zeros(present.shape, dtype=x.dtype).masked_fill(~present, float("-inf"))
-            padding = padding[..., None, None, :].to(x.device)
+            padding = x.new_zeros(present.shape).masked_fill(~present.to(x.device), float("-inf"))[..., None, None, :]
             bias = padding if bias is None else bias + padding
         return bias
 

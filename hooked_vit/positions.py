@@ -70,14 +70,15 @@ class RelativePositionBias(nn.Module):
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # it is kept, and a later run may ask for gradients
 def offsets(grid: tuple[int, int]) -> Int[Tensor, "t t"]:
     """The table row for every (query, key): patches by offset; then CLS to token, token to CLS, CLS to CLS."""
     rows, cols = grid
-    row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    row, col = torch.meshgrid(torch.arange(rows, device="cpu"), torch.arange(cols, device="cpu"), indexing="ij")
     row, col = row.flatten(), col.flatten()
     between = (row[:, None] - row + rows - 1) * (2 * cols - 1) + (col[:, None] - col + cols - 1)
     n = (2 * rows - 1) * (2 * cols - 1) + 3
-    index = torch.empty(rows * cols + 1, rows * cols + 1, dtype=torch.long)
+    index = torch.empty(rows * cols + 1, rows * cols + 1, dtype=torch.long, device="cpu")
     index[1:, 1:] = between
     index[0, :] = n - 3
     index[:, 0] = n - 2

@@ -29,7 +29,8 @@ class TokenLayout:
 
     `codes` holds an index into ROLES per token (ABSENT for padding), `ids` the index the token had in the native
     layout (-1 for an inserted one), `donors` the id whose positional entries it uses (-1 for none). All are [t], or
-    [b, t] once a removal has differed from image to image. Positions are looked up by id, never by place.
+    [b, t] once a removal has differed from image to image, and stay on the CPU, wherever the model is. Positions are
+    looked up by id, never by place.
     """
 
     prefix: tuple[Role, ...]
@@ -41,8 +42,9 @@ class TokenLayout:
     @classmethod
     def native(cls, prefix: Sequence[Role], grid: tuple[int, int]) -> TokenLayout:
         """The layout before any edit: prefix tokens, then rows x columns patches in row-major order."""
-        codes = torch.tensor([ROLES.index(r) for r in prefix] + [ROLES.index("patches")] * (grid[0] * grid[1]))
-        ids = torch.arange(len(codes))
+        roles = [*prefix, *["patches"] * (grid[0] * grid[1])]
+        codes = torch.tensor([ROLES.index(role) for role in roles], device="cpu")
+        ids = torch.arange(len(codes), device="cpu")
         return cls(tuple(prefix), grid, codes, ids, ids)
 
     @property
@@ -58,7 +60,7 @@ class TokenLayout:
     @property
     def is_native(self) -> bool:
         """True where no token was inserted, removed or moved."""
-        return not self.ragged and torch.equal(self.ids, torch.arange(self.n_native))
+        return not self.ragged and torch.equal(self.ids, torch.arange(self.n_native, device="cpu"))
 
     @property
     def ragged(self) -> bool:
@@ -124,7 +126,7 @@ class TokenLayout:
         wanted = [t % n for t in wanted]
         if not missing_ok and (gone := [t for t in wanted if not (self.ids == t).any(-1).all()]):
             raise ValueError(f"tokens {gone} were removed earlier in this run; address tokens that are still there")
-        return torch.isin(self.ids, torch.tensor(wanted, dtype=self.ids.dtype))
+        return torch.isin(self.ids, torch.tensor(wanted, dtype=self.ids.dtype, device="cpu"))
 
     def _role_mask(self, role: str, missing_ok: bool) -> Tensor:
         if role == "all":
@@ -179,7 +181,7 @@ class TokenLayout:
         places, real = places.expand(*batch, -1), real.expand(*batch, -1)
 
         def taken(old: Tensor, pad: int) -> Tensor:
-            return old.expand(*batch, -1).gather(-1, places.clamp(min=0)).where(real, torch.tensor(pad))
+            return old.expand(*batch, -1).gather(-1, places.clamp(min=0)).where(real, pad)
 
         kept: dict[str, Any] = {
             "codes": taken(self.codes, ABSENT),
