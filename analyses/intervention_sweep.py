@@ -28,6 +28,7 @@ from hooked_vit import HookedViT
 from interventions import Intervention, grid, readout, shuffle_cls, sweep
 
 COUNTS = ("n", "correct", "changed")
+CLEAN = "unperturbed"
 
 
 def bars(result: Result) -> go.Figure:
@@ -162,12 +163,12 @@ def _measure(
     clean: Tensor | None = None
     for intervention, logits in sweep(model, model.preprocess(batch.images), interventions):
         logits = logits.cpu()
-        clean = logits if clean is None else clean  # the first is the model as it is
+        clean = logits if clean is None else clean  # the first variant is the model as it is
         rows.append(
             {
                 "model": name,
                 "batch": index,
-                "intervention": repr(intervention),
+                "intervention": repr(intervention) if rows else CLEAN,
                 "n": len(labels),
                 "correct": int(correct(rank(logits, labels)).sum()),
                 "changed": int((logits.argmax(-1) != clean.argmax(-1)).sum()),

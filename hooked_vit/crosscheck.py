@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -13,6 +14,7 @@ from hooked_vit import architectures
 from hooked_vit.model import HookedViT
 
 
+@cache
 def import_nnsight() -> ModuleType:
     """nnsight without what importing it does to every object and every tensor of the process."""
     if "nnsight" in sys.modules:

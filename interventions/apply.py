@@ -157,9 +157,9 @@ def resolved_parts(model: HookedViT, *interventions: Intervention) -> list[tuple
 
 def _distance(old: Tensor, new: Tensor | None) -> Tensor:
     if new is None or new is old:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     if new.shape != old.shape:
-        return torch.full((), float("nan"))
+        return torch.full((), float("nan"), device="cpu")
     # a score that was minus infinity already has not moved, and infinity minus infinity is no number
     old, new = old.detach(), new.detach()
     moved = torch.where(new == old, torch.zeros_like(old), new - old)

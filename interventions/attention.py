@@ -11,7 +11,7 @@ from torch import Tensor
 from hooked_vit import ActivationCache, HookedViT
 from hooked_vit.tokens import TokenLayout, Tokens
 from interventions.core import Hooks, intervention
-from interventions.editing import Value, moved, weights
+from interventions.editing import Value, among, moved, weights
 from interventions.sources import run_pixels
 from interventions.vocabulary import (
     EDGES,
@@ -87,7 +87,9 @@ def self_only(
 
     methods: Vilas et al. 2023, section 4.3, as in its code: CLS is cut off too.
     """
-    return edit_rows(model, queries, lambda pattern: torch.eye(pattern.shape[-1]), layers, heads, where)
+    return edit_rows(
+        model, queries, lambda pattern: torch.eye(pattern.shape[-1], device=pattern.device), layers, heads, where
+    )
 
 
 @intervention(idempotent=True)
@@ -109,9 +111,9 @@ def uniform_attention(
     check_tokens(model, keys)
 
     def alike(pattern: Tensor) -> Tensor:
-        among = model.tokens.mask(keys).to(pattern)
-        among = among.reshape(-1, 1, 1, among.shape[-1])
-        return among / among.sum(-1, keepdim=True)
+        chosen = model.tokens.mask(keys).to(pattern)
+        chosen = chosen.reshape(-1, 1, 1, chosen.shape[-1])
+        return chosen / chosen.sum(-1, keepdim=True)
 
     return edit_rows(model, queries, alike, layers, heads, where)
 
@@ -188,7 +190,7 @@ def edit_rows(
     chosen, share = heads_of(model, heads), check_where(where)
 
     def edit(pattern: Tensor, hook: object) -> Tensor:
-        here = edges(model.tokens, queries, keys)[:, None] & _of_heads(chosen, pattern)
+        here = edges(model.tokens, queries, keys)[:, None] & among(chosen, model.cfg.n_heads)[:, None, None]
         return moved(pattern, value, here, weights(share, pattern, model.tokens, queries))
 
     return [(site_hook(model, "pattern", layer, EDGES), edit) for layer in layers_of(model, layers)]
@@ -198,7 +200,7 @@ def edges(layout: TokenLayout, queries: Tokens, keys: Tokens, *, keep_self: bool
     """True at [#b, query, key] for the edges from one group of tokens to another."""
     n = layout.n_tokens
     cut = layout.mask(queries).reshape(-1, n, 1) & layout.mask(keys).reshape(-1, 1, n)
-    return cut & ~torch.eye(n, dtype=torch.bool) if keep_self else cut
+    return cut & ~torch.eye(n, dtype=torch.bool, device="cpu") if keep_self else cut
 
 
 def _scaled(
@@ -225,10 +227,12 @@ def _scaled(
 
     def edit(act: Tensor, hook: object) -> Tensor:
         layout = model.tokens
-        here = edges(layout, queries, keys, keep_self=keep_self)[:, None] & _of_heads(chosen, act)
+        here = (
+            edges(layout, queries, keys, keep_self=keep_self)[:, None] & among(chosen, model.cfg.n_heads)[:, None, None]
+        )
         part = weights(share, act, layout, queries)
         if part.dtype == torch.bool:
-            here, part = here & part.to(here.device), torch.ones(())
+            here, part = here & part.to(here.device), torch.ones((), device="cpu")
         elif not part.requires_grad:
             here = here & (part != 0).to(here.device)
         if not here.any():
@@ -251,9 +255,3 @@ def _nothing_left(queries: Tokens, keys: Tokens) -> str:
         f"{queries!r} tokens would have nothing left to attend to without {keys!r}, so there is nothing to "
         "renormalise; use renormalise=False or keep_self=True"
     )
-
-
-def _of_heads(chosen: list[int], like: Tensor) -> Bool[Tensor, "h 1 1"]:
-    mask = torch.zeros(like.shape[1], 1, 1, dtype=torch.bool)
-    mask[chosen] = True
-    return mask

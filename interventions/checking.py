@@ -56,7 +56,7 @@ def _check(model: HookedViT, pixels: Tensor, intervention: Intervention) -> Appl
 def _check_where(model: HookedViT, pixels: Tensor, part: Intervention, clean: Tensor) -> None:
     if "where" not in part.params:
         return
-    for nowhere in (False, torch.zeros(len(pixels), dtype=torch.bool)):
+    for nowhere in (False, torch.zeros(len(pixels), dtype=torch.bool, device="cpu")):
         logits, run = _run(model, pixels, part.replace(where=nowhere))
         _promise(torch.equal(logits, clean), f"where={nowhere} changes nothing")
         _promise(not any(map(sum, run.changes.values())), f"where={nowhere} moves nothing, got {run.changes}")
@@ -65,7 +65,8 @@ def _check_where(model: HookedViT, pixels: Tensor, part: Intervention, clean: Te
 def _check_idempotent(model: HookedViT, pixels: Tensor, part: Intervention) -> None:
     if not registered()[part.name].idempotent:
         return
-    if torch.as_tensor(part.params.get("where", True)).is_floating_point():
+    where = part.params.get("where", True)
+    if isinstance(where, float) or (isinstance(where, Tensor) and where.is_floating_point()):
         part = part.replace(where=True)  # going half the way twice leads further
     once, _ = _run(model, pixels, part)
     twice, run = _run(model, pixels, part + part)

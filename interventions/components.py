@@ -115,7 +115,7 @@ def scale_branch(
     `factor` is a number, or [d] with one per dimension; it comes on top of the family's own LayerScale, and divided by
     that replaces it. Touvron et al. 2021 (LayerScale).
     """
-    factors = torch.as_tensor(factor)
+    factors = factor if isinstance(factor, Tensor) else torch.tensor(factor, device="cpu")
     d = model.cfg.d_model
     if factors.shape not in ((), (d,)) or not factors.isfinite().all():
         raise ValueError(f"a factor is a finite number or [{d}]; got {tuple(factors.shape)}")

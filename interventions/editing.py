@@ -41,7 +41,7 @@ def edit_site(
     heads: Heads = None,
     neurons: Heads = None,
     where: Where = True,
-    among: tuple[str, ...] = TOKEN_SITES,
+    sites: tuple[str, ...] = TOKEN_SITES,
 ) -> Hooks:
     """Hooks that move a site towards `value(act)`: at these tokens, heads and neurons, as far as `where`.
 
@@ -52,17 +52,17 @@ def edit_site(
     True it is the value exactly, and the gradient of a metric in `where` at 0 is attribution patching.
     Raises ValueError, before any run, for a layer, site, token, head or neuron the model has not.
     """
-    names = [site_hook(model, site, layer, among) for layer in layers_of(model, layers)]
+    names = [site_hook(model, site, layer, sites) for layer in layers_of(model, layers)]
     shape = site_shape(model, site)
     check_tokens(model, tokens)
     weight = check_where(where, per_token=True)
-    inside = torch.ones(shape, dtype=torch.bool)
+    inside = torch.ones(shape, dtype=torch.bool, device="cpu")
     if heads is not None:
         if len(shape) < 2:
             raise ValueError(f"{site!r} has no heads; heads belong to {', '.join(HEADS)}")
-        inside &= _at(heads_of(model, heads), shape[0])[:, None]
+        inside &= among(heads_of(model, heads), shape[0])[:, None]
     if neurons is not None:
-        inside &= _at(indices(neurons, shape[-1], "neuron"), shape[-1])
+        inside &= among(indices(neurons, shape[-1], "neuron"), shape[-1])
 
     def edit(act: Tensor, hook: object) -> Tensor:
         layout = model.tokens
@@ -92,7 +92,7 @@ def weights(where: Tensor, act: Tensor, layout: TokenLayout, tokens: Tokens) -> 
     per_image(where, len(act), "where is given")
     if where.ndim == 2:
         entry = columns(layout, tokens, where.shape[1])
-        where = torch.where(entry >= 0, _take(where, entry.clamp(min=0)), where.new_zeros(()))
+        where = torch.where((entry >= 0).to(where.device), _take(where, entry.clamp(min=0)), where.new_zeros(()))
     return where.reshape(*where.shape, *[1] * (act.ndim - where.ndim))
 
 
@@ -148,27 +148,27 @@ def columns(layout: TokenLayout, tokens: Tokens, width: int) -> Int[Tensor, "*b 
     """
     native = TokenLayout.native(layout.prefix, layout.grid)
     named = native.mask(tokens, missing_ok=True)
-    n_named = int(named.sum())
-    if not n_named:
+    count = int(named.sum())
+    if not count:
         # inserted tokens have no identity, so they are taken as they stand
         now = layout.mask(tokens)
         if int(now.sum(-1).max()) == width:
             return (now.cumsum(-1) - 1).where(now, -1)
-    if width not in (n_named, layout.n_native):
+    if width not in (count, layout.n_native):
         raise ValueError(
-            f"an axis over tokens has {n_named} entries for {tokens!r}, or {layout.n_native} for all; got {width}"
+            f"an axis over tokens has {count} entries for {tokens!r}, or {layout.n_native} for all; got {width}"
         )
-    entry = torch.arange(width) if width == layout.n_native else (named.cumsum(0) - 1).where(named, -1)
+    entry = torch.arange(width, device="cpu") if width == layout.n_native else (named.cumsum(0) - 1).where(named, -1)
     return entry[layout.ids.clamp(min=0)].where(layout.ids >= 0, -1)
 
 
 def _check_count(model: HookedViT, tokens: Tokens, count: int) -> None:
     native = model.run.native
-    n_named = int(native.mask(tokens, missing_ok=True).sum())
+    named = int(native.mask(tokens, missing_ok=True).sum())
     # how many patches there are is known only with the image, so those are counted when the value is used
     varies = tokens in ("patches", "all", "inserted")
-    if not varies and count not in (1, n_named, native.n_tokens):
-        raise ValueError(f"there are {n_named} {tokens!r} tokens, the value is for {count}; name the tokens it is for")
+    if not varies and count not in (1, named, native.n_tokens):
+        raise ValueError(f"there are {named} {tokens!r} tokens, the value is for {count}; name the tokens it is for")
 
 
 def _take(values: Tensor, entry: Int[Tensor, "*b t"]) -> Tensor:
@@ -179,7 +179,8 @@ def _take(values: Tensor, entry: Int[Tensor, "*b t"]) -> Tensor:
     return values.expand(len(entry), *values.shape[1:])[images, entry.to(values.device)]
 
 
-def _at(chosen: list[int], n: int) -> Tensor:
-    mask = torch.zeros(n, dtype=torch.bool)
+def among(chosen: list[int], n: int) -> Bool[Tensor, "n"]:
+    """True at the chosen of n indices."""
+    mask = torch.zeros(n, dtype=torch.bool, device="cpu")
     mask[chosen] = True
     return mask

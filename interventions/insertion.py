@@ -76,12 +76,12 @@ def insert_token(
         at = index % (resid.shape[1] + 1)
         longer = model.insert_tokens(resid, at, make(resid)[:, None], role=role, donor=donor)
         if mark is not None:
-            new = torch.arange(longer.shape[1]) == at
+            new = torch.arange(longer.shape[1], device="cpu") == at
             model.run.tokens = replace(model.tokens, donors=model.tokens.donors.masked_fill(new, mark))
         if chosen.all():
             return longer
         # the others lose it again, and are padded at the end instead
-        places = torch.arange(longer.shape[1]).expand(len(resid), -1)
+        places = torch.arange(longer.shape[1], device="cpu").expand(len(resid), -1)
         without = torch.cat([places[:, :at], places[:, at + 1 :], places.new_full((len(resid), 1), -1)], dim=1)
         return model.keep_tokens(longer, torch.where(chosen[:, None], places, without))
 
@@ -101,7 +101,7 @@ def _maker(model: HookedViT, vector: Tensor | str | int, seed: int, std: Number)
     elif vector == RANDOM:
 
         def make(resid: Tensor) -> Tensor:
-            drawn = torch.randn(len(resid), d, generator=generator) * std
+            drawn = torch.randn(len(resid), d, generator=generator, device="cpu") * std
             note("insert_token", drawn)
             return drawn.to(resid)
 

@@ -37,7 +37,7 @@ def shuffle_patches(model: HookedViT, seed: int = 0, patch_size: int | None = No
             raise ValueError(f"patches of {size} pixels do not cover a picture of {height} x {width}")
         patches = pixels.reshape(b, c, height // size, size, width // size, size).permute(0, 2, 4, 1, 3, 5)
         flat = patches.flatten(1, 2)
-        order = torch.stack([torch.randperm(flat.shape[1], generator=generator) for _ in range(b)])
+        order = torch.stack([torch.randperm(flat.shape[1], generator=generator, device="cpu") for _ in range(b)])
         note("shuffle_patches", order)
         mixed = flat[torch.arange(b, device=flat.device)[:, None], order.to(flat.device)]
         return mixed.reshape(patches.shape).permute(0, 3, 1, 4, 2, 5).reshape(pixels.shape)
@@ -91,7 +91,7 @@ def _edit_pixels(model: HookedViT, value: Value, where: Where) -> Hooks:
     chosen = check_where(where)
 
     def edit(pixels: Tensor, hook: object) -> Tensor:
-        whole = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        whole = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="cpu")
         return moved(pixels, value, whole, weights(chosen, pixels, model.tokens, "all"))
 
     return [("hook_pixels", edit)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from interventions.core import Hooks, intervention
-from interventions.editing import Value, moved, weights
+from interventions.editing import Value, among, moved, weights
 from interventions.stats import POOLED, Stats
 from interventions.vocabulary import Where, check_where
 
@@ -34,13 +34,13 @@ def readout(model: HookedViT, source: str = FULL, where: Where = True) -> Hooks:
         return [("hook_pooled", lambda pooled, hook: pooled)]
     kept = _source(model, source, "a readout of it alone does not exist")
     reading = [i for i, (_, read) in enumerate(model.cfg.heads) if kept in read]
-    others = torch.arange(len(model.cfg.sources)) != kept
+    others = ~among([kept], len(model.cfg.sources))
     hooks = [("hook_pooled", _edit_sources(model, others, torch.zeros_like, share))]
     if not 0 < len(reading) < len(model.cfg.heads):
         return hooks
 
     def only_heads(logits: Tensor, hook: object) -> Tensor:
-        all_heads = torch.ones(1, dtype=torch.bool)
+        all_heads = torch.ones(1, dtype=torch.bool, device="cpu")
         mean = logits[:, reading].mean(1, keepdim=True).expand_as(logits)
         return moved(logits, lambda _: mean, all_heads, weights(share, logits, model.tokens, "all"))
 
@@ -76,7 +76,7 @@ def drop_source(
     if mean is not None and mean.shape != (model.cfg.d_model,):
         raise ValueError(f"the mean of a source is [{model.cfg.d_model}], got {tuple(mean.shape)}")
     value: Value = torch.zeros_like if mean is None else lambda parts: mean.to(parts).expand_as(parts)
-    here = torch.arange(len(model.cfg.sources)) == gone
+    here = among([gone], len(model.cfg.sources))
     return [("hook_pooled", _edit_sources(model, here, value, share))]
 
 
@@ -112,7 +112,7 @@ def new_head(
         new = F.linear(pooled, weight.to(pooled), None if bias is None else bias.to(pooled))
         if whole:
             return new
-        everything = torch.ones(1, dtype=torch.bool)
+        everything = torch.ones(1, dtype=torch.bool, device="cpu")
         return moved(logits, lambda _: new, everything, weights(share, logits, model.tokens, "all"))
 
     return [("hook_pooled", see), ("hook_logits", read)]

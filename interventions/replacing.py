@@ -26,7 +26,7 @@ def zero_tokens(model: HookedViT, layer: int, tokens: Tokens, site: str = "resid
 
     Zero is far from anything the model has seen; `mean_tokens` removes as much and surprises it less.
     """
-    return edit_site(model, site, layer, torch.zeros_like, tokens=tokens, where=where, among=STREAM)
+    return edit_site(model, site, layer, torch.zeros_like, tokens=tokens, where=where, sites=STREAM)
 
 
 def _mean_of_stats(**params: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def mean_tokens(
     """
     assert mean is not None
     value = given(model, site, mean, tokens)
-    return edit_site(model, site, layer, value, tokens=tokens, where=where, among=STREAM)
+    return edit_site(model, site, layer, value, tokens=tokens, where=where, sites=STREAM)
 
 
 def _moments_of_stats(**params: Any) -> dict[str, Any]:
@@ -98,12 +98,12 @@ def gaussian_tokens(
     generator = generator_of(seed)
 
     def draw(act: Tensor) -> Tensor:
-        noise = torch.randn(len(act), n_named(model.tokens, tokens), len(root), generator=generator)
+        noise = torch.randn(len(act), n_named(model.tokens, tokens), len(root), generator=generator, device="cpu")
         drawn = (noise.double() @ root.T + mean.double().cpu()).to(act.dtype)
         note("gaussian_tokens", drawn)
         return placed(drawn, model.tokens, tokens)
 
-    return edit_site(model, site, layer, draw, tokens=tokens, where=where, among=STREAM)
+    return edit_site(model, site, layer, draw, tokens=tokens, where=where, sites=STREAM)
 
 
 def _root(covariance: Tensor, mean: Tensor) -> Tensor:
@@ -133,4 +133,4 @@ def set_tokens(
     `vector` is [d], one per image [b, d], or one per token [b, k, d]; gradients reach it.
     methods: lab note 2, "replace".
     """
-    return edit_site(model, site, layer, given(model, site, vector, tokens), tokens=tokens, where=where, among=STREAM)
+    return edit_site(model, site, layer, given(model, site, vector, tokens), tokens=tokens, where=where, sites=STREAM)

@@ -81,7 +81,7 @@ def resample_tokens(
     generator = generator_of(seed)
 
     def draw(n: int) -> Tensor:
-        allowed = ~torch.eye(n, dtype=torch.bool)
+        allowed = ~torch.eye(n, dtype=torch.bool, device="cpu")
         if known is not None:
             _check_labels(known, n)
             allowed = known[:, None] != known
@@ -119,7 +119,7 @@ def _exchanged(
         note(name, order)
         return act[order.to(act.device)]
 
-    return edit_site(model, site, layer_of(model, layer), from_others, tokens=tokens, where=where, among=STREAM)
+    return edit_site(model, site, layer_of(model, layer), from_others, tokens=tokens, where=where, sites=STREAM)
 
 
 def draw_permutation(
@@ -130,14 +130,14 @@ def draw_permutation(
     Raises ValueError where no such permutation exists: one image alone, or a class that fills more than half of them.
     """
     if among == "batch":
-        return torch.randperm(n, generator=generator)
+        return torch.randperm(n, generator=generator, device="cpu")
     if among == "others":
         return _derangement(n, generator)
     assert labels is not None
     _check_labels(labels, n)
-    mixed = torch.randperm(n, generator=generator)
+    mixed = torch.randperm(n, generator=generator, device="cpu")
     if among == "same_class":
-        order = torch.arange(n)
+        order = torch.arange(n, device="cpu")
         for label in labels.unique():
             order[labels == label] = mixed[labels[mixed] == label]
         return order
@@ -148,8 +148,8 @@ def _derangement(n: int, generator: torch.Generator) -> Tensor:
     if n < 2:
         raise ValueError("one image alone has no other to take a token from; use a larger batch")
     while True:  # a random permutation is a derangement with probability 1/e
-        order = torch.randperm(n, generator=generator)
-        if not (order == torch.arange(n)).any():
+        order = torch.randperm(n, generator=generator, device="cpu")
+        if not (order == torch.arange(n, device="cpu")).any():
             return order
 
 
@@ -172,7 +172,7 @@ def _check_among(among: str, labels: Labels, choices: Sequence[str]) -> Tensor |
     if (among in BY_CLASS) != (labels is not None):
         given = "given" if labels is not None else "missing"
         raise ValueError(f"labels are given exactly where classes matter; got among={among!r} and labels {given}")
-    known = None if labels is None else torch.as_tensor(labels).cpu()
+    known = None if labels is None else torch.as_tensor(labels, device="cpu")
     if known is not None and (known.ndim != 1 or known.is_floating_point()):
         raise ValueError(f"labels are one class number per image [b], got {tuple(known.shape)} of {known.dtype}")
     return known

@@ -36,9 +36,8 @@ class Moments:
     @classmethod
     def none(cls, shape: tuple[int, ...], *, covariance: bool) -> Moments:
         """Of no vector yet."""
-        d = int(torch.tensor(shape).prod())
-        scatter = torch.zeros(d, d, dtype=torch.float64) if covariance else None
-        return cls(0, torch.zeros(shape, dtype=torch.float64), scatter)
+        mean = torch.zeros(shape, dtype=torch.float64, device="cpu")
+        return cls(0, mean, mean.flatten().outer(mean.flatten()) if covariance else None)
 
     def add(self, vectors: Tensor) -> None:
         """Take in more vectors [n, *shape]. Chan, Golub & LeVeque 1983, which loses no digits to a large mean."""

@@ -31,7 +31,7 @@ def steer(
     """
     step = given(model, site, vector, tokens)
     check_number(scale, "scale")
-    return edit_site(model, site, layer, lambda act: act + scale * step(act), tokens=tokens, where=where, among=STREAM)
+    return edit_site(model, site, layer, lambda act: act + scale * step(act), tokens=tokens, where=where, sites=STREAM)
 
 
 @intervention(idempotent=True)
@@ -57,7 +57,7 @@ def project_out(
         axes = basis.to(act)
         return act - act @ axes.T @ axes
 
-    return edit_site(model, site, layer, without, tokens=tokens, where=where, among=STREAM)
+    return edit_site(model, site, layer, without, tokens=tokens, where=where, sites=STREAM)
 
 
 @intervention
@@ -83,8 +83,9 @@ def noise_tokens(
     generator = generator_of(seed)
 
     def noisy(act: Tensor) -> Tensor:
-        noise = torch.randn(len(act), n_named(model.tokens, tokens), act.shape[-1], generator=generator) * std
+        shape = len(act), n_named(model.tokens, tokens), act.shape[-1]
+        noise = torch.randn(shape, generator=generator, device="cpu") * std
         note("noise_tokens", noise)
         return act + placed(noise.to(act), model.tokens, tokens)
 
-    return edit_site(model, site, layer, noisy, tokens=tokens, where=where, among=STREAM)
+    return edit_site(model, site, layer, noisy, tokens=tokens, where=where, sites=STREAM)

@@ -126,7 +126,7 @@ def _bits(tensor: Tensor) -> str:
 def _tensor(stored: Mapping[str, Any]) -> Tensor:
     try:
         bits = bytearray(base64.b64decode(stored["tensor"], validate=True))
-        flat = torch.frombuffer(bits, dtype=torch.uint8) if bits else torch.empty(0, dtype=torch.uint8)
+        flat = torch.frombuffer(bits, dtype=torch.uint8) if bits else torch.empty(0, dtype=torch.uint8, device="cpu")
         return flat.view(getattr(torch, stored["dtype"])).reshape(stored["shape"])
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"a stored tensor cannot be read: {error}") from None

@@ -100,7 +100,9 @@ def check_where(where: Where, *, per_token: bool = False) -> Tensor:
 
     Raises ValueError for another shape, or a value that is not finite.
     """
-    weight = torch.as_tensor(where)
+    weight = where if isinstance(where, Tensor) else torch.tensor(where, device="cpu")
+    # what is only looked at is looked at here, so that no device is waited for
+    weight = weight if weight.requires_grad else weight.cpu()
     shapes = "one value, or one per image [b]" + ", or per image and token [b, k]" * per_token
     if weight.ndim > 1 + per_token:
         raise ValueError(f"where is {shapes}; got {tuple(weight.shape)}")
@@ -136,7 +138,7 @@ def generator_of(seed: int) -> torch.Generator:
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"a seed is a whole number, got {seed!r}")
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def check_width(model: HookedViT, value: Tensor) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -155,7 +154,6 @@ def on_first(function: Callable[[Tensor], Tensor], out: Any) -> Any:
     return (function(out[0]), *out[1:]) if isinstance(out, tuple) else function(out)
 
 
-@cache
 def with_nnsight(hf: nn.Module, x: Tensor, edits: Sequence[Edit], read: Run) -> Tensor:
     """The output under edits made in an nnsight trace. nnsight takes the model over: give it one of its own."""
     nnsight = import_nnsight()

@@ -293,7 +293,7 @@ CASES: dict[str, Case] = {
     ),
     "noise_tokens": Case(
         lambda s: iv.noise_tokens(layer=0, tokens="patches", std=0.5),
-        lambda s: [Edit("resid_post", 0, lambda t: put(t, s.patches, (t + s.drawn["noise_tokens"][0])[:, s.patches]))],
+        lambda s: [Edit("resid_post", 0, lambda t: put(t, s.patches, t[:, s.patches] + s.drawn["noise_tokens"][0]))],
     ),
     "insert_token": Case(
         lambda s: iv.insert_token(layer=1, vector=vector(), index=1),

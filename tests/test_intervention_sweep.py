@@ -13,6 +13,7 @@ from analyses import cls_causality, intervention_sweep
 from analyses.intervention_sweep import Journal
 from hooked_vit import HookedViT
 from interventions import apply, grid, intervention, shuffle_cls, sweep, zero_attention
+from interventions.core import _REGISTRY
 from tests.test_cls_causality import coloured, model
 
 CHOSEN = [*grid(shuffle_cls, layer=range(2), seed=[0, 1]), zero_attention("cls", "patches")]
@@ -90,8 +91,9 @@ def test_rows_are_on_disk_as_they_are_measured(tmp_path: Path) -> None:
     assert len(lines) == 1 + 2 * (len(CHOSEN) + 1)
 
 
-def test_an_intervention_of_ones_own_works_in_sweep_and_in_cls_causality() -> None:
+def test_an_intervention_of_ones_own_works_in_sweep_and_in_cls_causality(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a notebook cell defines needs no change of the package."""
+    monkeypatch.setattr("interventions.core._REGISTRY", dict(_REGISTRY))  # other tests go through all there are
 
     @intervention
     def negated_cls(model: HookedViT, *, layer: int):  # type: ignore[no-untyped-def]

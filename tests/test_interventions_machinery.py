@@ -18,6 +18,7 @@ from interventions import (
     ablate_heads,
     apply,
     check_intervention,
+    collect_stats,
     core,
     from_dict,
     gaussian_tokens,
@@ -43,7 +44,7 @@ from interventions import (
     zero_attention,
     zero_tokens,
 )
-from tests.intervention_cases import setting, unchecked_types
+from tests.intervention_cases import OURS, cases, setting, unchecked_types
 from tests.tiny import attention, make, pixels, tiny
 
 NAMES = {**registered(), "torch": torch, "float": float}
@@ -534,3 +535,18 @@ def test_other_image_sizes(family):
         with pytest.raises(ValueError, match="an axis over tokens"), apply(model, patch_tokens(0, "patches", cache)):
             model(native)
         assert any(change != change for change in run.changes["blocks.0.hook_resid_pre"])
+
+
+@pytest.mark.parametrize("family", ["vit", "beit-mean-both"])
+def test_the_default_device_is_irrelevant(family):
+    """A tensor made without saying where would land on `meta`, which holds no numbers."""
+    s = setting(family)
+    ivs = [make(s) for name in OURS for make in cases(name).valid]
+    with torch.no_grad(), unchecked_types():
+        wanted = [logits for _, logits in sweep(s.model, s.x, ivs)]
+        with torch.device("meta"):
+            read = [from_dict(iv.to_dict()) for iv in ivs]
+            for (iv, logits), want in zip(sweep(s.model, s.x, read), wanted, strict=True):
+                assert torch.equal(logits, want), iv
+            stats = collect_stats(s.model, s.x, ["resid_post", "pooled"])
+    assert stats.mean("resid_post", 0, "cls").device.type == "cpu"
