@@ -159,7 +159,8 @@ def _counts(
 def _measure(
     name: str, index: int, model: HookedViT, answers: Answers, batch: Any, interventions: list[Intervention]
 ) -> list[dict[str, Any]]:
-    labels, rows = answers.labels(batch.labels), []
+    labels = answers.labels(batch.labels)
+    rows: list[dict[str, Any]] = []
     clean: Tensor | None = None
     for intervention, logits in sweep(model, model.preprocess(batch.images), interventions):
         logits = logits.cpu()
