@@ -186,6 +186,7 @@ def edit_rows(
     keys: Tokens = "all",
 ) -> Hooks:
     """Hooks that put `value(pattern)` in the place of attention patterns, at the edges from queries to keys."""
+    _check_kernel(model)
     check_tokens(model, queries)
     chosen, share = heads_of(model, heads), check_where(where)
 
@@ -215,6 +216,7 @@ def _scaled(
     where: Where,
 ) -> Hooks:
     """Weights times 1 + where * (factor - 1): after the softmax, or before it as an addition to the scores."""
+    _check_kernel(model)
     check_tokens(model, queries)
     check_tokens(model, keys)
     chosen, share = heads_of(model, heads), check_where(where)
@@ -248,6 +250,11 @@ def _scaled(
 
     site = "attn_scores" if renormalise else "pattern"
     return [(site_hook(model, site, layer, EDGES), edit) for layer in layers_of(model, layers)]
+
+
+def _check_kernel(model: HookedViT) -> None:
+    if model.run.attention == "sdpa":
+        raise ValueError('the fused kernel never forms a pattern to edit; call model.set_attention("auto")')
 
 
 def _nothing_left(queries: Tokens, keys: Tokens) -> str:

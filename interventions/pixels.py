@@ -80,11 +80,12 @@ def low_frequencies(pixels: Float[Tensor, "*b h w"], radius: Number) -> Float[Te
             [2., 2.]])
     """
     height, width = pixels.shape[-2:]
-    rows = torch.fft.fftfreq(height, 1 / height, dtype=torch.float64, device=pixels.device)
-    cols = torch.fft.fftfreq(width, 1 / width, dtype=torch.float64, device=pixels.device)
+    exact = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    rows = torch.fft.fftfreq(height, 1 / height, dtype=exact.dtype, device=pixels.device)
+    cols = torch.fft.fftfreq(width, 1 / width, dtype=exact.dtype, device=pixels.device)
     inside = rows[:, None] ** 2 + cols**2 <= radius**2
     # the disc is symmetric about zero frequency, so what the inverse leaves imaginary is rounding
-    return torch.fft.ifft2(torch.fft.fft2(pixels.double()) * inside).real.to(pixels.dtype)
+    return torch.fft.ifft2(torch.fft.fft2(exact) * inside).real.to(pixels.dtype)
 
 
 def _edit_pixels(model: HookedViT, value: Value, where: Where) -> Hooks:

@@ -41,7 +41,7 @@ class Moments:
 
     def add(self, vectors: Tensor) -> None:
         """Take in more vectors [n, *shape]. Chan, Golub & LeVeque 1983, which loses no digits to a large mean."""
-        new = vectors.detach().to("cpu", torch.float64)
+        new = vectors.detach().cpu().double()
         if not len(new):
             return
         total = self.n + len(new)

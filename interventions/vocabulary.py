@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hooked_vit import HookedViT
 from hooked_vit.errors import nearest
-from hooked_vit.tokens import Tokens
 
 Layers = int | Sequence[int] | None
 Heads = int | Sequence[int] | None
@@ -84,13 +84,20 @@ def site_shape(model: HookedViT, site: str) -> tuple[int, ...]:
     return (cfg.d_mlp,) if site in NEURONS else (cfg.d_model,)
 
 
-def check_tokens(model: HookedViT, tokens: Tokens) -> None:
+def check_tokens(model: HookedViT, tokens: Any) -> None:
     """Refuse, before any run, a role or index the model has not.
 
     Raises ValueError. A role that only an earlier intervention can bring ("inserted") is checked when it is reached.
     """
-    if not isinstance(tokens, (str, int)) and not len(tokens):
-        raise ValueError('no token is named, so nothing would happen; say tokens="all" to mean all of them')
+    if isinstance(tokens, Tensor):
+        hint = 'a mask goes into where, with tokens="all"' if tokens.dtype == torch.bool else "give .tolist()"
+        raise ValueError(f"tokens are a role or a list of indices, got a tensor; {hint}")
+    if not isinstance(tokens, str):
+        named = list(tokens) if isinstance(tokens, Iterable) else [tokens]
+        if bad := [t for t in named if isinstance(t, bool) or not isinstance(t, int)]:
+            raise ValueError(f"tokens are a role or a list of indices, got {bad[0]!r}")
+        if not named:
+            raise ValueError('no token is named, so nothing would happen; say tokens="all" to mean all of them')
     if tokens != "inserted":
         model.run.native.mask(tokens)
 

@@ -281,6 +281,15 @@ def test_nothing_left_to_attend_to():
         run(s, late)
 
 
+def test_the_fused_kernel_has_no_pattern_to_edit():
+    model = make("vit", torch.float32)
+    model.set_attention("sdpa")
+    for iv in (zero_attention("cls", "patches"), self_only(), uniform_attention(), freeze_attention(pixels(model))):
+        with pytest.raises(ValueError, match="fused"):
+            iv.hooks(model)
+    assert model.run.n_forwards == 0
+
+
 def test_uniform_attention_averages_values(s):
     cache = cached(s, uniform_attention("cls", "patches", layers=1))
     values = cache["v", 1][:, s.model.tokens.patches].mean(1)
@@ -417,9 +426,9 @@ def test_inserted_tokens(s):
     assert close(logits[~some], model(s.x)[~some], 1e-5)
 
 
-def test_a_new_patch_is_read(s):
-    if "patches" not in s.model.cfg.sources:
-        pytest.skip("reads no patches")
+@pytest.mark.parametrize("family", ["beit-mean-both", "dinov2", "registers", "clip-classifier"])
+def test_a_new_patch_is_read(family):
+    s = setting(family)
     last = insert_token(-1, s.vector(), index=-1, role="patches")
     assert not close(run(s, last), run(s, insert_token(-1, s.vector(), index=-1)), 1e-3)
 
