@@ -15,22 +15,21 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.cls_causality_figures import lens_figure, main_figure, summary_table
-from analyses.data import ImageData, as_data, load_data
+from analyses.data import ImageData
 from analyses.heads import Answers, own_head, with_family_readout, with_ridge_head
-from analyses.metrics import correct, identifiability, rank, wilson
+from analyses.metrics import correct, identifiability, rank
 from analyses.registry import analysis
 from analyses.results import Result
 from analyses.ridge import GramRidge, RidgeProbe
+from analyses.streams import cls_at_every_layer
+from analyses.study import about_data, about_model, count_classes, progress_batches, rate_row, two_sets
 from hooked_vit import HookedViT
 from interventions import Intervention, readout, shuffle_cls, sweep
 
 Disturbance = Callable[[int, int, Tensor | None], Intervention]
-PROBE_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
 
 
 @analysis(figure=main_figure, more_figures={"The model's own head on CLS, against the probe": lens_figure})
@@ -61,8 +60,8 @@ def cls_causality(
     clean_cls_readout, floor (a readout that sees another image's CLS), chance (the most frequent class).
     Raises ValueError for a model without CLS, fewer than two classes, or labels a head does not know.
     """
-    data, probe_data, split_note = _two_sets(data, probe_data)
-    n_classes = _n_classes(data, probe_data)
+    data, probe_data, split_note = two_sets(data, probe_data)
+    n_classes = count_classes(data, probe_data)
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
     disturbed = _disturbance(disturb, among)
@@ -78,13 +77,8 @@ def cls_causality(
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": notes,
-        "data": {"name": data.name, "n": tally.n, "fingerprint": data.fingerprint(), "skipped": data.skipped},
-        "probe_data": {
-            "name": probe_data.name,
-            "n": probe_data.n,
-            "fingerprint": probe_data.fingerprint(),
-            "note": split_note,
-        },
+        "data": {**about_data(data), "n": tally.n},
+        "probe_data": about_data(probe_data, split_note),
         "n_classes": n_classes,
         "seeds": seeds,
         "batch_size": batch_size,
@@ -94,32 +88,6 @@ def cls_causality(
     result.meta["summary"], result.meta["notes"] = _in_words(result), [n["green"] for n in notes.values() if n["green"]]
     result.meta["table"] = summary_table(result).to_dict("records")
     return result
-
-
-def _two_sets(data: Any, probe_data: Any) -> tuple[ImageData, ImageData, str]:
-    """What to measure on, and what to fit probes on."""
-    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
-    if probe_data is not None:
-        return data, as_data(probe_data), "given"
-    if data.spec.startswith("scenes:") and data.spec != "scenes:train":
-        return data, load_data("scenes:train", n=PROBE_IMAGES), "the train split of the scenes: other handwriting"
-    fitted, measured = data.split(0.5)
-    return measured, fitted, "half of the data, set aside by class"
-
-
-def _n_classes(data: ImageData, probe_data: ImageData) -> int:
-    names = data.class_names or probe_data.class_names
-    if names is not None:
-        n = len(names)
-    elif data.labels is not None and probe_data.labels is not None:
-        n = int(max(data.labels.max(), probe_data.labels.max())) + 1
-    else:
-        raise ValueError(
-            f"{data.name} is a stream without class names, so the number of classes is not known beforehand"
-        )
-    if n < 2:
-        raise ValueError(f"decodability needs at least two classes, {data.name} has {n}")
-    return n
 
 
 def _disturbance(disturb: Callable[..., Intervention] | None, among: str) -> Disturbance:
@@ -148,25 +116,13 @@ def _fit(
     """Probes for every layer, and a head where the model has none for these classes, from one pass."""
     pooling = model if own is not None else with_family_readout(model)
     ridge = GramRidge(n_classes)
-    for batch in _progress(data, batch_size, f"{name}: fitting probes"):
-        pooled, cls = _cls_at_every_layer(pooling, pooling.preprocess(batch.images))
+    for batch in progress_batches(data, batch_size, f"{name}: fitting probes"):
+        pooled, cls = cls_at_every_layer(pooling, pooling.preprocess(batch.images))
         sites = {str(layer): x for layer, x in enumerate(cls)}
         ridge.update(sites if own is not None else {**sites, "head": pooled}, batch.labels)
     fitted = ridge.fit()
     answers = own or with_ridge_head(pooling, fitted["head"], data)
     return [fitted[str(layer)] for layer in range(model.cfg.n_layers)], answers
-
-
-@torch.no_grad()
-def _cls_at_every_layer(model: HookedViT, pixels: Tensor) -> tuple[Float[Tensor, "b c"], list[Float[Tensor, "b d"]]]:
-    """Output, and CLS after every block, without keeping any other token."""
-    cls: list[Tensor] = []
-
-    def keep(resid: Tensor, hook: object) -> None:
-        cls.append(resid[:, model.tokens.cls].squeeze(1))
-
-    hooks = [(f"blocks.{layer}.hook_resid_post", keep) for layer in range(model.cfg.n_layers)]
-    return model.run_with_hooks(pixels, fwd_hooks=hooks), cls
 
 
 def _measure(
@@ -185,10 +141,10 @@ def _measure(
     if _cls_readout(model) == "differs":
         readouts["shuffled_cls_readout"] = readout("cls")
     clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
-    for i, batch in enumerate(_progress(data, batch_size, f"{name}: shuffling CLS")):
+    for i, batch in enumerate(progress_batches(data, batch_size, f"{name}: shuffling CLS")):
         pixels = model.preprocess(batch.images)
         labels, heads_labels = batch.labels, answers.labels(batch.labels)
-        logits, cls = _cls_at_every_layer(model, pixels)
+        logits, cls = cls_at_every_layer(model, pixels)
         tally.add_floor(logits.argmax(-1).cpu(), heads_labels)
         tally.add_counts(labels)
         for layer in layers:
@@ -239,16 +195,7 @@ class _Tally:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         for (measure, layer, seed), hits in self.hits.items():
-            value, low, high = wilson(hits, self.n)
-            yield {
-                "measure": measure,
-                "layer": layer,
-                "seed": seed,
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": self.n,
-            }
+            yield {"measure": measure, "layer": layer, "seed": seed, **rate_row(hits, self.n)}
         for (measure, layer, seed), (total, squares) in self.sums.items():
             mean = total / self.n
             spread = 1.96 * (max(0.0, squares / self.n - mean**2) / self.n) ** 0.5
@@ -276,11 +223,6 @@ class _Tally:
             }
 
 
-def _progress(data: ImageData, batch_size: int, what: str) -> Iterator[Any]:
-    total = None if data.n is None else -(-data.n // batch_size)
-    yield from tqdm(data.batches(batch_size), total=total, desc=what, leave=False)
-
-
 def _cls_readout(model: HookedViT) -> str:
     """How a CLS-only readout relates to the full one."""
     if model.cfg.sources == ("cls",):
@@ -297,11 +239,7 @@ def _describe(answers: Answers) -> dict[str, Any]:
         "none": f"{cfg.architecture}: its readout reads {reads}, never CLS, so there is no CLS-only readout to show",
     }[_cls_readout(answers.model)]
     return {
-        "architecture": cfg.architecture,
-        "checkpoint": cfg.name,
-        "class": cfg.hf_class,
-        "n_layers": cfg.n_layers,
-        "readout": reads,
+        **about_model(answers.model),
         "head": answers.note,
         "head_fitted": answers.fitted,
         "green": green,

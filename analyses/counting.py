@@ -17,22 +17,22 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.counting_figures import cumulative_figure, in_words, main_figure, summary_table
-from analyses.data import ImageData, as_data, load_data
-from analyses.metrics import wilson
-from analyses.pair_tally import Tally, bootstrap
+from analyses.data import ImageData
+from analyses.pair_tally import Tally
 from analyses.patch_sites import list_patches, pair_pixels
 from analyses.patched_runs import patched_runs
 from analyses.patching_metrics import EPS, METRICS, reference
 from analyses.registry import analysis
 from analyses.results import Result
 from analyses.ridge import GramRidge, RidgeProbe
+from analyses.statistics import bootstrap
+from analyses.streams import read_stream
+from analyses.study import about_data, about_model, progress_batches, rate_row, two_sets
 from analyses.token_groups import aligned_masks, object_groups
 from hooked_vit import HookedViT, zoo
 
-PROBE_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
 COLUMNS = ("mask", "pair", "removed", "count")
 MEASURES = ("recovery", "flip_rate", "expected_value")
 WAYS = [(way, cumulative) for way in ("denoise", "noise") for cumulative in (False, True)]
@@ -72,7 +72,7 @@ def counting(
     left out of its rows. Raises ValueError for data without pairs, pairs of two shapes, and models that do not count.
     """
     models = {"vit-count": zoo.load("vit-count")} if models is None else dict(models)
-    data, probe_data, split_note = _two_sets(data, probe_data)
+    data, probe_data, split_note = _paired_sets(data, probe_data)
     if max_pairs < 1:
         raise ValueError(f"patching needs pairs: max_pairs is at least 1, got {max_pairs}")
     ids = {name: count_ids(model, name) for name, model in models.items()}
@@ -87,13 +87,8 @@ def counting(
     frame = pd.DataFrame(rows).astype({"depth": "Int64", "cumulative": "boolean"})
     meta = {
         "models": about,
-        "data": {"name": data.name, "n": data.n, "fingerprint": data.fingerprint(), "skipped": data.skipped},
-        "probe_data": {
-            "name": probe_data.name,
-            "n": probe_data.n,
-            "fingerprint": probe_data.fingerprint(),
-            "note": split_note,
-        },
+        "data": about_data(data),
+        "probe_data": about_data(probe_data, split_note),
         "max_pairs": max_pairs,
         "threshold": threshold,
         "eps": eps,
@@ -121,16 +116,9 @@ def count_ids(model: HookedViT, name: str = "the model") -> dict[int, int]:
     return {i: i for i in range(model.cfg.n_classes)}
 
 
-def _two_sets(data: Any, probe_data: Any) -> tuple[ImageData, ImageData, str]:
+def _paired_sets(data: Any, probe_data: Any) -> tuple[ImageData, ImageData, str]:
     """What to measure on, and what to fit probes on; both with masks and pairs."""
-    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
-    if probe_data is not None:
-        fitted, measured, note = as_data(probe_data), data, "given"
-    elif data.spec.startswith("scenes:") and data.spec != "scenes:train":
-        fitted, measured, note = load_data("scenes:train", n=PROBE_IMAGES), data, "the train split of the scenes"
-    else:
-        measured, fitted = data.split(0.5)
-        note = "half of the data"
+    measured, fitted, note = two_sets(data, probe_data)
     for part, columns in ((measured, COLUMNS), (fitted, ("mask", "removed", "count"))):
         if missing := [c for c in columns if c not in part.columns]:
             raise ValueError(
@@ -165,9 +153,8 @@ class _Study:
         self.inside: list[float] = []
 
     def batches(self, data: ImageData, batch_size: int, what: str, *, paired: bool) -> Iterator[_Scenes]:
-        total = None if data.n is None else -(-data.n // batch_size)
         extra = COLUMNS if paired else ("mask", "removed", "count")
-        for batch in tqdm(data.batches(batch_size, extra=extra), total=total, desc=f"{self.name}: {what}", leave=False):
+        for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra):
             counts = torch.tensor(batch.extra["count"])
             if strange := set((counts - 1).clamp(min=0).tolist() + counts.tolist()) - set(self.ids):
                 raise ValueError(f"{self.name} knows the counts {sorted(self.ids)}; {data.name} has {sorted(strange)}")
@@ -191,7 +178,7 @@ class _Study:
         """A ridge probe of the count for every group and depth, from one pass over clean scenes."""
         ridges: dict[str, GramRidge] = defaultdict(lambda: GramRidge(self.n_counts))
         for scenes in self.batches(data, batch_size, "fitting probes", paired=False):
-            _, streams = _run(self.model, scenes.clean)
+            _, streams = read_stream(self.model, scenes.clean, embedding=True)
             for group, mask in scenes.groups.items():
                 rows = mask.any(1)
                 means = {str(depth): _mean(x, mask)[rows] for depth, x in enumerate(streams)}
@@ -204,14 +191,15 @@ class _Study:
         """Probes on every clean scene, patches on the pairs whose members are both counted right."""
         for scenes in self.batches(data, batch_size, "probing and patching", paired=True):
             assert scenes.corrupt is not None
-            logits, streams = _run(self.model, scenes.clean)
+            logits, streams = read_stream(self.model, scenes.clean, embedding=True)
             for group, mask in scenes.groups.items():
                 self._probe(group, mask, streams, scenes.counts)
             self.counts += scenes.counts.tolist()
             classes = [torch.tensor([self.ids[int(k)] for k in scenes.counts - less]) for less in (0, 1)]
             right = logits.argmax(-1).cpu() == classes[0]
             self.right += int(right.sum())
-            right &= _run(self.model, scenes.corrupt)[0].argmax(-1).cpu() == classes[1]
+            with torch.no_grad():
+                right &= self.model(scenes.corrupt).argmax(-1).cpu() == classes[1]
             self.right_pairs += int(right.sum())
             chosen = right.nonzero().flatten()[: max_pairs - self.patched]
             if len(chosen):
@@ -255,15 +243,15 @@ class _Study:
         intervals = bootstrap(errors, seed=self.seed)
         for key, error in errors.items():
             place = {**nothing, "group": key[0], "depth": key[1]}
-            yield {"measure": "probe_accuracy", **place, **_rate(int((error == 0).sum()), len(error))}
+            yield {"measure": "probe_accuracy", **place, **rate_row(int((error == 0).sum()), len(error))}
             low, high = intervals[key]
             yield {"measure": "probe_mae", **place, "value": error.mean(), "low": low, "high": high, "n": len(error)}
         counts = torch.tensor(self.counts)
         frequent = int(counts.bincount().max())
         constant = (counts - counts.median()).abs().double().mean().item()
-        yield {"measure": "accuracy", **nothing, **_rate(self.right, len(counts))}
-        yield {"measure": "pairs_right", **nothing, **_rate(self.right_pairs, len(counts))}
-        yield {"measure": "chance", **nothing, **_rate(frequent, len(counts))}
+        yield {"measure": "accuracy", **nothing, **rate_row(self.right, len(counts))}
+        yield {"measure": "pairs_right", **nothing, **rate_row(self.right_pairs, len(counts))}
+        yield {"measure": "chance", **nothing, **rate_row(frequent, len(counts))}
         yield {
             "measure": "chance_mae",
             **nothing,
@@ -274,27 +262,13 @@ class _Study:
         }
 
     def describe(self) -> dict[str, Any]:
-        cfg, n = self.model.cfg, len(self.counts)
+        n = len(self.counts)
         return {
-            "architecture": cfg.architecture, "checkpoint": cfg.name, "class": cfg.hf_class, "n_layers": cfg.n_layers,
-            "readout": " and ".join(cfg.sources), "scenes": n, "accuracy": self.right / n,
+            **about_model(self.model), "scenes": n, "accuracy": self.right / n,
             "pairs_right": self.right_pairs / n, "pairs_patched": self.patched,
             "tokens_per_group": {group: sum(sizes) / len(sizes) for group, sizes in self.sizes.items() if sizes},
             "change_inside_removed": sum(self.inside) / len(self.inside),
         }  # fmt: skip
-
-
-@torch.no_grad()
-def _run(model: HookedViT, pixels: Tensor) -> tuple[Float[Tensor, "b c"], list[Float[Tensor, "b t d"]]]:
-    """Logits, and the stream at every depth."""
-    streams: list[Tensor] = []
-
-    def keep(resid: Tensor, hook: object) -> None:
-        streams.append(resid)
-
-    layers = range(model.cfg.n_layers)
-    hooks = [("blocks.0.hook_resid_pre", keep), *((f"blocks.{l}.hook_resid_post", keep) for l in layers)]
-    return model.run_with_hooks(pixels, fwd_hooks=hooks), streams
 
 
 def _mean(x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
@@ -307,8 +281,3 @@ def _inside(change: Float[Tensor, "b c h w"], removed: Bool[Tensor, "b t"], mode
     layout, p = model.layout_for(*change.shape[2:]), model.cfg.patch_size
     energy = torch.nn.functional.avg_pool2d(change.square().sum(1, keepdim=True), p).flatten(1).cpu()
     return float((energy * removed[:, layout.mask("patches")]).sum() / energy.sum().clamp(min=1e-12))
-
-
-def _rate(hits: int, n: int) -> dict[str, Any]:
-    value, low, high = wilson(hits, n)
-    return {"value": value, "low": low, "high": high, "n": n}

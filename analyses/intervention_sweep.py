@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 
 from analyses.data import ImageData, as_data, load_data
 from analyses.heads import Answers, own_head
-from analyses.metrics import correct, rank, wilson
+from analyses.metrics import correct, rank
 from analyses.registry import analysis
 from analyses.results import Result
+from analyses.statistics import wilson
 from hooked_vit import HookedViT
 from interventions import Intervention, grid, readout, shuffle_cls, sweep
 

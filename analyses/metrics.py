@@ -1,23 +1,10 @@
-"""Ranks, rates and their uncertainty: pure functions, each with the tie rule or formula it uses."""
+"""Ranks and rates: pure functions, each with the tie rule or formula it uses."""
 
 from __future__ import annotations
 
-from statistics import NormalDist
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
-from numpy.typing import ArrayLike
 from torch import Tensor
-
-
-class Interval(NamedTuple):
-    """An estimate and the interval around it, in the estimate's own unit."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 def rank(scores: Float[Tensor, "*b c"], labels: Int[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
@@ -109,60 +96,3 @@ def shuffle_floor(accuracy: float, batch_size: int, chance: float) -> float:
     if batch_size < 1:
         raise ValueError(f"a batch holds at least one image; got batch_size={batch_size}")
     return accuracy / batch_size + (1 - 1 / batch_size) * chance
-
-
-def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of a rate: `successes` out of `n` independent images, as shares from 0 to 1.
-
-    >>> [round(x, 3) for x in wilson(8, 10)]
-    [0.8, 0.49, 0.943]
-
-    Raises ValueError for n = 0, for counts outside 0..n and for a confidence outside (0, 1).
-    Source: Wilson 1927, JASA 22, p. 209; methods §28.
-    """
-    _check_confidence(confidence)
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"a rate is successes out of n ≥ 1 images; got {successes} of {n}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    # At 0 and n the interval touches the edge exactly; rounding may put it a hair beyond.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return Interval(p, low, high)
-
-
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, *, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Mean of a − b over images and its percentile bootstrap interval; a[i] and b[i] belong to the same image.
-
-    >>> paired_bootstrap([1, 1, 1], [0, 0, 0])
-    Interval(estimate=1.0, low=1.0, high=1.0)
-
-    `a` and `b` are [n] values per image (0/1 for right and wrong, or any measure); the unit is theirs.
-    Raises ValueError for different lengths, no images, values that are not finite, fewer than one resample.
-    Source: Efron & Tibshirani 1993, chapter 13; methods §28.
-    """
-    _check_confidence(confidence)
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if first.shape != second.shape or first.ndim != 1 or first.size == 0:
-        raise ValueError(f"a paired difference needs two lists of n ≥ 1 values; got {first.shape} and {second.shape}")
-    difference = first - second
-    if not np.isfinite(difference).all():
-        raise ValueError(f"a bootstrap needs finite values; {np.sum(~np.isfinite(difference))} of them are not")
-    if n_resamples < 1:
-        raise ValueError(f"a bootstrap needs at least one resample; got n_resamples={n_resamples}")
-    # Drawing how often each distinct value occurs is the same experiment as drawing images, and right-or-wrong
-    # differences have three values however many images there are.
-    values, counts = np.unique(difference, return_counts=True)
-    n, rng = len(difference), np.random.default_rng(seed)
-    means = np.array([rng.multinomial(n, counts / n) @ values / n for _ in range(n_resamples)])
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(difference.mean()), float(low), float(high))
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence lies between 0 and 1, such as 0.95; got {confidence}")

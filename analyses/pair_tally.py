@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.metrics import wilson
 from analyses.patching_metrics import EPS, Metric, Reference, measure
-
-RESAMPLES = 1000
+from analyses.statistics import bootstrap, wilson
 
 
 class Tally:
@@ -101,40 +99,6 @@ class Tally:
                     "n_excluded": self._excluded[key],
                 },
             )
-
-
-def bootstrap(
-    columns: Mapping[Any, np.ndarray], *, n_resamples: int = RESAMPLES, seed: int = 0
-) -> dict[Any, tuple[float, float]]:
-    """95 % percentile bootstrap intervals of the means of many columns, NaN left out; pairs are what is drawn.
-
-    Columns of one length share their draws, so that thousands of them cost one matrix product.
-    """
-    intervals: dict[Any, tuple[float, float]] = {}
-    by_length: dict[int, list[Any]] = defaultdict(list)
-    for key, values in columns.items():
-        by_length[len(values)].append(key)
-    for n, keys in by_length.items():
-        table = np.stack([columns[key] for key in keys], axis=1)
-        known = np.isfinite(table)
-        if n < 2:
-            low = high = np.where(known, table, np.nan).reshape(n, -1)[0] if n else np.full(len(keys), np.nan)
-        else:
-            drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
-            with np.errstate(invalid="ignore"):
-                means = (drawn @ np.where(known, table, 0.0)) / (drawn @ known.astype(float))
-            low, high = _quantiles(means)
-        intervals |= {key: (float(a), float(b)) for key, a, b in zip(keys, low, high, strict=True)}
-    return intervals
-
-
-def _quantiles(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 % and 97.5 % of each column; NaN where no pair of the column has a value."""
-    low, high = np.full(means.shape[1], np.nan), np.full(means.shape[1], np.nan)
-    some = np.isfinite(means).any(0)
-    if some.any():
-        low[some], high[some] = np.nanquantile(means[:, some], [0.025, 0.975], axis=0)
-    return low, high
 
 
 def dropped_notes(frame: pd.DataFrame) -> list[str]:

@@ -69,7 +69,7 @@ def sweep(
     interventions: Iterable[Intervention],
     *,
     memory_budget: int = 2 * 2**30,
-    fold_tokens: int = 4096,
+    fold_tokens: int = 1024,
 ) -> Iterator[tuple[Intervention, Float[Tensor, "b n"]]]:
     """Yield (intervention, logits) for each, as separate runs would give them, sharing all that runs have in common.
 

@@ -1,0 +1,97 @@
+"""What studies have in common: which images to fit on and which to measure on, how to go through them, what to note."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from analyses.data import ImageData, as_data, load_data
+from analyses.data.imagedata import Batch
+from analyses.statistics import wilson
+from hooked_vit import HookedViT
+
+FIT_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
+
+
+class TwoSets(NamedTuple):
+    """Images to measure on, images to fit probes on, and where the latter came from."""
+
+    measured: ImageData
+    fitted: ImageData
+    note: str
+
+
+def two_sets(data: Any = None, fit_data: Any = None, *, n: int = 1000, n_fit: int = FIT_IMAGES) -> TwoSets:
+    """What to measure on, and what to fit on: never the same images.
+
+    >>> two_sets(n=20, n_fit=30).note
+    'the train split of the scenes: other handwriting'
+
+    Without `data`, `n` scenes:test. Without `fit_data`, `n_fit` scenes:train where the data are scenes, otherwise half
+    of `data`, by class. Raises what `as_data` and `ImageData.split` raise.
+    """
+    data = load_data("scenes:test", n=n) if data is None else as_data(data)
+    if fit_data is not None:
+        return TwoSets(data, as_data(fit_data), "given")
+    if data.spec.startswith("scenes:") and data.spec != "scenes:train":
+        return TwoSets(data, load_data("scenes:train", n=n_fit), "the train split of the scenes: other handwriting")
+    fitted, measured = data.split(0.5)
+    return TwoSets(measured, fitted, "half of the data, set aside by class")
+
+
+def count_classes(*data: ImageData) -> int:
+    """How many classes these images are of: as many as have names, else one more than the highest label.
+
+    Raises ValueError for fewer than two, and for a stream without class names, whose labels are not known beforehand.
+    """
+    names = next((part.class_names for part in data if part.class_names is not None), None)
+    if names is not None:
+        n = len(names)
+    else:
+        labels = [part.labels for part in data]
+        known = [x for x in labels if x is not None]
+        if len(known) < len(labels):
+            stream = next(part.name for part in data if part.labels is None)
+            raise ValueError(
+                f"{stream} is a stream without class names, so the number of classes is not known beforehand"
+            )
+        n = int(max(x.max() for x in known)) + 1
+    if n < 2:
+        raise ValueError(f"decodability needs at least two classes, {data[0].name} has {n}")
+    return n
+
+
+def progress_batches(data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = ()) -> Iterator[Batch]:
+    """`data.batches` with a progress bar that says `what` is being done."""
+    total = None if data.n is None else -(-data.n // batch_size)
+    yield from tqdm(data.batches(batch_size, extra=extra), total=total, desc=what, leave=False)
+
+
+def about_data(data: ImageData, note: str | None = None) -> dict[str, Any]:
+    """What a result's `meta` says of its images; `note` is where they came from."""
+    about = {"name": data.name, "n": data.n, "fingerprint": data.fingerprint(), "skipped": data.skipped}
+    return about if note is None else {**about, "note": note}
+
+
+def about_model(model: HookedViT) -> dict[str, Any]:
+    """What a result's `meta` says of a model."""
+    cfg = model.cfg
+    return {
+        "architecture": cfg.architecture,
+        "checkpoint": cfg.name,
+        "class": cfg.hf_class,
+        "n_layers": cfg.n_layers,
+        "readout": " and ".join(cfg.sources),
+    }
+
+
+def rate_row(hits: int, n: int) -> dict[str, Any]:
+    """`value`, its 95 % Wilson interval `low` to `high`, and `n`: the columns of a rate over images.
+
+    >>> {key: round(value, 3) for key, value in rate_row(8, 10).items()}
+    {'value': 0.8, 'low': 0.49, 'high': 0.943, 'n': 10}
+    """
+    value, low, high = wilson(hits, n)
+    return {"value": value, "low": low, "high": high, "n": n}
