@@ -23,8 +23,10 @@ from tqdm.auto import tqdm
 from analyses.pair_tally import Tally, dropped_notes
 from analyses.patch_sites import INNER, STREAM, Patch, axes, list_patches, pair_pixels
 from analyses.patched_runs import patched_runs, refuse_hooks
+from analyses.patching_figures import patching_map
 from analyses.patching_metrics import EPS, Metric, MetricLike, Reference, as_metric, check_classes, reference
-from analyses.results import Result, environment
+from analyses.registry import analysis
+from analyses.results import Result
 from analyses.token_groups import token_masks
 from hooked_vit import HookedViT
 from interventions import Intervention, resolve
@@ -34,6 +36,7 @@ Place = tuple[str, int]
 POOR = 0.8
 
 
+@analysis(figure=patching_map)
 def attribution_patching(
     model: HookedViT,
     clean: Float[Tensor, "b c h w"] | Sequence[Any],
@@ -116,7 +119,6 @@ def attribution_patching(
         "eps": eps,
         "seed": seed,
         "notes": [*dropped_notes(frame), *_distrust(agreed, steps)],
-        "versions": environment(),
     }
     return Result(frame, meta)
 

@@ -85,6 +85,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         from analyses.registry import get_analysis
 
         entry = get_analysis(named)
+        if not entry.is_command:
+            raise UsageError(f"{entry.name} takes tensors, not data: call it from Python. {entry.summary}")
         run.description, run.epilog = entry.summary, None
         add_options(run, entry.run, reserved={action.dest for action in run._actions})
     args = parser.parse_args(argv)

@@ -17,7 +17,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.results import Result, environment
+from analyses.patching_figures import terms_figure
+from analyses.registry import analysis
+from analyses.results import Result
 from hooked_vit import HookedViT
 from hooked_vit.components import LayerNorm
 
@@ -37,6 +39,7 @@ class Term(NamedTuple):
     values: Float[Tensor, "b _"]
 
 
+@analysis(figure=terms_figure)
 @torch.no_grad()
 def logit_attribution(
     model: HookedViT,
@@ -104,7 +107,6 @@ def logit_attribution(
         "tokens": tokens,
         "mean_logit": total / len(pixels),
         "largest_error": error,
-        "versions": environment(),
     }
     return Result(frame, meta)
 

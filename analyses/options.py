@@ -105,7 +105,7 @@ def _metavar(option: Option) -> str:
 
 
 def analyses_in_source() -> dict[str, str]:
-    """Name and question of every analysis of this package, read from its source: importing them would import torch.
+    """Name and question of every analysis that is a command, read from the source: importing them would import torch.
 
     >>> analyses_in_source()["cls-causality"]
     'Where in each model is the label decodable from CLS, and where is CLS used?'
@@ -113,7 +113,7 @@ def analyses_in_source() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in Path(__file__).parent.glob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if not isinstance(node, ast.FunctionDef):
+            if not isinstance(node, ast.FunctionDef) or [a.arg for a in node.args.args[:1]] != ["models"]:
                 continue
             calls = [d if isinstance(d, ast.Call) else ast.Call(d, [], []) for d in node.decorator_list]
             for call in calls:

@@ -22,6 +22,7 @@ from analyses.token_groups import Groups
 from hooked_vit import HookedViT
 from hooked_vit.components import watched
 from interventions import Intervention, apply, resolve
+from interventions.sweep import FOLD_TOKENS
 from interventions.vocabulary import blend
 
 
@@ -44,7 +45,7 @@ def patched_runs(
     *,
     cumulative: bool = False,
     under: Intervention | None = None,
-    fold_tokens: int = 4096,
+    fold_tokens: int = FOLD_TOKENS,
     memory_budget: int = 2 * 2**30,
     desc: str = "patching",
 ) -> Iterator[PatchedRun]:

@@ -18,15 +18,19 @@ from torch import Tensor
 from analyses.pair_tally import Tally, dropped_notes
 from analyses.patch_sites import list_patches, pair_pixels
 from analyses.patched_runs import patched_runs
+from analyses.patching_figures import patching_map
 from analyses.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
-from analyses.results import Result, environment
+from analyses.registry import analysis
+from analyses.results import Result
 from analyses.token_groups import token_masks
 from hooked_vit import HookedViT
 from interventions import Intervention
+from interventions.sweep import FOLD_TOKENS
 
 DIRECTIONS = ("denoise", "noise", "both")
 
 
+@analysis(figure=patching_map)
 @torch.no_grad()
 def activation_patching(
     model: HookedViT,
@@ -44,7 +48,7 @@ def activation_patching(
     eps: float = EPS,
     seed: int = 0,
     under: Intervention | None = None,
-    fold_tokens: int = 4096,
+    fold_tokens: int = FOLD_TOKENS,
     memory_budget: int = 2 * 2**30,
 ) -> Result:
     """How much of the difference between two images does each activation carry?
@@ -122,7 +126,6 @@ def activation_patching(
         "eps": eps,
         "seed": seed,
         "under": None if under is None else under.to_dict(),
-        "versions": environment(),
     }
     meta["notes"] = dropped_notes(frame)
     return Result(frame, meta)

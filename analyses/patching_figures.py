@@ -79,3 +79,29 @@ def patch_maps(result: Result, grid: tuple[int, int], *, n_prefix: int, site: st
 def _middle(rows: pd.DataFrame) -> float:
     """What no effect would be: the metric in the run that is patched."""
     return float(rows.base.mean())
+
+
+def senders_figure(result: Result) -> go.Figure:
+    """A bar per sender of `path_patching`: what sending it along its path does to the first metric."""
+    rows = result.frame[result.frame.metric == result.frame.metric.iloc[0]]
+    receiver, metric = rows.receiver.iloc[0], rows.metric.iloc[0]
+    return _bars(rows, rows.sender, f"Sent from the donor run to {receiver}, along the direct path only", metric)
+
+
+def terms_figure(result: Result) -> go.Figure:
+    """A bar per part of the network in `logit_attribution`, its tokens, heads and neurons added up."""
+    parts = [column for column in ("component", "layer", "head") if result.frame[column].notna().any()]
+    rows = result.frame.groupby(parts, sort=False, dropna=False, as_index=False)[["value"]].sum()
+    names = rows[parts].apply(lambda row: " ".join(str(x) for x in row if not pd.isna(x)), axis=1)
+    return _bars(rows, names, "What each part of the network adds to the logit", "logits")
+
+
+def _bars(rows: pd.DataFrame, names: pd.Series, title: str, unit: str) -> go.Figure:
+    errors = None
+    if {"low", "high"} <= set(rows.columns):
+        errors = {"type": "data", "array": rows.high - rows.value, "arrayminus": rows.value - rows.low}
+    fig = go.Figure(go.Bar(x=names, y=rows.value, error_y=errors))
+    fig.update_xaxes(type="category")
+    fig.update_yaxes(title_text=unit)
+    fig.update_layout(template="plotly_white", title=title, height=420, width=860)
+    return fig

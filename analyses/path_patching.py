@@ -19,12 +19,16 @@ from tqdm.auto import tqdm
 from analyses.pair_tally import Tally, dropped_notes
 from analyses.patch_sites import pair_pixels
 from analyses.patched_runs import refuse_hooks
+from analyses.patching_figures import senders_figure
 from analyses.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
 from analyses.paths import Receiver, Sender, Wires
-from analyses.results import Result, environment
+from analyses.registry import analysis
+from analyses.results import Result
 from hooked_vit import HookedViT
+from interventions.sweep import FOLD_TOKENS
 
 
+@analysis(figure=senders_figure)
 @torch.no_grad()
 def path_patching(
     model: HookedViT,
@@ -40,7 +44,7 @@ def path_patching(
     eps: float = EPS,
     seed: int = 0,
     batch_size: int = 32,
-    fold_tokens: int = 4096,
+    fold_tokens: int = FOLD_TOKENS,
 ) -> Result:
     """How much of the difference between two images goes from each sender straight to a receiver?
 
@@ -101,7 +105,6 @@ def path_patching(
         "eps": eps,
         "seed": seed,
         "notes": dropped_notes(frame),
-        "versions": environment(),
     }
     return Result(frame, meta)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,11 @@ class Analysis:
     @property
     def summary(self) -> str:
         return (self.run.__doc__ or "").strip().split("\n", 1)[0]
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it compares models on a data set, which a command line can name; others take tensors."""
+        return next(iter(inspect.signature(self.run).parameters), None) == "models"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
         return self.run(*args, **kwargs)

@@ -22,6 +22,9 @@ from interventions.apply import AppliedRun, InterventionNotFired
 from interventions.core import Edit, Intervention, flatten
 from interventions.sources import shared_runs
 
+FOLD_TOKENS = 1024
+"""Tokens that pass a block as one batch: on a CPU more of them cost more than their fewer calls save."""
+
 History = tuple[tuple[str, int], ...]
 
 
@@ -69,7 +72,7 @@ def sweep(
     interventions: Iterable[Intervention],
     *,
     memory_budget: int = 2 * 2**30,
-    fold_tokens: int = 1024,
+    fold_tokens: int = FOLD_TOKENS,
 ) -> Iterator[tuple[Intervention, Float[Tensor, "b n"]]]:
     """Yield (intervention, logits) for each, as separate runs would give them, sharing all that runs have in common.
 

@@ -297,7 +297,9 @@ def test_every_analysis_can_be_typed():
     """Found in the source as registered; options do not collide with the command's own, and none is without type."""
     source, known = analyses_in_source(), registered_analyses()
     assert source == {
-        name: entry.summary for name, entry in known.items() if entry.run.__module__.startswith("analyses.")
+        name: entry.summary
+        for name, entry in known.items()
+        if entry.run.__module__.startswith("analyses.") and entry.is_command
     }
     for name, entry in known.items():
         names = [option.name for option in options_of(entry.run)]

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from analyses import activation_patching, attribution_patching, logit_attribution, path_patching
 from analyses.pair_tally import Tally
 from analyses.patch_sites import INNER, Patch, axes, has_heads, list_patches
 from analyses.patched_runs import patched_runs
-from analyses.patching import activation_patching
 from analyses.patching_figures import patch_maps, patching_map
 from analyses.patching_metrics import Reference, as_metrics, recovery, reference
+from analyses.paths import Receiver
+from analyses.registry import get_analysis
 from analyses.token_groups import object_groups, token_masks
 from hooked_vit import HookedViT, TokenLayout
 from interventions import readout
@@ -308,3 +310,17 @@ def test_maps_of_layers_tokens_heads_and_patches() -> None:
         patching_map(heads, site="resid")
     with pytest.raises(ValueError, match='need tokens="each"'):
         patch_maps(heads, model.tokens.grid, n_prefix=4)
+
+
+def test_patching_results_draw_themselves() -> None:
+    _, model = tiny("vit")
+    clean, corrupt = pair(model)
+    results = [
+        activation_patching(model, clean, corrupt),
+        attribution_patching(model, clean, corrupt, check=0),
+        path_patching(model, clean, corrupt, receiver=Receiver("mlp_in", 1), senders="components"),
+        logit_attribution(model, clean, classes=0),
+    ]
+    for result in results:
+        assert len(result.figure().data) > 0, result.meta["analysis"]
+        assert not get_analysis(result.meta["analysis"]).is_command
