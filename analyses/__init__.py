@@ -15,12 +15,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analyses.attribution import attribution_patching
     from analyses.data import digit_scenes, load_data
-    from analyses.patching import activation_patching
     from analyses.results import Result
 
-__all__ = ["Result", "activation_patching", "attribution_patching", "digit_scenes", "load_data"]
+__all__ = ["Result", "digit_scenes", "load_data"]
 
 _HOMES = {
     "Result": "analyses.results",

@@ -18,20 +18,22 @@ from analyses.results import Result, environment
 
 P = ParamSpec("P")
 Figure = Callable[[Result], go.Figure]
+Figures = Mapping[str, Figure] | Callable[[Result], Mapping[str, Figure]]
 
 
 @dataclass(frozen=True)
 class Analysis:
     """A registered analysis: call it as the function it is. `summary` is the first line of its docstring.
 
-    `more_figures` are drawn behind `figure` in a report, under their headings. `zoo_target` says which built-in models
+    `more_figures` are drawn behind `figure` in a report, under their headings; where they depend on what was run, a
+    function of the result tells them. `zoo_target` says which built-in models
     it is run on where none are named: those trained for this target.
     """
 
     name: str
     run: Callable[..., Result]
     figure: Figure | None = None
-    more_figures: Mapping[str, Figure] = field(default_factory=dict)
+    more_figures: Figures = field(default_factory=dict)
     zoo_target: str = "label"
 
     @property
@@ -42,6 +44,10 @@ class Analysis:
     def is_command(self) -> bool:
         """Whether it compares models on a data set, which a command line can name; others take tensors."""
         return next(iter(inspect.signature(self.run).parameters), None) == "models"
+
+    def figures(self, result: Result) -> dict[str, Figure]:
+        """The further figures of a result, by heading."""
+        return dict(self.more_figures(result) if callable(self.more_figures) else self.more_figures)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
         return self.run(*args, **kwargs)
@@ -57,14 +63,14 @@ def analysis(
     name: str | None = None,
     *,
     figure: Figure | None = None,
-    more_figures: Mapping[str, Figure] | None = None,
+    more_figures: Figures | None = None,
     zoo_target: str = "label",
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]: ...
 def analysis(
     name: Any = None,
     *,
     figure: Figure | None = None,
-    more_figures: Mapping[str, Figure] | None = None,
+    more_figures: Figures | None = None,
     zoo_target: str = "label",
 ) -> Any:
     """Register a function that returns a `Result`; `figure` draws that result, for `Result.figure()`.

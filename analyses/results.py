@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses.parts import join_frames, part_frame
+
 PACKAGES = (
     *("hooked-vit", "torch", "transformers", "transformer-lens", "nnsight", "datasets", "pillow"),
     *("numpy", "pandas", "scikit-learn"),
@@ -59,6 +61,30 @@ class Result:
             raise LookupError(f"{self.meta['analysis']} has no figure; its numbers are in .frame")
         return draw(self)
 
+    @classmethod
+    def joined(cls, parts: Mapping[str, Result], meta: Mapping[str, Any] | None = None) -> Result:
+        """One result of several: their rows below each other, and in the column `study` which of them a row is from.
+
+        >>> Result.joined({"a": Result(pd.DataFrame({"layer": [0]}))}).part("a").frame
+           layer
+        0      0
+
+        Raises ValueError for no results, and for one that has a column `study` itself.
+        """
+        frame, types = join_frames({name: part.frame for name, part in parts.items()})
+        about = {name: {"columns": types[name], "meta": part.meta} for name, part in parts.items()}
+        return cls(frame, {**(meta or {}), "parts": about})
+
+    def part(self, name: str) -> Result:
+        """The result that `joined` took in under this name: its rows, its columns and their types, its `meta`.
+
+        Raises LookupError for a name there is not.
+        """
+        parts = self.meta.get("parts", {})
+        if name not in parts:
+            raise LookupError(f"this result has the parts {', '.join(parts) or 'none'}; got {name!r}")
+        return type(self)(part_frame(self.frame, name, parts[name]["columns"]), parts[name]["meta"])
+
     def save(self, folder: str | Path) -> Path:
         """Write `result.parquet` and `result.json` into `folder`, made if need be; each appears whole or not at all.
 
@@ -67,8 +93,8 @@ class Result:
         folder = check_writable(folder)
         text = json.dumps(_plain(self.meta, "meta"), indent=2, allow_nan=False) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(folder / "result.parquet", self.frame.to_parquet)
-        _write_whole(folder / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(folder / "result.parquet", self.frame.to_parquet)
+        write_whole(folder / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
         return folder
 
     @classmethod
@@ -125,7 +151,8 @@ def environment() -> dict[str, str]:
     return versions
 
 
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a file beside `path` and put it there when it is done, so that nobody sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)

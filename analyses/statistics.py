@@ -97,9 +97,8 @@ def bootstrap(
         if n < 2:
             low = high = np.where(known, table, np.nan).reshape(n, -1)[0] if n else np.full(len(keys), np.nan)
         else:
-            drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
-            with np.errstate(invalid="ignore"):
-                means = (drawn @ np.where(known, table, 0.0)) / (drawn @ known.astype(float))
+            rng, filled, there = np.random.default_rng(seed), np.where(known, table, 0.0), known.astype(float)
+            means = np.concatenate([_drawn_means(rng, filled, there, k) for k in _parts(n_resamples, n)])
             low, high = _quantiles(means)
         intervals |= {key: (float(a), float(b)) for key, a, b in zip(keys, low, high, strict=True)}
     return intervals
@@ -211,6 +210,14 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     order = np.argsort(values)
     steps = values[order] * len(values) / (np.arange(len(values)) + 1)
     return _back(np.minimum.accumulate(steps[::-1])[::-1], order)
+
+
+def _drawn_means(rng: np.random.Generator, filled: np.ndarray, there: np.ndarray, n_draws: int) -> np.ndarray:
+    """Mean of each column over images drawn with replacement, `n_draws` times."""
+    n = len(filled)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=n_draws).astype(float)
+    with np.errstate(invalid="ignore"):
+        return (drawn @ filled) / (drawn @ there)
 
 
 def _quantiles(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

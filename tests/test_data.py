@@ -186,7 +186,9 @@ def test_labels_beyond_the_class_names():
 
 @pytest.mark.parametrize("spec", ["", "photos", "folder:x", "scenes:", "scenes", "imagefolder:"])
 def test_specs_that_are_none(spec):
-    with pytest.raises(ValueError, match="scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH; got"):
+    with pytest.raises(
+        ValueError, match="scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH, imagenet-s:PATH; got"
+    ):
         load_data(spec)
 
 

@@ -109,6 +109,19 @@ class ImageData:
             self._labels = self.check_labels(values if self._keep is None else [values[i] for i in self._keep])
         return self._labels
 
+    def column(self, name: str) -> list[Any] | None:
+        """A column without images for all images in order, without reading one; None for a stream.
+
+        Raises ValueError for a column the data does not have, or one that holds images.
+        """
+        if name not in self.columns or name in self._source.image_columns:
+            raise ValueError(f"{self.name} has the columns {self.columns}; {name!r} is none, or holds images")
+        values = self._source.labels(name)
+        if values is None:
+            return None
+        values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        return values if self._keep is None else [values[i] for i in self._keep]
+
     def batches(self, batch_size: int, *, extra: Sequence[str] = ()) -> Iterator[Batch]:
         """Go through all images in order, `batch_size` at a time; the last batch may be smaller. Again each call.
 
@@ -160,6 +173,22 @@ class ImageData:
             )
         positions = self._positions()
         return self._part(positions[in_first]), self._part(positions[~in_first])
+
+    def per_class(self, n: int, seed: int = 0) -> ImageData:
+        """`n` images of every class that occurs, drawn at random; the same for the same seed.
+
+        Raises ValueError for a class with fewer images, and for a stream, whose labels are not known beforehand.
+        """
+        labels = self.labels
+        if labels is None:
+            raise ValueError(f"drawing images of every class needs labels known beforehand; {self.name} is a stream")
+        classes, counts = labels.unique(return_counts=True)
+        if n < 1 or int(counts.min()) < n:
+            least = f"class {classes[counts.argmin()]} has {counts.min()}"
+            raise ValueError(f"a class has at least the number of images asked for, 1 or more; got {n}, and {least}")
+        rng = np.random.default_rng(seed)
+        members = [rng.permutation(np.flatnonzero(labels.numpy() == c))[:n] for c in classes.tolist()]
+        return self._part(self._positions()[np.sort(np.concatenate(members))])
 
     def fingerprint(self) -> str:
         """16 hex digits that differ where the images differ: by source, size, choice, order or labels.

@@ -12,6 +12,7 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from analyses.data.imagedata import ImageData
+from analyses.data.imagenet_s import imagenet_classes
 
 
 class UnknownLabelsError(ValueError):
@@ -49,12 +50,13 @@ def map_labels(data: ImageData, head_names: Sequence[str] | int) -> LabelMap:
 
     Names are compared as they are, then without regard to case and underscores, then with the synonyms that ImageNet
     names list after commas. Labels are head classes already where either side has no names (`LABEL_0` is none) and the
-    counts agree, where no name contradicts that and most confirm it, and for ImageNet's 1000 synset folders.
+    counts agree, where no name contradicts that and most confirm it, and for ImageNet's 1000 synset folders; folders of
+    some of its synsets are the classes of a head of 1000.
     Raises UnknownLabelsError naming the classes the head does not know, ValueError for those it knows twice.
     """
     nameless = isinstance(head_names, int) or all(re.fullmatch(r"LABEL_\d+", str(h)) for h in head_names)
     head = [] if isinstance(head_names, int) else [str(h) for h in head_names]
-    n_head = head_names if isinstance(head_names, int) else len(head)
+    n_head = head_names if isinstance(head_names, int) else len(head_names)
     names = data.class_names
     if names is None:
         labels = data.labels
@@ -63,6 +65,10 @@ def map_labels(data: ImageData, head_names: Sequence[str] | int) -> LabelMap:
                 f"{data.name} has label {int(labels.max())}; the model's head has {n_head} classes, from 0"
             )
         return LabelMap(torch.arange(n_head))
+    found = _find(names, [] if nameless else head)
+    places = imagenet_classes(names) if n_head == 1000 and not any(found) else None
+    if places is not None:
+        return LabelMap(torch.tensor(places))
     if nameless:
         if len(names) != n_head:
             raise UnknownLabelsError(
@@ -71,7 +77,6 @@ def map_labels(data: ImageData, head_names: Sequence[str] | int) -> LabelMap:
                 n_known=0,
             )
         return LabelMap(torch.arange(n_head))
-    found = _find(names, head)
     if len(names) == n_head and (_in_order(found) or _are_synsets(names)):
         return LabelMap(torch.arange(n_head))
     if unknown := [name for name, ids in zip(names, found, strict=True) if not ids]:

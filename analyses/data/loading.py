@@ -17,6 +17,7 @@ from PIL import Image as Picture
 
 from analyses.data.builtin import CLASS_NAMES, SceneSource
 from analyses.data.imagedata import ImageData
+from analyses.data.imagenet_s import imagenet_s
 from analyses.data.parquet import ParquetSource
 from analyses.data.sources import (
     DatasetSource,
@@ -40,7 +41,7 @@ SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validati
 
 
 def load_data(spec: str, n: int | None = None, *, seed: int = 0, skip_bad: bool = False) -> ImageData:
-    """Images and labels by name: `scenes:SPLIT`, `hf:NAME:SPLIT`, `imagefolder:PATH` or `parquet:PATH`.
+    """Images and labels by name: `scenes:SPLIT`, `hf:NAME:SPLIT`, `imagefolder`, `parquet` or `imagenet-s:PATH`.
 
     >>> load_data("scenes:test", n=100)
     <scenes:test: 100 images, 10 classes>
@@ -48,7 +49,7 @@ def load_data(spec: str, n: int | None = None, *, seed: int = 0, skip_bad: bool 
     `n` images are drawn at random by `seed` (all if there are fewer, or for None; 1000 scenes). Classes are mixed.
     `scenes`: SPLIT is train, validation or test. `hf`: a hub data set, streamed and shuffled within a buffer;
     `hf:NAME:CONFIG:SPLIT` where it has configurations. `imagefolder`: one subfolder per class, classes in alphabetical
-    order. `parquet`: a file, a folder or a pattern.
+    order. `parquet`: a file, a folder or a pattern. `imagenet-s`: five photos of every class, with masks.
     Local images are all decoded once before anything else: an unreadable one is an UnreadableImageError that names it,
     or with `skip_bad` is left out and listed in `.skipped`.
     Raises ValueError (a spec, columns or labels we cannot use), FileNotFoundError, ConnectionError (the hub is away).
@@ -198,6 +199,7 @@ _SCHEMES: dict[str, tuple[str, _Loader]] = {
     "hf": ("NAME:SPLIT", _hub),
     "imagefolder": ("PATH", _imagefolder),
     "parquet": ("PATH", _parquet),
+    "imagenet-s": ("PATH", imagenet_s),
 }
 
 

@@ -1,0 +1,286 @@
+"""Fitted probes of many sites of one model: kept, and applied to a run, as it is or under any intervention."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64, Int64
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from analyses.data import ImageData
+from analyses.metrics import correct, identifiability, rank
+from analyses.probes.probe import Probe
+from analyses.probes.reading import Site, SiteReader
+from analyses.probes.targets import Target, TargetData, target_data
+from analyses.results import check_writable
+from analyses.study import rate_row
+from hooked_vit import HookedViT
+from interventions import Intervention, apply
+
+FORMAT = 1
+Edit = Intervention | Callable[[int, Tensor], Intervention]
+BY_BATCH = 1_000_003  # a prime: seeds of two runs do not meet within a million batches
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What probes said of images: per site how often they were right, and how high they ranked the true class.
+
+    `hits` images whose true class came first and alone; `score` and `squares` sums of 1 − rank / classes over images
+    and of its square, by site; `ranks` the rank in every image [n], where it was asked for; `counts` images per class.
+    """
+
+    counts: tuple[int, ...]
+    hits: dict[str, int]
+    score: dict[str, float]
+    squares: dict[str, float]
+    ranks: dict[str, Float64[Tensor, "n"]] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """Images measured."""
+        return sum(self.counts)
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of always naming the most frequent class."""
+        return max(self.counts) / self.n
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row per site and measure: role, layer, accuracy with its Wilson interval, identifiability with 1.96 s.e."""
+        for site, hits in self.hits.items():
+            place = Site.parse(site)._asdict()
+            yield {**place, "measure": "accuracy", **rate_row(hits, self.n)}
+            mean = self.score[site] / self.n
+            spread = 1.96 * (max(0.0, self.squares[site] / self.n - mean**2) / self.n) ** 0.5
+            bounds = {"value": mean, "low": mean - spread, "high": mean + spread, "n": self.n}
+            yield {**place, "measure": "identifiability", **bounds}
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a table."""
+        return pd.DataFrame(self.rows()).astype({"layer": "Int64"})
+
+    def accuracy(self, role: str, layer: int | None = None) -> float:
+        """Share of images, 0 to 1, of which the probe of a site named the class.
+
+        Raises KeyError for a site that was not read.
+        """
+        return self.hits[str(Site(role, layer))] / self.n
+
+
+@dataclass(frozen=True, eq=False)
+class FittedProbes:
+    """Probes by the name of their site, with what they were asked and what they were fitted on.
+
+    >>> probes = fit_probes(model, data, roles=("cls", "patches"))  # doctest: +SKIP
+    >>> probes.evaluate(model, test).accuracy("cls", 3)  # doctest: +SKIP
+    >>> probes.evaluate(model, test, shuffle_cls(layer=2)).accuracy("cls", 3)  # doctest: +SKIP
+
+    `counts` are the training images of each class, `patch_seed` draws the random patches, `model` describes the model.
+    """
+
+    probes: dict[str, Probe]
+    target: Target
+    kind: str
+    counts: tuple[int, ...]
+    patch_seed: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> list[Site]:
+        """Where the probes read."""
+        return [Site.parse(name) for name in self.probes]
+
+    def __getitem__(self, site: str | tuple[str, int | None]) -> Probe:
+        return self.probes[site if isinstance(site, str) else str(Site(*site))]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the fits: classes without an image, features that do not vary, a grid's edge."""
+        found: dict[str, list[str]] = {}
+        for site, probe in self.probes.items():
+            if probe.note:
+                found.setdefault(probe.note, []).append(site)
+        notes = [f"{_some(sites)}: {note}" for note, sites in found.items()]
+        unmet = [name for name, n in zip(self.target.classes, self.counts, strict=True) if not n]
+        if unmet:
+            few = f", as there are {sum(self.counts)} images" if sum(self.counts) < len(self.counts) else ""
+            notes.append(f"without an image to fit on, and so never predicted: {_some(unmet)}{few}")
+        return notes
+
+    def evaluate(
+        self,
+        model: HookedViT,
+        data: ImageData | TargetData | Any,
+        intervention: Edit | None = None,
+        *,
+        batch_size: int = 64,
+        per_image: bool = False,
+    ) -> Evaluation:
+        """What the probes read from a model on images, as it runs or under an intervention: nothing is fitted again.
+
+        The seed of an intervention is another for every batch (the given one, times a million or so, plus the number
+        of the batch), or else the same draw would come back in each; a function (number of batch, labels) ->
+        intervention takes that in hand itself. `per_image` keeps the rank of the true class in every image.
+        Raises ValueError for a model without these sites, of another width, and for classes the probes do not know.
+        """
+        return evaluate_probes(
+            model, {"": self}, data, intervention, batch_size=batch_size, per_image=per_image
+        )[""]  # fmt: skip
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `probes.safetensors` and `probes.json` into `folder`, made if need be. Returns the folder."""
+        folder = check_writable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        about: dict[str, dict[str, Any]] = {}
+        for site, probe in self.probes.items():
+            for i, (weight, bias) in enumerate(probe.layers):
+                tensors |= {f"{site}/{i}/weight": weight.contiguous().cpu(), f"{site}/{i}/bias": bias.cpu()}
+            tensors[f"{site}/classes"] = probe.classes.cpu()
+            about[site] = {"penalty": probe.penalty, "n": probe.n, "note": probe.note, "layers": len(probe.layers)}
+        stored = {
+            "format": FORMAT, "probes": about, "target": asdict(self.target), "kind": self.kind,
+            "counts": self.counts, "patch_seed": self.patch_seed, "model": self.model,
+        }  # fmt: skip
+        # the tensors first: a folder with the description is complete
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "probes.safetensors")
+        (folder / "probes.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FittedProbes:
+        """Read back what `save` wrote, number for number.
+
+        Raises FileNotFoundError for a folder without probes, ValueError for those of another version.
+        """
+        folder = Path(folder)
+        if missing := [f for f in ("probes.json", "probes.safetensors") if not (folder / f).is_file()]:
+            raise FileNotFoundError(f"saved probes are probes.json and probes.safetensors; {folder} lacks {missing}")
+        stored = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
+        if stored.get("format") != FORMAT:
+            raise ValueError(f"{folder} holds probes of format {stored.get('format')}; this version reads {FORMAT}")
+        tensors = load_file(folder / "probes.safetensors")
+        probes = {}
+        for site, about in stored["probes"].items():
+            layers = tuple(
+                (tensors[f"{site}/{i}/weight"], tensors[f"{site}/{i}/bias"]) for i in range(about.pop("layers"))
+            )
+            probes[site] = Probe(layers, tensors[f"{site}/classes"], **about)
+        target = Target(stored["target"]["spec"], tuple(stored["target"]["classes"]))
+        counts = tuple(stored["counts"])
+        return cls(probes, target, stored["kind"], counts, stored["patch_seed"], stored["model"])
+
+
+def evaluate_probes(
+    model: HookedViT,
+    fitted: Mapping[Any, FittedProbes],
+    data: ImageData | TargetData | Any,
+    intervention: Edit | None = None,
+    *,
+    columns: Mapping[Any, int] | None = None,
+    batch_size: int = 64,
+    per_image: bool = False,
+    what: str = "applying probes",
+) -> dict[Any, Evaluation]:
+    """Several sets of probes of the same sites on one pass over the images; `columns` says whose target is another.
+
+    >>> evaluate_probes(model, {"probe": probes, "permuted": others}, test)["permuted"].frame  # doctest: +SKIP
+
+    Parameters and errors are those of `FittedProbes.evaluate`.
+    """
+    one = next(iter(fitted.values()))
+    if any(f.probes.keys() != one.probes.keys() or f.patch_seed != one.patch_seed for f in fitted.values()):
+        raise ValueError("probes that are applied together read the same sites, and the same random patches")
+    data = target_data(data, one.target)
+    sites = one.sites
+    layers = sorted({s.layer for s in sites if s.layer is not None}) or [0]
+    reader = SiteReader(model, list(dict.fromkeys(s.role for s in sites)), layers=layers, seed=one.patch_seed)
+    panels = {site: _Panel([f.probes[site] for f in fitted.values()]) for site in one.probes}
+    targets = [(columns or {}).get(key, 0) for key in fitted]
+    n_classes = one.target.n_classes
+    counts = torch.zeros(n_classes, dtype=torch.int64)
+    sums = {site: torch.zeros(3, len(fitted), dtype=torch.float64) for site in panels}
+    ranks: dict[str, list[Tensor]] = {site: [] for site in panels}
+    for i, batch in enumerate(data.batches(batch_size, what)):
+        edit = for_batch(intervention, i, batch.labels[:, 0])
+        with nullcontext() if edit is None else apply(model, edit):
+            _, features = reader.read(model.preprocess(batch.images), batch.index)
+        labels = batch.labels[:, targets]
+        for site, panel in panels.items():
+            pos = _ranks(panel, features[site], labels, site)
+            score = identifiability(pos, n_classes)
+            sums[site] += torch.stack([correct(pos).double().sum(0), score.sum(0), score.square().sum(0)])
+            if per_image:
+                ranks[site].append(pos)
+        counts += batch.labels[:, 0].bincount(minlength=n_classes)
+    if not counts.any():
+        raise ValueError(f"probes are measured on images; {data.name} has none")
+    kept = {site: torch.cat(parts) for site, parts in ranks.items() if parts}
+    return {
+        key: Evaluation(
+            tuple(counts.tolist()),
+            {site: int(total[0, j]) for site, total in sums.items()},
+            {site: float(total[1, j]) for site, total in sums.items()},
+            {site: float(total[2, j]) for site, total in sums.items()},
+            {site: pos[:, j] for site, pos in kept.items()},
+        )
+        for j, key in enumerate(fitted)
+    }
+
+
+def for_batch(intervention: Edit | None, number: int, labels: Int64[Tensor, "b"]) -> Intervention | None:
+    """The intervention for a batch, with a seed of its own wherever a part takes one.
+
+    >>> from interventions import shuffle_cls
+    >>> for_batch(shuffle_cls(layer=3, seed=2), 5, torch.zeros(1, dtype=torch.long)).params["seed"]
+    2000011
+    """
+    if intervention is None or not isinstance(intervention, Intervention):
+        return None if intervention is None else intervention(number, labels)
+    first, *rest = [
+        part.replace(seed=part.params["seed"] * BY_BATCH + number) if isinstance(part.params.get("seed"), int) else part
+        for part in intervention.parts
+    ]
+    for part in rest:
+        first = first + part
+    return first
+
+
+class _Panel:
+    """Probes of one site, those with a single affine map as one matrix product."""
+
+    def __init__(self, probes: Sequence[Probe]) -> None:
+        self.probes = probes
+        self.linear = all(len(p.layers) == 1 for p in probes)
+        if self.linear:
+            self.weight = torch.cat([p.layers[0][0] for p in probes])
+            self.bias = torch.cat([p.layers[0][1] for p in probes])
+
+    def scores(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k c"]:
+        if not self.linear:
+            return torch.stack([p.scores(x) for p in self.probes], dim=1)
+        flat = x.to(self.weight) @ self.weight.T + self.bias
+        return flat.unflatten(1, (len(self.probes), -1))
+
+
+def _ranks(panel: _Panel, x: Float[Tensor, "b d"], labels: Int64[Tensor, "b k"], site: str) -> Float64[Tensor, "b k"]:
+    if x.shape[1] != panel.probes[0].d:
+        raise ValueError(f"the probe of {site} reads {panel.probes[0].d} units; this model has {x.shape[1]} there")
+    if bad := int((~torch.isfinite(x)).any(1).sum()):
+        raise ValueError(f"features of {site!r} hold NaN or infinity in {bad} of {len(x)} rows; a probe needs numbers")
+    return rank(panel.scores(x).cpu(), labels)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

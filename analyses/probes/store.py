@@ -1,0 +1,74 @@
+"""Features of many sites, for probes that go through them more than once: in memory, or on disk if they do not fit."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MEMORY = 2**30
+"""Bytes of features kept in memory; more of them go to disk."""
+
+
+class FeatureStore:
+    """Arrays [n, d] in float32 by site, filled batch by batch. Made by `feature_store`."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], in_memory: bool) -> None:
+        self.arrays, self.in_memory, self.n = arrays, in_memory, 0
+
+    def add(self, features: Mapping[str, Float[Tensor, "b _"]]) -> None:
+        """Take in a batch.
+
+        Raises ValueError for features that hold NaN or infinity.
+        """
+        size = len(next(iter(features.values())))
+        for site, x in features.items():
+            if bad := int((~torch.isfinite(x)).any(-1).sum()):
+                raise ValueError(
+                    f"features of {site!r} hold NaN or infinity in {bad} of {len(x)} rows; a probe needs numbers"
+                )
+            self.arrays[site][self.n : self.n + size] = x.float().cpu().numpy()
+        self.n += size
+
+    def rows(self, site: str, index: np.ndarray) -> Float[np.ndarray, "b d"]:
+        """Some images' features."""
+        return self.arrays[site][index]
+
+
+@contextmanager
+def feature_store(
+    widths: Mapping[str, int], n: int, *, memory: int = MEMORY, scratch: str | Path | None = None
+) -> Iterator[FeatureStore]:
+    """A store for `n` images and sites of these widths, gone when left; on disk, in `scratch`, above `memory` bytes.
+
+    >>> with feature_store({"cls@0": 2}, n=3) as store:
+    ...     store.add({"cls@0": torch.ones(3, 2)})
+    >>> store.in_memory
+    True
+
+    Raises OSError, before anything is written, where the disk has less room than it takes.
+    """
+    needed = 4 * n * sum(widths.values())
+    if needed <= memory:
+        yield FeatureStore({site: np.empty((n, d), np.float32) for site, d in widths.items()}, True)
+        return
+    with tempfile.TemporaryDirectory(prefix="hooked-vit-probes-", dir=scratch) as folder:
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise OSError(
+                f"the features of {n} images at {len(widths)} sites take {needed / 1e9:.1f} GB, and there are "
+                f"{free / 1e9:.1f} GB where temporary files go; read fewer roles or layers, choose another folder with "
+                "scratch=…, or use probe='ridge', which keeps none"
+            )
+        arrays: dict[str, np.ndarray] = {
+            site: np.memmap(Path(folder) / f"{i}.f32", np.float32, "w+", shape=(n, d))
+            for i, (site, d) in enumerate(widths.items())
+        }
+        yield FeatureStore(arrays, False)
