@@ -19,11 +19,13 @@ from torch import Tensor
 
 from analyses.cls_causality_figures import lens_figure, main_figure, summary_table
 from analyses.data import ImageData
-from analyses.heads import Answers, own_head, with_family_readout, with_ridge_head
+from analyses.heads import Answers, own_head
 from analyses.metrics import correct, identifiability, rank
 from analyses.registry import analysis
 from analyses.results import Result
-from analyses.ridge import GramRidge, RidgeProbe
+from analyses.ridge import RidgeProbe
+from analyses.role_probes import fit_role_probes
+from analyses.shuffle_floors import batch_seed, expected_hits
 from analyses.streams import cls_at_every_layer
 from analyses.study import about_data, about_model, count_classes, progress_batches, rate_row, two_sets
 from hooked_vit import HookedViT
@@ -69,7 +71,7 @@ def cls_causality(
     rows: list[dict[str, Any]] = []
     notes: dict[str, Any] = {}
     for name, model in models.items():
-        probes, answers = _fit(name, model, probe_data, n_classes, heads[name], batch_size)
+        probes, answers = fit_role_probes(name, model, probe_data, n_classes, heads[name], batch_size)
         tally = _Tally()
         _measure(name, answers, probes, data, tally, seeds, batch_size, disturbed)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in tally.rows()]
@@ -110,21 +112,6 @@ def _checked(name: str, model: HookedViT, data: ImageData, head: str, disturbed:
     return own_head(model, data, head)
 
 
-def _fit(
-    name: str, model: HookedViT, data: ImageData, n_classes: int, own: Answers | None, batch_size: int
-) -> tuple[list[RidgeProbe], Answers]:
-    """Probes for every layer, and a head where the model has none for these classes, from one pass."""
-    pooling = model if own is not None else with_family_readout(model)
-    ridge = GramRidge(n_classes)
-    for batch in progress_batches(data, batch_size, f"{name}: fitting probes"):
-        pooled, cls = cls_at_every_layer(pooling, pooling.preprocess(batch.images))
-        sites = {str(layer): x for layer, x in enumerate(cls)}
-        ridge.update(sites if own is not None else {**sites, "head": pooled}, batch.labels)
-    fitted = ridge.fit()
-    answers = own or with_ridge_head(pooling, fitted["head"], data)
-    return [fitted[str(layer)] for layer in range(model.cfg.n_layers)], answers
-
-
 def _measure(
     name: str,
     answers: Answers,
@@ -158,8 +145,7 @@ def _measure(
             for seed in range(seeds):
                 for layer in layers:
                     # another permutation for every batch, the same for every layer and readout
-                    drawn = seed * 1_000_003 + i
-                    variants[measure, layer, seed] = disturbed(layer, drawn, labels) + restricted
+                    variants[measure, layer, seed] = disturbed(layer, batch_seed(seed, i), labels) + restricted
         for key, (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
             tally.add(*key, out.cpu(), heads_labels)
 
@@ -184,9 +170,7 @@ class _Tally:
 
     def add_floor(self, predicted: Tensor, labels: Tensor) -> None:
         """P(prediction for image j is the label of image i), i and j uniform: a readout of a random image's CLS."""
-        classes = int(max(predicted.max(), labels.max())) + 1
-        pairs = predicted.bincount(minlength=classes).double() @ labels.bincount(minlength=classes).double()
-        self.expected_by_luck += float(pairs) / len(labels)
+        self.expected_by_luck += float(expected_hits(predicted, labels).sum())
 
     def add_counts(self, labels: Tensor) -> None:
         self.n += len(labels)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from analyses.panels import BLUE, GREEN, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
 from analyses.results import Result
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "dimgray"
 CURVES = {
     "probe": ("ridge probe on CLS: what is decodable", BLUE),
     "shuffled": ("accuracy with CLS shuffled at that layer: what is used", ORANGE),
@@ -22,26 +19,15 @@ def main_figure(result: Result) -> go.Figure:
     """One panel per model: decodable (blue), used (orange), used by a CLS-only readout (green)."""
     fig = _panels(result, "accuracy")
     for place, (name, rows) in _by_model(result):
-        at = {"row": place // 3 + 1, "col": place % 3 + 1}
+        at = panel(place)
         flat = {m: rows.loc[rows.measure == m, "value"].iloc[0] for m in ("clean", "chance", "floor")}
         last = int(rows.layer.max())
         for measure, label, dash in (("clean", "unperturbed", "dash"), ("floor", "floor: another image's CLS", "dot")):
-            fig.add_trace(
-                go.Scatter(
-                    x=[0, last],
-                    y=[flat[measure]] * 2,
-                    mode="lines",
-                    line={"color": GREY, "dash": dash, "width": 1.5},
-                    name=label,
-                    legendgroup=measure,
-                    showlegend=place == 0,
-                ),
-                **at,
-            )
+            add_level(fig, flat[measure], last, label, at, show=place == 0, dash=dash)
         for measure, (label, colour) in CURVES.items():
             curve = rows[rows.measure == measure]
             if len(curve):
-                _curve(fig, curve, label, colour, at, show=_first_with(result, measure) == name)
+                add_curve(fig, curve, label, colour, at, show=_first_with(result, measure) == name)
     return fig
 
 
@@ -49,13 +35,13 @@ def lens_figure(result: Result) -> go.Figure:
     """One panel per model: the model's own head on CLS, against the probe (methods section 4)."""
     fig = _panels(result, "accuracy or score")
     for place, (_, rows) in _by_model(result):
-        at = {"row": place // 3 + 1, "col": place % 3 + 1}
+        at = panel(place)
         for measure, label, colour, dash in (
             ("probe", "ridge probe: accuracy", BLUE, "solid"),
             ("head_on_cls", "final norm and head on CLS: accuracy", BLUE, "dash"),
             ("identifiability", "the same head: 1 - rank of the true class / classes", PURPLE, "dash"),
         ):
-            _curve(fig, rows[rows.measure == measure], label, colour, at, show=place == 0, dash=dash)
+            add_curve(fig, rows[rows.measure == measure], label, colour, at, show=place == 0, dash=dash)
     return fig
 
 
@@ -100,48 +86,4 @@ def _first_with(result: Result, measure: str) -> str | None:
 
 
 def _panels(result: Result, unit: str) -> go.Figure:
-    names = list(result.frame.model.unique())
-    rows = -(-len(names) // 3)
-    fig = make_subplots(
-        rows=rows, cols=3, subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.3 / rows
-    )
-    fig.update_xaxes(title_text="layer", dtick=1 if result.frame.layer.max() < 13 else None, showgrid=False)
-    fig.update_yaxes(range=[0, 1.02], gridcolor="#eeeeee")
-    fig.update_yaxes(title_text=unit, col=1)
-    fig.update_layout(
-        template="plotly_white",
-        height=330 * rows + 110,
-        width=1080,
-        margin={"l": 60, "r": 20, "t": 40, "b": 90},
-        legend={"orientation": "h", "y": -0.16 / rows - 0.06, "x": 0},
-    )
-    return fig
-
-
-def _curve(
-    fig: go.Figure, rows: pd.DataFrame, label: str, colour: str, at: dict[str, int], *, show: bool, dash: str = "solid"
-) -> None:
-    """A line with its interval: over seeds the mean, and the widest of their Wilson intervals."""
-    line = rows.groupby("layer").agg(value=("value", "mean"), low=("low", "min"), high=("high", "max")).reset_index()
-    error: dict[str, Any] = {
-        "type": "data",
-        "symmetric": False,
-        "array": line.high - line.value,
-        "arrayminus": line.value - line.low,
-        "thickness": 1,
-        "width": 2,
-    }
-    fig.add_trace(
-        go.Scatter(
-            x=line.layer.astype(int),
-            y=line.value,
-            error_y=error,
-            mode="lines+markers",
-            name=label,
-            legendgroup=label,
-            showlegend=show,
-            line={"color": colour, "dash": dash},
-            marker={"size": 6},
-        ),
-        **at,
-    )
+    return panel_grid(list(result.frame.model.unique()), int(result.frame.layer.max()), unit)
