@@ -129,6 +129,7 @@ def logit_terms(
     Arguments as in `logit_attribution`. Terms are computed in float64 from the run's activations.
     """
     model.b_U  # noqa: B018  # raises for a model without a classifier
+    model.require_branches_are_sums("logit attribution")
     logits, acts = _run(model, pixels, neurons, by_source)
     wanted = logits.argmax(-1) if classes is None else classes
     sides = [(_ids(model, wanted, len(pixels)), 1.0)]

@@ -133,6 +133,7 @@ class Wires:
         *,
         recompute: bool,
     ) -> None:
+        model.require_branches_are_sums("path patching")
         self.model, self.sent, self.receivers, self.fold = model, list(sent), list(receivers), fold
         self.n, self.images, self.recompute = len(base), images, recompute
         self.layout = model.layout_for(*base.shape[2:])

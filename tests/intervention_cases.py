@@ -299,6 +299,11 @@ def _scale_attention(make: Any) -> Cases:
     )
 
 
+def _zero_random_attention(make: Any) -> Cases:
+    base = _edges(make)
+    return Cases(base.valid, [*base.refused[:-1], lambda s: make("patches", "cls", seed=0.5)])
+
+
 def _self_only(make: Any) -> Cases:
     return Cases(
         [lambda s: make(), lambda s: make("all", layers=0, heads=1), lambda s: make("cls", layers=0, where=0.5)],
@@ -521,5 +526,6 @@ CASES: dict[str, Callable[[Any], Cases]] = {
     "swap_cls_parameter": _swap,
     "uniform_attention": _uniform_attention,
     "zero_attention": _zero_attention,
+    "zero_random_attention": _zero_random_attention,
     "zero_tokens": _tokens,
 }

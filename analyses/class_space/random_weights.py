@@ -1,0 +1,41 @@
+"""The control that has learned nothing: the same architecture with random weights and a random head of its own."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hooked_vit import HookedViT
+
+
+def with_random_weights(model: HookedViT, seed: int) -> HookedViT:
+    """An untrained model of the same architecture, width and classes, on the same device and in the same precision.
+
+    >>> with_random_weights(model, seed=0).cfg == model.cfg  # doctest: +SKIP
+    True
+
+    Weights are truncated normal with standard deviation 0.02, the head's too, biases zero. The global random state
+    stays what it was. Source: methods §10.
+    """
+    like = model.embed.patch.weight
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with torch.device("cpu"):
+            fresh = HookedViT(model.cfg)
+    fresh.to(like.device, like.dtype)
+    fresh.set_attention(model.run.attention)
+    fresh.processor = model.processor
+    return fresh
+
+
+def permuted_classes(n_classes: int, seed: int) -> Int[Tensor, "c"]:
+    """Which row of the head stands for each class after its rows were permuted: the control with trained features.
+
+    >>> sorted(permuted_classes(5, seed=0).tolist())
+    [0, 1, 2, 3, 4]
+
+    The rank of class y under the permuted head is the rank of class `permuted_classes(...)[y]` under the head itself,
+    so that the control costs no projection. A class may keep its row. Source: methods §10.
+    """
+    return torch.randperm(n_classes, generator=torch.Generator("cpu").manual_seed(seed))
