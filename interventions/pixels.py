@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hooked_vit import HookedViT
@@ -81,11 +81,20 @@ def low_frequencies(pixels: Float[Tensor, "*b h w"], radius: Number) -> Float[Te
     """
     height, width = pixels.shape[-2:]
     exact = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-    rows = torch.fft.fftfreq(height, 1 / height, dtype=exact.dtype, device=pixels.device)
-    cols = torch.fft.fftfreq(width, 1 / width, dtype=exact.dtype, device=pixels.device)
-    inside = rows[:, None] ** 2 + cols**2 <= radius**2
+    inside = squared_frequencies(height, width).to(pixels.device) <= radius**2
     # the disc is symmetric about zero frequency, so what the inverse leaves imaginary is rounding
     return torch.fft.ifft2(torch.fft.fft2(exact) * inside).real.to(pixels.dtype)
+
+
+def squared_frequencies(height: int, width: int) -> Float64[Tensor, "h w"]:
+    """Squared distance of every place of a Fourier transform from zero frequency, in cycles per picture: whole numbers.
+
+    >>> squared_frequencies(2, 3).tolist()
+    [[0.0, 1.0, 1.0], [1.0, 2.0, 2.0]]
+    """
+    # 1 / n is rounded, so that frequencies come out beside whole numbers for some n, and a radius would miss its edge
+    rows, cols = (torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device="cpu").round() for n in (height, width))
+    return rows[:, None] ** 2 + cols**2
 
 
 def _edit_pixels(model: HookedViT, value: Value, where: Where) -> Hooks:

@@ -1,0 +1,298 @@
+"""The pictures, the table and the sentences of `low_frequency`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses.class_space.panels import MODELS, curve, level
+from analyses.model_panels import CHANCE_LINE, add_bars, by_model, each_panel, model_panels, picked, value_of
+from analyses.results import Result
+from analyses.token_roles import LABELS
+
+COLOURS = dict(zip(LABELS, MODELS, strict=False))
+GREY = "dimgray"
+FILTERS = {"low": ("low-pass", "solid"), "high": ("high-pass", "dot")}
+PIXELS = "random projection of pixels"
+
+
+SWAPS = {
+    "learned": "",
+    "normal": "N(0, 0.02²)",
+    "zeros": "zeros",
+    "mean patch": "the data's mean patch",
+}
+POSITIONS = {True: ("with the position of CLS", MODELS[0]), False: ("without it", MODELS[1])}
+
+
+def main_figure(result: Result) -> go.Figure:
+    """Per model, how much of each token of the last block stays when the picture is filtered, against the radius."""
+    fig = model_panels(
+        result,
+        "How much of a token stays when spatial frequencies are filtered out of the picture?",
+        "cosine between the token of the whole and of the filtered picture, last block, about the token's mean; "
+        "0: nothing stays; solid: low-pass, dotted: high-pass; 95 % intervals",
+        x="radius of the filter (cycles per picture)",
+        y="centred cosine",
+        y_range=(-0.35, 1.03),
+    )
+    for at, _, rows in each_panel(fig, result):
+        last = rows[(rows.measure == "centred_cosine") & (rows.layer == rows.layer.max())]
+        for token in _tokens(last):
+            for kind, (label, dash) in FILTERS.items():
+                some = _line(last, "radius", token=token, filter=kind)
+                curve(fig, at, some.radius.astype(float), some, f"{LABELS[token]}, {label}", COLOURS[token], dash=dash)
+        level(fig, at, _ends(last.radius), 0.0, "nothing stays")
+    return fig
+
+
+def gain_figure(result: Result) -> go.Figure:
+    """Per model and block, what CLS keeps of low and of high frequencies beyond what the mean patch keeps."""
+    fig = model_panels(
+        result,
+        "Does CLS keep more of low frequencies than the mean patch does, and less of high ones?",
+        "CLS minus mean patch, paired over images, 95 % intervals. Solid: centred cosine to the whole picture's token, "
+        "mean over radii; dotted: R² of log band energy, mean over half of the bands",
+        x="block",
+        y="CLS − mean patch",
+        y_range=None,
+    )
+    colours = {"low": MODELS[0], "high": MODELS[3]}
+    for at, _, rows in each_panel(fig, result):
+        for measure, label, dash in (("cosine_gain", "cosine", "solid"), ("r2_gain", "R² of band energy", "dot")):
+            for kind in FILTERS:
+                some = _line(rows, "layer", measure=measure, filter=kind)
+                if len(some):
+                    curve(
+                        fig, at, some.layer.astype(int), some, f"{label}, {kind} frequencies", colours[kind], dash=dash
+                    )
+        level(fig, at, [0, int(rows.layer.max())], 0.0, "no difference")
+    return fig
+
+
+def spectrum_figure(result: Result) -> go.Figure:
+    """Per model, R² of each band's log energy from tokens of the last block and from controls of the same width."""
+    fig = model_panels(
+        result,
+        "Which frequency bands of the picture can be read from a token?",
+        "held-out R² of ridge regressions of log energy per band, last block; every source has the same number of "
+        "units; 0: no better than the mean; 95 % intervals",
+        x="band (upper edge, cycles per picture)",
+        y="R²",
+        y_range=(-0.12, 1.03),
+    )
+    for at, name, rows in each_panel(fig, result):
+        edges = result.meta["models"][name]["band_edges"][1:]
+        ticks = [f"{edge:.3g}" for edge in edges]
+        r2 = rows[rows.measure == "r2"]
+        last = r2[r2.layer == r2.layer.max()]
+        for token in _tokens(last):
+            curve(fig, at, ticks, _line(last, "band", token=token, variant="trained"), LABELS[token], COLOURS[token])
+        for token in ("cls", "patches"):
+            some = _line(last, "band", token=token, variant="random weights")
+            if len(some):
+                curve(fig, at, ticks, some, f"{LABELS[token]}, random weights", COLOURS[token], dash="dot")
+        curve(fig, at, ticks, _line(r2, "band", variant=PIXELS), PIXELS, GREY, dash="dash")
+    return fig
+
+
+def decodability_figure(result: Result) -> go.Figure:
+    """Per model, accuracy on filtered pictures of last-block probes fitted on whole ones, and of the model itself."""
+    fig = model_panels(
+        result,
+        "What does a probe fitted on whole pictures still read from filtered ones?",
+        "accuracy of ridge probes on tokens of the last block, fitted without a filter; grey: the model's own answer; "
+        "solid: low-pass, dotted: high-pass; 95 % Wilson intervals",
+        x="radius of the filter (cycles per picture)",
+        y="accuracy",
+    )
+    for at, _, rows in each_panel(fig, result):
+        probes = rows[(rows.measure == "probe") & (rows.layer == rows.layer.max())]
+        for token in ("cls", "patches"):
+            for kind, (label, dash) in FILTERS.items():
+                some = _line(probes, "radius", token=token, filter=kind)
+                if len(some):
+                    x = some.radius.astype(float)
+                    curve(fig, at, x, some, f"probe on {LABELS[token]}, {label}", COLOURS[token], dash=dash)
+        for kind, (label, dash) in FILTERS.items():
+            some = _line(rows, "radius", measure="accuracy", filter=kind)
+            curve(fig, at, some.radius.astype(float), some, f"model, {label}", GREY, dash=dash)
+        level(fig, at, _ends(probes.radius), value_of(rows, "chance"), "chance", CHANCE_LINE)
+        level(fig, at, _ends(probes.radius), _whole(rows), "model on whole pictures")
+    return fig
+
+
+def swap_figure(result: Result) -> go.Figure:
+    """Per model, the accuracy with other vectors in the place of the learned CLS embedding."""
+    fig = model_panels(
+        result,
+        "What does the learned CLS embedding add?",
+        "accuracy with another vector in its place (normal: N(0, 0.02²), mean over draws; mean patch: of the data), "
+        "95 % Wilson intervals; without orange: CLS has no position embedding",
+        x="in the place of the CLS embedding",
+        y="accuracy",
+    )
+    for at, _, rows in each_panel(fig, result):
+        swaps = rows[rows.measure == "swap_accuracy"]
+        # the learned vector with its position is the model as it is
+        itself = picked(rows, measure="accuracy")
+        itself = itself[itself["filter"].isna()].assign(variant="learned", position=True)
+        both = pd.concat([itself, swaps]) if len(swaps) else swaps
+        for position, (label, colour) in POSITIONS.items():
+            some = both[both.position == position].groupby("variant", sort=False)[["value", "low", "high"]].mean()
+            some = some.reindex([name for name in SWAPS if name in some.index])
+            add_bars(fig, at, list(some.index), some, label, colour)
+        if len(swaps):
+            ends = [next(iter(SWAPS)), [*SWAPS][-1]]
+            level(fig, at, ends, _whole(rows), "the model as it is")
+            level(fig, at, ends, value_of(rows, "chance"), "chance", CHANCE_LINE)
+    fig.update_xaxes(categoryorder="array", categoryarray=list(SWAPS))
+    return fig
+
+
+def summary_table(result: Result) -> pd.DataFrame:
+    """One row per model: blocks that meet the rule, and last-block numbers of CLS against the mean patch."""
+    table = []
+    for name, rows in by_model(result):
+        last = rows.layer.max()
+        row: dict[str, Any] = {"model": name, "accuracy": _whole(rows)}
+        for kind in FILTERS:
+            for measure in ("cosine_gain", "r2_gain"):
+                some = rows[(rows.measure == measure) & (rows["filter"] == kind) & (rows.layer == last)]
+                row[f"{measure}_{kind}"] = None if some.empty else float(some.value.iloc[0])
+        row["blocks_for"], row["specific_blocks"] = (
+            (None, None) if row["cosine_gain_low"] is None else tuple(map(_blocks, _verdict(rows)))
+        )
+        for source, value in _domain(rows).items():
+            row[f"domain_from_{source}"] = value
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def in_words(result: Result) -> tuple[list[str], list[str]]:
+    """What was found, and what to keep in mind."""
+    found = []
+    for name, rows in by_model(result):
+        n_layers = result.meta["models"][name]["n_layers"]
+        cosine, r2 = ({k: _last(rows, f"{m}_gain", k) for k in FILTERS} for m in ("cosine", "r2"))
+        if cosine["low"] is None:
+            found.append(f"{name} has no CLS token: only its patches were measured.")
+            continue
+        meets, specific = _verdict(rows)
+        found.append(
+            f"{name}: that CLS holds low frequencies better than the mean patch is supported at {len(meets)} of "
+            f"{n_layers} blocks ({_blocks(meets)}), and at {len(specific)} of them ({_blocks(specific)}) for low "
+            "frequencies more than for high ones."
+        )
+        found.append(
+            f"{name}, last block, CLS minus mean patch: cosine to the whole picture's token {cosine['low']} after a "
+            f"low-pass and {cosine['high']} after a high-pass; R² of log band energy {r2['low']} in the lower bands "
+            f"and {r2['high']} in the upper ones."
+        )
+        found.append(f"{name}: {_sources(rows, len(result.meta['models'][name]['band_edges']) - 1)}.")
+        found.append(f"{name}: {_swaps(rows)}.")
+        if domain := _domain(rows):
+            told = ", ".join(f"{value:.1%} from {_SOURCES[source]}" for source, value in domain.items())
+            found.append(
+                f"{name}: a probe at the last block tells the data sets apart with {told} (by chance "
+                f"{value_of(rows, 'domain_chance'):.1%})."
+            )
+    notes = [
+        "The rule, at each block: CLS exceeds the mean patch in the centred cosine after a low-pass (mean over radii) "
+        "and in R² of the lower half of the bands, both with 95 % intervals above 0, paired over images and not "
+        "corrected for the number of blocks; specific, if both exceed what CLS gains in high frequencies. Both "
+        "tokens have the same number of units and the same probe.",
+        "A plain cosine is close to 1 whatever is filtered, as tokens share a large mean; the centred one is about the "
+        "token's mean over the data that probes were fitted on. Filtered pictures are unlike those of the training, "
+        "so that part of a change is how odd they look.",
+        "A log energy is no linear function of pixels, which is why projected pixels tell little of it; the model with "
+        "random weights is the control that is not linear. Transforms are in float64: float32 would leave rounding of "
+        "the size of a smooth picture's finest band. An energy counts the rounding to 256 grey values.",
+    ]
+    if result.meta["repro"]:
+        notes.append(
+            "Filtered as published: the disc lies half a bin off zero frequency for even sides, and the magnitude of "
+            "the result is taken, so that high-passed pictures are rectified and low + high is not the picture."
+        )
+    return found, notes
+
+
+def _verdict(rows: pd.DataFrame) -> tuple[list[int], list[int]]:
+    """Blocks at which the rule holds, and those of them at which low frequencies gain more than high ones."""
+    meets, specific = [], []
+    for layer in range(int(rows.layer.max()) + 1):
+        here = rows[rows.layer == layer]
+        gains = [_gain(here, measure, "low") for measure in ("cosine_gain", "r2_gain")]
+        if all(low > 0 for _, low in gains):
+            meets.append(layer)
+            others = [_gain(here, measure, "high") for measure in ("cosine_gain", "r2_gain")]
+            if all(gain[0] > other[0] for gain, other in zip(gains, others, strict=True)):
+                specific.append(layer)
+    return meets, specific
+
+
+def _gain(rows: pd.DataFrame, measure: str, kind: str) -> tuple[float, float]:
+    row = rows[(rows.measure == measure) & (rows["filter"] == kind)].iloc[0]
+    return float(row["value"]), float(row["low"])
+
+
+def _last(rows: pd.DataFrame, measure: str, kind: str) -> str | None:
+    some = rows[(rows.measure == measure) & (rows["filter"] == kind) & (rows.layer == rows.layer.max())]
+    if some.empty:
+        return None
+    row = some.iloc[0]
+    return f"{row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+
+
+def _sources(rows: pd.DataFrame, bands: int) -> str:
+    """Mean R² of the lower half of the bands, of CLS and of all it is compared with."""
+    low = rows[(rows.measure == "r2") & (rows.band < bands // 2)]
+    last = low[low.layer == low.layer.max()]
+    sources = {
+        "CLS": picked(last, token="cls", variant="trained"),
+        "the mean patch": picked(last, token="patches", variant="trained"),
+        "CLS of random weights": picked(last, token="cls", variant="random weights"),
+        "as many projected pixels": picked(low, variant=PIXELS),
+    }
+    told = ", ".join(f"{some.value.mean():.2f} from {source}" for source, some in sources.items())
+    return f"R² of the lower bands' log energy at the last block is {told}"
+
+
+def _domain(rows: pd.DataFrame) -> dict[str, float]:
+    """Accuracy of the probe of the origin at the last block, which is chosen beforehand, and from pixels."""
+    domain = rows[rows.measure == "domain"]
+    found = {token: value_of(domain, "domain", token=token, layer=rows.layer.max()) for token in ("cls", "patches")}
+    found["pixels"] = value_of(domain, "domain", token="pixels")
+    return {source: value for source, value in found.items() if value is not None}
+
+
+_SOURCES = {"cls": "CLS", "patches": "the mean patch", "pixels": "as many projected pixels"}
+
+
+def _swaps(rows: pd.DataFrame) -> str:
+    whole, swaps = _whole(rows), rows[rows.measure == "swap_accuracy"]
+    kept = swaps[swaps.position == True].groupby("variant", sort=False).value.mean()  # noqa: E712
+    told = ", ".join(f"{value:.1%} with {SWAPS[variant]}" for variant, value in kept.items())
+    return f"accuracy {whole:.1%} as it is, {told} in the place of the learned CLS embedding"
+
+
+def _blocks(layers: list[int]) -> str:
+    return ", ".join(map(str, layers)) or "none"
+
+
+def _tokens(rows: pd.DataFrame) -> list[str]:
+    return [token for token in LABELS if (rows.token == token).any()]
+
+
+def _line(rows: pd.DataFrame, by: str, **where: Any) -> pd.DataFrame:
+    return picked(rows, **where).dropna(subset=[by]).sort_values(by)
+
+
+def _ends(x: pd.Series) -> list[float]:
+    return [float(x.min()), float(x.max())]
+
+
+def _whole(rows: pd.DataFrame) -> float:
+    return float(rows[(rows.measure == "accuracy") & rows["filter"].isna()]["value"].iloc[0])
