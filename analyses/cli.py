@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 DEMO_ANALYSIS = "cls-causality"
@@ -20,8 +22,8 @@ FIRST_STEPS = """first steps:
   hooked-vit run cls-causality --model zoo:vit --n 200  one model, fewer images
   hooked-vit run cls-causality --model google/vit-base-patch16-224 --data imagefolder:./photos
 
-A model is zoo:NAME, a hub id or a local folder. Data is scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH or
-parquet:PATH. A run leaves report.html and its numbers (parquet, json) in the output folder."""
+A model is zoo:NAME, a hub id or a local folder. Data is scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH
+or imagenet-s:PATH. A run leaves report.html and its numbers (parquet, json) in the output folder."""
 
 
 class UsageError(Exception):
@@ -116,6 +118,9 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     run = command("run", "run an analysis on models and data, and write a report", epilog=_analyses_listed())
     _add_run_arguments(run)
 
+    again = command("reproduce", "run a published experiment, and put its values beside ours", epilog=_recipes_listed())
+    _add_reproduce_arguments(again)
+
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
     hooks = command("hooks", "list every hook point of a model with its shape and meaning")
@@ -129,7 +134,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("analysis", metavar="ANALYSIS", help="which one; `run ANALYSIS --help` adds its own options")
     what, models = "zoo:NAME, a hub id or a local folder", "several are compared (default: the zoo's label models)"
     run.add_argument("--model", metavar="M", nargs="+", action="extend", help=f"{what}; {models}")
-    what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH or parquet:PATH"
+    what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH or imagenet-s:PATH"
     run.add_argument("--data", metavar="D", default=DATA, help=f"{what} (default: %(default)s)")
     run.add_argument("--n", metavar="N", type=int, help="images, drawn at random (default: all; 1000 scenes)")
     run.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the draw (default: %(default)s)")
@@ -139,6 +144,29 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
     run.add_argument("--num-processes", metavar="P", type=int, help=processes)
     run.add_argument("--device", default="cpu", help="where the models run, such as cuda (default: %(default)s)")
+
+
+def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
+    again.add_argument("recipe", metavar="RECIPE", help="which one, or a .toml file of your own")
+    again.add_argument("--out", metavar="DIR", help="folder for report and numbers (default: out/reproduce/RECIPE)")
+    again.add_argument("--dry-run", action="store_true", help="say what would run and what is missing, and stop")
+    what = "take this checkpoint (zoo:NAME, a hub id or a local folder) for a model of the recipe"
+    again.add_argument("--model", metavar="NAME=M", action="append", default=[], help=what)
+    what = "take these images (as in `run --data`) for a data set of the recipe"
+    again.add_argument("--data", metavar="NAME=D", action="append", default=[], help=what)
+    again.add_argument("--n", metavar="N", type=int, help="at most so many images of each data set")
+    again.add_argument("--steps", metavar="STEP", nargs="+", default=[], help="only these steps")
+    again.add_argument("--without", metavar="NAME", nargs="+", default=[], help="leave these models out")
+    again.add_argument("--device", default="cpu", help="where the models run, such as cuda (default: %(default)s)")
+
+
+def _recipes_listed() -> str:
+    folder = Path(__file__).with_name("reproductions")
+    return "recipes:\n" + "\n".join(f"  {file.stem:<20} {_title(file)}" for file in sorted(folder.glob("*.toml")))
+
+
+def _title(recipe: Path) -> str:
+    return str(tomllib.loads(recipe.read_text(encoding="utf-8"))["title"])
 
 
 def _analyses_listed() -> str:

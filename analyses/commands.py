@@ -16,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from analyses.registry import Analysis
+    from analyses.reproductions.recipe import Recipe
     from analyses.results import Result
 
 ROWS = 20  # of a long table, in the terminal
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         result.meta["notes"] = [*result.meta.get("notes", []), OF_THE_ZOO]
     result.save(out)
     # further figures of an analysis: heading -> function that draws one from the result
-    more = [Section(heading, figure=draw(result)) for heading, draw in entry.more_figures.items()]
+    more = [Section(heading, figure=draw(result)) for heading, draw in entry.figures(result).items()]
     report = write_report(result, out, title=entry.summary, intro=_about(entry), sections=more)
     _print_result(console, entry, result)
     for path in (report, out / "result.parquet", out / "result.json"):
@@ -62,9 +63,83 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce(args: argparse.Namespace) -> int:
+    """`reproduce RECIPE`: say what is missing, or run it and put what was published beside ours."""
+    from analyses.reproductions.missing import missing
+    from analyses.reproductions.recipe import load_recipe
+    from analyses.reproductions.run import NOT_ALL_THERE, run_recipe
+    from analyses.results import Result, check_writable
+
+    _quiet()
+    console = _console()
+    if args.n is not None and args.n < 1:
+        raise ValueError(f"--n must be at least 1, got {args.n}")
+    recipe = load_recipe(args.recipe)
+    out = check_writable(args.out or Path("out") / "reproduce" / recipe.name)
+    recipe = recipe.changed(
+        models=_assigned("--model", args.model),
+        data=_assigned("--data", args.data),
+        n=args.n,
+        steps=args.steps,
+        without=args.without,
+    )
+    _check_device(args.device)
+    lacking = missing(recipe)
+    if args.dry_run:
+        _print_plan(console, recipe)
+    for sentence in lacking:
+        console.print(f"missing: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    if lacking:
+        console.print(f"{NOT_ALL_THERE}.", markup=False, highlight=False)
+        return 2
+    if args.dry_run:
+        console.print("Everything is there.", markup=False, highlight=False)
+        return 0
+    report = run_recipe(
+        recipe, out, device=args.device, say=lambda step: console.print(f"step {step}", highlight=False)
+    )
+    result = Result.load(out)
+    columns = ["what", "model", "at", "published", "ours", "interval", "difference", "agrees"]
+    _print_table(console, columns, _rounded(result.meta["table"], columns), recipe.title)
+    for sentence in result.meta["summary"]:
+        console.print(sentence, markup=False, highlight=False)
+    for path in (report, out / "result.parquet", out / "result.json"):
+        console.print(str(path), soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def _assigned(flag: str, given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, several times."""
+    pairs = [text.partition("=") for text in given]
+    if strange := next((text for text, (name, equals, value) in zip(given, pairs, strict=True) if not value), None):
+        raise ValueError(f"{flag} takes NAME=VALUE, got {strange!r}")
+    return {name: value for name, _, value in pairs}
+
+
+def _print_plan(console: Console, recipe: Recipe) -> None:
+    rows = [[name, entry.checkpoint] for name, entry in recipe.models.items()]
+    _print_table(console, ["model", "checkpoint"], rows, recipe.title)
+    rows = [[name, entry.spec, "all" if entry.n is None else str(entry.n)] for name, entry in recipe.data.items()]
+    _print_table(console, ["data", "where", "images"], rows)
+    rows = [
+        [step.name, step.analysis, ", ".join(step.models), ", ".join(f"{k}={v}" for k, v in step.options.items())]
+        for step in recipe.steps
+    ]
+    _print_table(console, ["step", "analysis", "models", "options"], rows)
+
+
+def _rounded(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[list[str]]:
+    def shown(value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    return [[shown(row[column]) for column in columns] for row in table]
+
+
 def models(args: argparse.Namespace) -> int:
     """`models`: the zoo, and what else can be loaded."""
-    from hooked_vit import architectures, zoo
+    from hooked_vit import architectures, published, zoo
 
     console = _console()
     rows = [
@@ -73,11 +148,13 @@ def models(args: argparse.Namespace) -> int:
     ]
     title = "Built in: small models trained on digit scenes (accuracy on handwriting never seen in training)"
     _print_table(console, ["model", "trained to tell", "test accuracy"], rows or [["the zoo is empty", "", ""]], title)
+    rows = [[f"published:{name}", published.get(name).about] for name in published.names()]
+    _print_table(console, ["model", "what it is"], rows, "As published studies used them, images included")
     families: dict[str, list[str]] = {}
     for hf_class, family in sorted(architectures.supported_classes().items()):
         families.setdefault(family, []).append(hf_class)
     rows = [[family, ", ".join(classes)] for family, classes in sorted(families.items())]
-    title = "Loadable from the hub or a local folder: checkpoints saved from these transformers classes"
+    title = "Loadable from the hub or a local folder: checkpoints saved from these classes of transformers or timm"
     _print_table(console, ["family", "classes"], rows, title)
     return 0
 
@@ -99,15 +176,12 @@ def interventions(args: argparse.Namespace) -> int:
 
 def hooks(args: argparse.Namespace) -> int:
     """`hooks MODEL`: every hook point, from the config alone."""
-    from transformers import AutoConfig
-
     from analyses.models import check_model
     from hooked_vit import HookedViT
-    from hooked_vit.loading import read_config
+    from hooked_vit.loading import read_described
 
     _quiet()
-    config = AutoConfig.from_pretrained(check_model(args.model))
-    model = HookedViT(read_config(config, config.architectures[0]))
+    model = HookedViT(read_described(check_model(args.model)))
     _print_table(_console(), ["hook point", "shape", "meaning"], model.describe_hooks())
     return 0
 

@@ -1,4 +1,4 @@
-"""Which model is meant: `zoo:NAME`, a local folder, or a hub id."""
+"""Which model is meant: `zoo:NAME`, `published:NAME`, a local folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hooked_vit import HookedViT
 
 ZOO = "zoo:"
+PUBLISHED = "published:"
 
 
 def load_model(spec: str, **kw: Any) -> HookedViT:
@@ -24,8 +25,12 @@ def load_model(spec: str, **kw: Any) -> HookedViT:
     Raises UnsupportedModelError where there is no such model or no hook graph for its class, CheckpointError where its
     tensors do not fit.
     """
-    from hooked_vit import HookedViT
+    from hooked_vit import HookedViT, published
 
+    if spec.startswith(PUBLISHED):
+        check_model(spec)
+        name, _, weights = spec.removeprefix(PUBLISHED).partition("=")
+        return published.load(name, weights or None, **kw)
     model = HookedViT.from_pretrained(check_model(spec), **kw)
     model.cfg = model.cfg.replace(name=spec)  # what was asked for, not where this machine keeps it
     return model
@@ -37,9 +42,21 @@ def locate(spec: str) -> str:
     >>> locate("google/vit-base-patch16-224")
     'google/vit-base-patch16-224'
 
+    `published:NAME` is what its study loaded; `published:NAME=PATH` takes the weights from a file or a folder.
     Raises UnsupportedModelError for a zoo model or a folder that does not exist, offering the nearest name.
     """
-    from hooked_vit import zoo
+    from hooked_vit import published, zoo
+
+    if spec.startswith(PUBLISHED):
+        name, _, weights = spec.removeprefix(PUBLISHED).partition("=")
+        known = published.get(name)
+        if not weights and known.checkpoint is None:
+            raise UnsupportedModelError(
+                f"{spec} needs a file of weights that is on no hub: {known.weights}. Say where it is: {spec}=PATH"
+            )
+        if Path(weights or "-").expanduser().is_file():
+            return str(Path(weights).expanduser())
+        return locate(weights or str(known.checkpoint))
 
     if spec.startswith(ZOO):
         if not zoo.names():
@@ -69,9 +86,15 @@ def check_model(spec: str) -> str:
     from transformers import AutoConfig
 
     from hooked_vit import architectures
+    from hooked_vit.loading import config_json, read_described
 
     place = locate(spec)
+    if Path(place).is_file():  # of weights alone: what they fill is known
+        return place
     try:
+        if architectures.by_config(config_json(place)) is not None:
+            read_described(place)
+            return place
         named = AutoConfig.from_pretrained(place).architectures or []
     except OSError as error:
         if Path(place).is_dir():
@@ -130,6 +153,8 @@ def short_name(spec: str) -> str:
     >>> short_name("zoo:vit"), short_name("google/vit-base-patch16-224"), short_name("./runs/mine/")
     ('vit', 'vit-base-patch16-224', 'mine')
     """
+    if spec.startswith(PUBLISHED):
+        return spec.removeprefix(PUBLISHED).partition("=")[0]
     return os.path.basename(os.path.abspath(os.path.expanduser(spec.removeprefix(ZOO))))
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
 
-    from hooked_vit import architectures, zoo
+    from hooked_vit import architectures, published, zoo
     from hooked_vit.cache import ActivationCache
     from hooked_vit.config import ViTConfig
     from hooked_vit.model import HookedViT
     from hooked_vit.tokens import TokenLayout
 
 __version__ = "0.1.0"
-__all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig", "architectures", "zoo"]
+__all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig", "architectures", "published", "zoo"]
 
 _HOMES = {
     "HookedViT": "hooked_vit.model",
@@ -34,6 +34,6 @@ def __getattr__(name: str) -> Any:
     """Names are looked up on first use: printing a command's help must not wait for torch."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in ("architectures", "zoo"):
+    if name in ("architectures", "published", "zoo"):
         return import_module(f"hooked_vit.{name}")
     raise AttributeError(f"module 'hooked_vit' has no attribute {name!r}")

@@ -69,6 +69,8 @@ class ActivationCache(TLActivationCache):
     def _get_cached_ln_scale(self, layer, mlp_input, pos_slice, batch_slice=None) -> Tensor:
         """A norm after pooling has one scale per image and role: the same for every token that was averaged."""
         name = "ln_final.hook_scale"
+        if layer not in (None, self.model.cfg.n_layers):
+            self.model.require_branches_are_sums("the norm in front of a block")
         if (layer is not None and layer != self.model.cfg.n_layers) or self.model.cfg.final_norm != "pooled":
             return super()._get_cached_ln_scale(layer, mlp_input, pos_slice, batch_slice)
         layout, sources = self.tokens(name), self.model.cfg.sources
@@ -77,6 +79,25 @@ class ActivationCache(TLActivationCache):
             scale = torch.where(layout.mask(role)[..., None].to(scale.device), self[name][..., i : i + 1, :], scale)
         scale = pos_slice.apply(scale, dim=-2)
         return batch_slice.apply(scale) if batch_slice is not None and self.has_batch_dim else scale
+
+    def _ensure_head_results(self) -> bool:
+        self.model.require_branches_are_sums("a stack of heads")
+        return super()._ensure_head_results()
+
+    def get_neuron_results(self, *args: Any, **kw: Any) -> Tensor:
+        """TransformerLens' neuron results; a norm behind the MLP is refused."""
+        self.model.require_branches_are_sums("a stack of neurons")
+        return super().get_neuron_results(*args, **kw)
+
+    def stack_neuron_results(self, *args: Any, **kw: Any) -> Any:
+        """TransformerLens' stack of neurons; a norm behind the MLP is refused."""
+        self.model.require_branches_are_sums("a stack of neurons")
+        return super().stack_neuron_results(*args, **kw)
+
+    def get_full_resid_decomposition(self, *args: Any, **kw: Any) -> Any:
+        """TransformerLens' full decomposition; norms behind the branches are refused."""
+        self.model.require_branches_are_sums("a full decomposition")
+        return super().get_full_resid_decomposition(*args, **kw)
 
     def logit_attrs(
         self,

@@ -1,4 +1,4 @@
-"""The parts of a pre-norm ViT block, each activation named where it is computed."""
+"""The parts of a ViT block, each activation named where it is computed."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block."""
+    """One transformer block: its norms stand in front of attention and MLP, or with `post_norm` behind them."""
 
     hook_resid_pre: HookPoint
     hook_attn_out: HookPoint
@@ -304,6 +304,7 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ViTConfig, run: Run, shared_bias: RelativePositionBias | None) -> None:
         super().__init__()
+        self.post_norm = cfg.post_norm
         self.ln1 = LayerNorm(cfg.d_model, cfg.eps)
         self.attn = Attention(cfg, run, shared_bias)
         self.ln2 = LayerNorm(cfg.d_model, cfg.eps)
@@ -313,7 +314,10 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b after d"]:
         x = self.hook_resid_pre(x)  # which may insert or remove tokens, here and at the other two hooks of the stream
-        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.ln1(x))))
+        x = self.hook_resid_mid(x + self.hook_attn_out(self._branch(self.attn, self.ln1, x)))
         # a tensor of its own, so that neither an edit in place nor a gradient of it is one of the skip path
         mlp_in = self.hook_mlp_in(x.clone() if watched(self.hook_mlp_in) else x)
-        return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(mlp_in))))
+        return self.hook_resid_post(x + self.hook_mlp_out(self._branch(self.mlp, self.ln2, mlp_in)))
+
+    def _branch(self, part: nn.Module, norm: LayerNorm, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return norm(part(x)) if self.post_norm else part(norm(x))

@@ -18,7 +18,8 @@ class ViTConfig:
     Sizes are pixels (`image_size` is (height, width)) or units (`d_*`, `n_*`). The readout is part of the description:
     `sources` are the token roles it reads (a role of many tokens is averaged), `heads` the linear heads and the
     positions in `sources` each one reads; several heads are averaged. Without heads the model returns its pooled
-    features, and `is_feature_model` says so.
+    features, and `is_feature_model` says so. With `post_norm` a block adds norm(branch(x)) to the stream instead of
+    branch(norm(x)). `positionless` are the roles in front of the patches that no position embedding is added to.
 
     Raises ValueError for a combination no graph can have.
     """
@@ -34,6 +35,7 @@ class ViTConfig:
     gated_mlp: bool = False
     eps: float = 1e-6
     layer_scale: bool = False
+    post_norm: bool = False
     q_bias: bool = True
     k_bias: bool = True
     v_bias: bool = True
@@ -43,6 +45,7 @@ class ViTConfig:
     has_dist: bool = False
     n_registers: int = 0
     absolute_positions: bool = True
+    positionless: tuple[Role, ...] = ("registers",)
     position_antialias: bool = False
     position_float32: bool = False
     ln_pre: bool = False
@@ -124,8 +127,8 @@ class ViTConfig:
 
     @property
     def n_positions(self) -> int:
-        """Rows of the position embedding: registers have none."""
-        return self.grid[0] * self.grid[1] + len(self.prefix) - self.n_registers
+        """Rows of the position embedding."""
+        return self.grid[0] * self.grid[1] + sum(role not in self.positionless for role in self.prefix)
 
     @property
     def is_feature_model(self) -> bool:

@@ -89,8 +89,8 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     positions = (
         "positions, added to the tokens" if cfg.absolute_positions else "zeros: the family adds no absolute positions"
     )
-    if cfg.absolute_positions and cfg.n_registers:
-        positions += "; zero at the registers"
+    if cfg.absolute_positions and (unplaced := [role for role in cfg.positionless if role in cfg.prefix]):
+        positions += f"; zero at {' and '.join({'registers': 'the registers'}.get(role, role) for role in unplaced)}"
     output = {"classes": "class", "embedding": "dim"}[cfg.outputs] if cfg.heads else "feature"
     pooled = ", then normalised" if cfg.final_norm == "pooled" else ""
     reader = "the model returns" if cfg.is_feature_model else f"the head{' reads' if len(cfg.heads) == 1 else 's read'}"
@@ -116,10 +116,18 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
 def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     scaled = ", LayerScale included" if cfg.layer_scale else ""
     biased = ", position bias included" if cfg.rel_pos_per_layer or cfg.rel_pos_shared else ""
+    norms = [_norm_of(cfg, "ln1", "attention"), _norm_of(cfg, "ln2", "the MLP")]
+    before, behind = ([{}, {}], norms) if cfg.post_norm else (norms, [{}, {}])
+    added = ", behind its norm" if cfg.post_norm else scaled
+    of_a_head = (
+        "what each head adds to attention's output, before its norm"
+        if cfg.post_norm
+        else (f"what each head adds to the stream{scaled}")
+    )
+    read = "as the MLP reads it" if cfg.post_norm else "as the MLP branch reads it before its norm"
     rows = {
         "hook_resid_pre": (STREAM, "residual stream entering the block"),
-        "ln1.hook_scale": ("batch pos 1", "standard deviation the stream is divided by in front of attention"),
-        "ln1.hook_normalized": (STREAM, "normalised stream in front of attention, before gain and offset"),
+        **before[0],
         "attn.hook_q": (HEADS, "queries"),
         "attn.hook_k": (HEADS, "keys"),
         "attn.hook_v": (HEADS, "values"),
@@ -129,20 +137,30 @@ def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         "attn.hook_z": (HEADS, "values mixed by the pattern, before the output matrix"),
         "attn.hook_result": (
             "batch pos head d_model",
-            f"what each head adds to the stream{scaled}; the sum over heads lacks only b_O",
+            f"{of_a_head}; the sum over heads lacks only b_O",
         ),
-        "hook_attn_out": (STREAM, f"what attention adds to the stream{scaled}"),
+        **behind[0],
+        "hook_attn_out": (STREAM, f"what attention adds to the stream{added}"),
         "hook_resid_mid": (STREAM, "residual stream between attention and MLP; an edit reaches the skip path too"),
-        "hook_mlp_in": (STREAM, "the same stream, as the MLP branch reads it before its norm; not the skip path"),
-        "ln2.hook_scale": ("batch pos 1", "standard deviation the stream is divided by in front of the MLP"),
-        "ln2.hook_normalized": (STREAM, "normalised stream in front of the MLP, before gain and offset"),
+        "hook_mlp_in": (STREAM, f"the same stream, {read}; not the skip path"),
+        **before[1],
         "mlp.hook_pre": (NEURONS, f"{'gates' if cfg.gated_mlp else 'neurons'} before their nonlinearity"),
         "mlp.hook_pre_linear": (NEURONS, "what each neuron's gate multiplies"),
         "mlp.hook_post": (NEURONS, "neurons as the output matrix reads them" + ", gated" * cfg.gated_mlp),
-        "hook_mlp_out": (STREAM, f"what the MLP adds to the stream{scaled}"),
+        **behind[1],
+        "hook_mlp_out": (STREAM, f"what the MLP adds to the stream{added}"),
         "hook_resid_post": (STREAM, 'residual stream leaving the block: "after block l"'),
     }
     return {f"blocks.{name}": row for name, row in rows.items()}
+
+
+def _norm_of(cfg: ViTConfig, norm: str, part: str) -> dict[str, tuple[str, str]]:
+    """The norm in front of a part of a block, or behind it."""
+    what, where = (f"output of {part}", "") if cfg.post_norm else ("stream", f" in front of {part}")
+    return {
+        f"{norm}.hook_scale": ("batch pos 1", f"standard deviation the {what} is divided by{where}"),
+        f"{norm}.hook_normalized": (STREAM, f"normalised {what}{where}, before gain and offset"),
+    }
 
 
 def _final_norm(cfg: ViTConfig) -> dict[str, tuple[str, str]]:

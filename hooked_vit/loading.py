@@ -1,18 +1,23 @@
-"""From a transformers model or checkpoint to the hook graph, strict both ways: nothing missing, nothing unused."""
+"""From a model or a checkpoint to the hook graph, strict both ways: nothing missing, nothing unused."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hooked_vit import architectures
 from hooked_vit.architectures import Architecture
-from hooked_vit.architectures.base import ConfigReader
+from hooked_vit.architectures.base import CheckpointFiles, ConfigReader
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
 from hooked_vit.processing import load_processor
@@ -25,6 +30,8 @@ def from_pretrained(
     name_or_path: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **hub: Any
 ) -> HookedViT:
     """See HookedViT.from_pretrained."""
+    if (found := _files_of(name_or_path, **hub)) is not None:
+        return _from_files(name_or_path, *found, dtype=dtype, **hub).to(device)
     hf_model = load_hf(name_or_path, dtype=dtype, **hub)
     model = from_hf(hf_model, processor=load_processor(name_or_path, **hub))
     model.cfg = model.cfg.replace(name=name_or_path)
@@ -38,22 +45,13 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
     """
     import transformers
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
-    except (OSError, ValueError) as error:
-        supported = ", ".join(sorted(architectures.supported_classes()))
+    if (found := _files_of(name_or_path, **hub)) is not None:
         raise UnsupportedModelError(
-            f"{name_or_path!r} is neither a local checkpoint folder nor a hub model that can be reached: {error}\n"
-            f"Supported classes: {supported}"
-        ) from error
-    named = getattr(config, "architectures", None) or []
-    if len(named) != 1:
-        raise UnsupportedModelError(
-            f"the config of {name_or_path!r} must name one class under `architectures`, it names {named}: which heads "
-            "to load cannot be guessed"
+            f"{name_or_path!r} was saved by another library ({found[0].name}), which is needed for the original model"
         )
-    architectures.for_class(named[0])
-    model, info = getattr(transformers, named[0]).from_pretrained(
+    config, hf_class = _hf_config(name_or_path, **hub)
+    architectures.for_class(hf_class)
+    model, info = getattr(transformers, hf_class).from_pretrained(
         name_or_path,
         config=config,
         dtype=dtype,
@@ -62,8 +60,33 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
         trust_remote_code=False,
         **hub,
     )
-    _refuse_holes(name_or_path, named[0], info)
+    _refuse_holes(name_or_path, hf_class, info)
     return model
+
+
+def _hf_config(name_or_path: str, **hub: Any) -> tuple[Any, str]:
+    """The checkpoint's config as transformers reads it, and the one class it names."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
+    except (OSError, ValueError) as error:
+        raise _not_there(name_or_path, error) from error
+    named = getattr(config, "architectures", None) or []
+    if len(named) != 1:
+        raise UnsupportedModelError(
+            f"the config of {name_or_path!r} must name one class under `architectures`, it names {named}: which heads "
+            "to load cannot be guessed"
+        )
+    return config, named[0]
+
+
+def _not_there(name_or_path: str, error: Exception) -> UnsupportedModelError:
+    supported = ", ".join(sorted(architectures.supported_classes()))
+    return UnsupportedModelError(
+        f"{name_or_path!r} is neither a local checkpoint folder nor a hub model that can be reached: {error}\n"
+        f"Supported classes: {supported}"
+    )
 
 
 def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
@@ -85,18 +108,128 @@ def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
 
 def from_hf(hf_model: nn.Module, *, processor: Any = None) -> HookedViT:
     """See HookedViT.from_hf."""
-    from hooked_vit.model import HookedViT
-
     hf_class = type(hf_model).__name__
     family = architectures.for_class(hf_class)
-    cfg = read_config(hf_model.config, hf_class)
-    model = HookedViT(cfg)
+    cfg = read_config(family.config_of(hf_model), hf_class)
     like = next(hf_model.parameters())
-    model.to(like.device, like.dtype)
-    state = convert(family, cfg, hf_model.state_dict(), model.state_dict())
-    model.load_state_dict(state, strict=True)
+    model = _build(family, cfg, hf_model.state_dict(), like.dtype).to(like.device)
     model.processor = processor
     return model
+
+
+def _build(family: Architecture, cfg: ViTConfig, theirs: Mapping[str, Tensor], dtype: torch.dtype) -> HookedViT:
+    from hooked_vit.model import HookedViT
+
+    model = HookedViT(cfg).to(dtype)
+    state = convert(family, cfg, dict(theirs), model.state_dict())
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def from_state_dict(
+    tensors: Mapping[str, Tensor] | str | Path,
+    architecture: str,
+    *,
+    prefix: str = "",
+    drop: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> HookedViT:
+    """See HookedViT.from_state_dict."""
+    family, files = architectures.by_name(architecture)
+    held = dict(read_tensors(Path(tensors)) if isinstance(tensors, (str, Path)) else tensors)
+    if bare := [key for key in held if not key.startswith(prefix)]:
+        raise CheckpointError(f"every tensor should be called {prefix}…, and these are not: {_some(bare)}")
+    held = {key.removeprefix(prefix): tensor for key, tensor in held.items()}
+    for pattern in drop:
+        dropped = [key for key in held if fnmatch(key, pattern)]
+        if not dropped:
+            raise CheckpointError(f"{pattern!r} is to be dropped, and no tensor is called so: {_some(held)}")
+        for key in dropped:
+            del held[key]
+    their_class, config = files.settings(architecture, **settings)
+    return _build(family, read_config(config, their_class), held, dtype)
+
+
+def read_tensors(file: Path) -> Mapping[str, Tensor]:
+    """The state dict in a .safetensors or a torch file; nothing in it is executed.
+
+    Raises CheckpointError for a file that holds anything else.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{file} is no file of tensors that can be read safely: {error}") from error
+    for key in ("model", "state_dict"):
+        content = content[key] if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) else content
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise CheckpointError(f"{file} holds no state dict: a state dict is a dictionary of tensors")
+    return content
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+
+
+def config_json(name_or_path: str, **hub: Any) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises OSError where there is no config.json, it cannot be reached, or it is not JSON.
+    """
+    from transformers.utils import cached_file
+
+    file = Path(str(cached_file(name_or_path, "config.json", **hub)))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{file} is not JSON: {error}") from error
+
+
+def _files_of(name_or_path: str, **hub: Any) -> tuple[Architecture, CheckpointFiles, dict[str, Any]] | None:
+    """The family that reads this checkpoint's files, and its config.json, where another library saved it."""
+    try:
+        config = config_json(name_or_path, **hub)
+    except (OSError, ValueError) as error:
+        raise _not_there(name_or_path, error) from error
+    found = architectures.by_config(config)
+    return None if found is None else (*found, config)
+
+
+def _from_files(
+    name_or_path: str,
+    family: Architecture,
+    files: CheckpointFiles,
+    config: dict[str, Any],
+    *,
+    dtype: torch.dtype,
+    **hub: Any,
+) -> HookedViT:
+    from transformers.utils import cached_file
+
+    their_class, settings = files.settings(config)
+    cfg, processor = read_config(settings, their_class), files.processor(config)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if file := cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **hub):
+            model = _build(family, cfg.replace(name=name_or_path), read_tensors(Path(file)), dtype)
+            model.processor = processor
+            return model
+    raise CheckpointError(f"{name_or_path!r} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def read_described(name_or_path: str, **hub: Any) -> ViTConfig:
+    """The graph's config of a checkpoint, without reading a weight.
+
+    Raises UnsupportedModelError where there is no such checkpoint, or no graph for its class.
+    """
+    if (found := _files_of(name_or_path, **hub)) is not None:
+        _, files, config = found
+        their_class, settings = files.settings(config)
+        return read_config(settings, their_class)
+    config, hf_class = _hf_config(name_or_path, **hub)
+    return read_config(config, hf_class)
 
 
 def read_config(hf_config: Any, hf_class: str) -> ViTConfig:
@@ -118,6 +251,7 @@ def convert(
 
     Raises CheckpointError naming every tensor of theirs without a place, every place without a tensor, and NaN.
     """
+    theirs = family.prepare(cfg, theirs)
     stripped = {_strip(family, key): tensor for key, tensor in theirs.items()}
     if len(stripped) < len(theirs):
         counts = Counter(_strip(family, key) for key in theirs)
@@ -152,9 +286,9 @@ def _alternatives(entry: str, layer: str | None) -> list[str]:
     """`head|cls_head` and `layers.{l}.fc.weight|...`: the part behind the last dot is shared by all alternatives."""
     if not entry:
         return []
-    names = entry.split("|")
-    suffix = names[-1].rpartition(".")[2]
-    names = [name if name.endswith(f".{suffix}") else f"{name}.{suffix}" for name in names]
+    *names, last = entry.split("|")
+    suffix = last.rpartition(".")[2]
+    names = [*(name if name.endswith(f".{suffix}") else f"{name}.{suffix}" for name in names), last]
     return [name if layer is None else name.replace("{l}", layer) for name in names]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -60,6 +60,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         """Load a hub checkpoint or a local folder; strict both ways, float32 unless `dtype` says otherwise.
 
         >>> model = HookedViT.from_pretrained("facebook/dinov2-base")  # doctest: +SKIP
+        >>> model = HookedViT.from_pretrained("timm/vit_base_patch32_224.augreg_in21k_ft_in1k")  # doctest: +SKIP
 
         Keywords: dtype, device, revision, local_files_only, cache_dir, token. Raises UnsupportedModelError for a class
         without a graph and CheckpointError for a tensor or config attribute without a place in it.
@@ -70,13 +71,38 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
     @classmethod
     def from_hf(cls, hf_model: nn.Module, *, processor: Any = None) -> HookedViT:
-        """The same model from one that transformers holds in memory; weights are copied, dtype and device kept.
+        """The same model from one that transformers or timm holds in memory; weights are copied, dtype and device kept.
 
         >>> model = HookedViT.from_hf(transformers.ViTForImageClassification(config))  # doctest: +SKIP
+        >>> model = HookedViT.from_hf(timm.create_model("vit_base_patch16_rpn_224"))  # doctest: +SKIP
         """
         from hooked_vit.loading import from_hf
 
         return from_hf(hf_model, processor=processor)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        tensors: Mapping[str, Tensor] | str | Path,
+        architecture: str,
+        *,
+        prefix: str = "",
+        drop: Sequence[str] = (),
+        **settings: Any,
+    ) -> HookedViT:
+        """Weights alone, of a model that timm has a name for; nothing of timm is imported.
+
+        >>> model = HookedViT.from_state_dict("mine.pth", "vit_base_patch16_224", num_classes=100)  # doctest: +SKIP
+
+        `tensors` is a state dict or a file of one (.safetensors, .pth; under `model` or `state_dict` it is found too).
+        `settings` are timm's keyword arguments where they differ from those of `architecture`, or `dtype`. `prefix` is
+        taken off every name, and `drop` lists the tensors to leave out, as patterns with `*`.
+        Raises UnsupportedModelError for an architecture nobody knows, CheckpointError for a tensor without a place, a
+        place without a tensor, a name without the prefix, and a pattern in `drop` that fits none.
+        """
+        from hooked_vit.loading import from_state_dict
+
+        return from_state_dict(tensors, architecture, prefix=prefix, drop=drop, **settings)
 
     def forward(
         self,
@@ -126,11 +152,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
     def _positions(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         if self.pos_embed is None:
             return self.hook_pos_embed(torch.zeros_like(x).requires_grad_(x.requires_grad))
-        pos, n = self.pos_embed(self.run.tokens.grid), self.cfg.n_registers
-        if n:  # registers stand behind the other prefix tokens and have no position
-            at = len(self.cfg.prefix) - n
-            pos = torch.cat([pos[:, :at], pos.new_zeros(1, n, pos.shape[-1]), pos[:, at:]], dim=1)
-        return self.hook_pos_embed(pos.expand(len(x), -1, -1))
+        return self.hook_pos_embed(self.pos_embed(self.run.tokens.grid).expand(len(x), -1, -1))
 
     @property
     def tokens(self) -> TokenLayout:

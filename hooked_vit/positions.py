@@ -22,9 +22,18 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, cfg.n_positions, cfg.d_model))
         self.grid, self.antialias, self.float32 = cfg.grid, cfg.position_antialias, cfg.position_float32
+        self.placed = [role not in cfg.positionless for role in cfg.prefix]
 
-    def forward(self, grid: tuple[int, int]) -> Float[Tensor, "1 p d"]:
-        """The positions of the prefix and of rows x columns patches."""
+    def forward(self, grid: tuple[int, int]) -> Float[Tensor, "1 t d"]:
+        """What is added to the prefix, zero for a token without a position, and to rows x columns patches."""
+        pos = self._learned(grid)
+        if all(self.placed):
+            return pos
+        n = sum(self.placed)
+        learned, none = iter(pos[:, :n].split(1, dim=1)), pos.new_zeros(1, 1, pos.shape[-1])
+        return torch.cat([*(next(learned) if placed else none for placed in self.placed), pos[:, n:]], dim=1)
+
+    def _learned(self, grid: tuple[int, int]) -> Float[Tensor, "1 p d"]:
         if grid == self.grid:
             return self.weight
         if self.grid[0] != self.grid[1]:

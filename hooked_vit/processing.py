@@ -40,6 +40,30 @@ def preprocess(model: HookedViT, images: Any) -> Float[Tensor, "b c h w"]:
     return torch.as_tensor(pixels).to(like.device, like.dtype)
 
 
+def centre_cropping(
+    *, size: dict[str, int], crop: tuple[int, int], resample: int, mean: list[float], std: list[float]
+) -> Any:
+    """An image processor that resizes, crops (height, width) pixels out of the centre, scales to 0..1 and normalises.
+
+    >>> squash = {"height": 8, "width": 8}
+    >>> to_pixels = centre_cropping(size=squash, crop=(4, 4), resample=2, mean=[0.5] * 3, std=[0.5] * 3)
+    >>> to_pixels([Image.new("RGB", (30, 20))], return_tensors="pt")["pixel_values"].shape
+    torch.Size([1, 3, 4, 4])
+
+    `size` is {"shortest_edge": …} or {"height": …, "width": …}, the latter not keeping the aspect ratio. Where an odd
+    number of pixels is cut off, the crop lies as torchvision lays it, half a pixel off the centre to the even side.
+    """
+    from transformers import BitImageProcessorPil
+
+    class CentreCropping(BitImageProcessorPil):
+        def center_crop(self, image: Any, size: Any, **kw: Any) -> Any:  # type: ignore[override]
+            top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], crop, strict=True))
+            return image[..., top : top + crop[0], left : left + crop[1]]
+
+    shape = {"height": crop[0], "width": crop[1]}
+    return CentreCropping(size=size, crop_size=shape, resample=resample, image_mean=mean, image_std=std)
+
+
 def load_processor(name_or_path: str, **kw: Any) -> Any:
     """The image processor saved beside a checkpoint, None where there is none.
 

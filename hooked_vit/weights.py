@@ -102,11 +102,23 @@ class Weights(nn.Module):
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, "d"]:
-        """Sum of the output biases of all branches in front of a layer, LayerScale included (TransformerLens' name)."""
+        """Sum of the output biases of all branches in front of a layer, LayerScale included (TransformerLens' name).
+
+        Raises ValueError for a model whose norms stand behind its branches.
+        """
+        self.require_branches_are_sums("accumulated_bias")
         total = self.blocks[0].attn.o.bias.new_zeros(self.cfg.d_model)
         for block in self.blocks[:layer]:
             total = total + block.attn.b_O + (block.mlp.b_out if include_mlp_biases else 0)
         return total + self.blocks[layer].attn.b_O if mlp_input else total
+
+    def require_branches_are_sums(self, what: str) -> None:
+        """Raise ValueError where a norm stands between the heads, neurons and biases of a branch and the stream."""
+        if self.cfg.post_norm:
+            raise ValueError(
+                f"{what} takes a branch apart into heads, neurons or biases that add up to what it adds to the stream; "
+                "in this model a norm of their sum is added instead. Whole branches (`attn_out`, `mlp_out`) do add up"
+            )
 
     @torch.no_grad()
     def fold_layer_scale_(self) -> None:
@@ -129,10 +141,11 @@ class Weights(nn.Module):
         >>> model.fold_layer_norm_()  # doctest: +SKIP
 
         A bias appears where the offset needs one (queries, keys, values, heads). The norm in front of CLIP's first
-        block stays: the residual stream itself reads it. So does the final norm of a feature model, and of a head that
-        reads several roles: in one bias their offsets could not be told apart, and `project` tells roles apart.
+        block stays: the residual stream itself reads it. So do norms behind a branch, and the final norm of a feature
+        model, and of a head that reads several roles: in one bias their offsets could not be told apart, and `project`
+        tells roles apart.
         """
-        for block in self.blocks:
+        for block in self.blocks if not self.cfg.post_norm else ():
             attn, mlp = block.attn, block.mlp
             _fold(block.ln1, [attn.q, attn.k, attn.v])
             _fold(block.ln2, [linear for linear in (mlp.fc_in, mlp.fc_gate) if linear is not None])
@@ -141,7 +154,8 @@ class Weights(nn.Module):
         if folds_head:
             assert isinstance(self.ln_final, LayerNorm)
             _fold(self.ln_final, [getattr(self, name) for name, _ in self.cfg.heads])
-        self.cfg = self.cfg.replace(q_bias=True, k_bias=True, v_bias=True, head_bias=self.cfg.head_bias or folds_head)
+        biased = {} if self.cfg.post_norm else {"q_bias": True, "k_bias": True, "v_bias": True}
+        self.cfg = self.cfg.replace(**biased, head_bias=self.cfg.head_bias or folds_head)
 
 
 def _fold(norm: LayerNorm, readers: list[nn.Linear]) -> None:

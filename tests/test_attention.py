@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tiny import FAMILIES, attention, distance, make, pixels, tiny
+from tests.tiny import GRAPHS, attention, distance, make, pixels, tiny
 
 KERNELS = ("auto", "eager", "sdpa")
 
@@ -20,7 +20,7 @@ def fused(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_kernels_agree(family):
     for model, bound in ((tiny(family)[1], 3e-6), (make(family), 1e-12)):
         for size in (None, (48, 40)):
@@ -33,7 +33,7 @@ def test_kernels_agree(family):
             assert distance(out["eager"], out["sdpa"]) <= bound
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_kernels_agree_on_gradients(family):
     model = make(family)
     x = pixels(model).requires_grad_()
@@ -75,7 +75,7 @@ def test_unknown_kernel_is_refused():
         tiny("vit")[1].set_attention("flash")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_rows_of_the_pattern_are_distributions(family):
     model = make(family)
     _, cache = model.run_with_cache(pixels(model))

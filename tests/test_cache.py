@@ -14,6 +14,7 @@ from tests.tiny import CORE, distance, make, pixels, sizes, tiny
 
 HEADS = [name for name in CORE if not tiny(name)[1].cfg.is_feature_model]
 FEATURES = [name for name in CORE if tiny(name)[1].cfg.is_feature_model]
+ADDITIVE = [name for name in CORE if not tiny(name)[1].cfg.post_norm]
 EXACT = 1e-12
 
 
@@ -35,8 +36,8 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 @pytest.mark.parametrize("folded", [False, True], ids=["", "folded"])
 @pytest.mark.parametrize("name", CORE)
-class TestDecompositions:
-    """Parts of the stream sum to the stream, at every depth."""
+class TestStream:
+    """Whole branches sum to the stream, at every depth."""
 
     def test_branches_sum_to_the_stream(self, name, folded):
         _, _, kept = run(name, folded)
@@ -51,6 +52,12 @@ class TestDecompositions:
         assert labels == ["0_pre", "0_mid", "1_pre", "1_mid", "final_post"]
         places = [("resid_pre", 0), ("resid_mid", 0), ("resid_pre", 1), ("resid_mid", 1), ("resid_post", 1)]
         assert torch.equal(stack, torch.stack([kept[place] for place in places]))
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["", "folded"])
+@pytest.mark.parametrize("name", ADDITIVE)
+class TestDecompositions:
+    """Parts of a branch sum to the branch, and so to the stream."""
 
     def test_heads_sum_to_their_branch(self, name, folded):
         model, _, kept = run(name, folded)
@@ -91,7 +98,8 @@ class TestDecompositions:
                 close(parts.sum(0), kept[f"blocks.{layer}.ln{1 + mlp}.hook_normalized"])
         parts = kept.get_full_resid_decomposition(apply_ln=True, expand_neurons=False)
         if model.cfg.final_norm == "pooled":  # the mean is normalised: so is the mean of the parts
-            close(parts.sum(0)[:, 1:].mean(1, keepdim=True), kept["ln_final.hook_normalized"])
+            patches = parts.sum(0)[:, model.tokens.patches]
+            close(patches.mean(1, keepdim=True), kept["ln_final.hook_normalized"])
         else:
             close(parts.sum(0), kept["ln_final.hook_normalized"])
 
@@ -103,12 +111,11 @@ class TestLogitAttributions:
 
     def test_sum_to_the_logit(self, name, folded):
         model, logits, kept = run(name, folded)
-        for parts in (
-            kept.decompose_resid(),
-            kept.get_full_resid_decomposition(expand_neurons=False),
-            kept.stack_head_results(incl_remainder=True),
-            kept["resid_post", 1][None],
-        ):
+        finer = []
+        if not model.cfg.post_norm:
+            finer += [kept.get_full_resid_decomposition(expand_neurons=False)]
+            finer += [kept.stack_head_results(incl_remainder=True)]
+        for parts in (kept.decompose_resid(), *finer, kept["resid_post", 1][None]):
             for label in (0, 3):
                 attributed = kept.logit_attrs(parts, label).sum((0, -1))
                 close(attributed + model.logit_constant[label], logits[:, label])
@@ -142,6 +149,26 @@ class TestLogitAttributions:
             ValueError, match=rf"holds 2 positions, pos_slice leaves {model.tokens.n_tokens} of the run"
         ):
             kept.logit_attrs(kept.decompose_resid(pos_slice=[0, 3]), 2)
+
+
+@pytest.mark.parametrize("name", [name for name in CORE if name not in ADDITIVE])
+def test_branches_behind_whose_parts_a_norm_stands_are_not_taken_apart(name):
+    """What heads, neurons and biases add up to is not what is added to the stream."""
+    model, _, kept = run(name)
+    for ask in (
+        kept.compute_head_results,
+        kept.stack_head_results,
+        lambda: kept.get_neuron_results(0),
+        kept.stack_neuron_results,
+        kept.get_full_resid_decomposition,
+        lambda: kept.decompose_resid(1, apply_ln=True),
+        lambda: model.accumulated_bias(1),
+    ):
+        with pytest.raises(ValueError, match="a norm of their sum is added instead"):
+            ask()
+    stream = kept["resid_post", 1]  # the final norm is in front of its reader, so it may be applied
+    scale = kept["ln_final.hook_scale"]
+    close(kept.decompose_resid(apply_ln=True).sum(0), (stream - stream.mean(-1, keepdim=True)) / scale)
 
 
 @pytest.mark.parametrize("name", HEADS)

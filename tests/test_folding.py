@@ -60,6 +60,10 @@ def test_nothing_is_left_to_fold(name):
     assert not model.cfg.layer_scale
     kept = [model.ln_pre] if model.ln_pre is not None else []
     kept += [] if final_norm_folds(model) else [model.ln_final]
+    if model.cfg.post_norm:  # which nothing reads but the stream
+        behind = [norm for block in model.blocks for norm in (block.ln1, block.ln2)]
+        assert not any((norm.w == 1).all() or (norm.b == 0).all() for norm in behind)
+        kept += behind
     for norm in model.modules():
         if isinstance(norm, LayerNorm):
             plain = bool((norm.w == 1).all() and (norm.b == 0).all())
@@ -85,19 +89,26 @@ def test_weights_mean_what_the_hooks_show(name):
     with torch.no_grad():
         logits, acts = model.run_with_cache(pixels(model), names_filter=lambda _: True)
     for layer, block in enumerate(model.blocks):
-        attn, mlp = block.attn, block.mlp
-        x = acts[f"blocks.{layer}.ln1.hook_normalized"] * block.ln1.w + block.ln1.b
+        attn, mlp, post = block.attn, block.mlp, model.cfg.post_norm
+        norms = {"ln1": block.ln1, "ln2": block.ln2}
+        normed = [acts[f"blocks.{layer}.{n}.hook_normalized"] * norm.w + norm.b for n, norm in norms.items()]
+        x = acts["resid_pre", layer] if post else normed[0]
         for letter in "QKV":
             weight, bias = getattr(attn, f"W_{letter}"), getattr(attn, f"b_{letter}")
             assert distance(torch.einsum("btd,hde->bthe", x, weight) + bias, acts[letter.lower(), layer]) <= EXACT
             assert torch.equal(getattr(model, f"W_{letter}")[layer], weight)
             assert torch.equal(getattr(model, f"b_{letter}")[layer], bias)
         out = torch.einsum("bthe,hed->btd", acts["z", layer], attn.W_O) + attn.b_O
-        assert distance(out, acts["attn_out", layer]) <= EXACT
-        x = acts[f"blocks.{layer}.ln2.hook_normalized"] * block.ln2.w + block.ln2.b
+        assert distance(block.ln1(out) if post else out, acts["attn_out", layer]) <= EXACT
+        x = acts["resid_mid", layer] if post else normed[1]
         linear = acts["pre", layer] if mlp.W_gate is None else acts[f"blocks.{layer}.mlp.hook_pre_linear"]
         assert distance(x @ mlp.W_in + mlp.b_in, linear) <= EXACT
-        assert distance(acts["post", layer] @ mlp.W_out + mlp.b_out, acts["mlp_out", layer]) <= EXACT
+        out = acts["post", layer] @ mlp.W_out + mlp.b_out
+        assert distance(block.ln2(out) if post else out, acts["mlp_out", layer]) <= EXACT
+        if post:
+            assert (
+                distance(torch.stack(normed), torch.stack([acts["attn_out", layer], acts["mlp_out", layer]])) <= EXACT
+            )
         for stacked, part in ((model.W_O, attn.W_O), (model.b_O, attn.b_O), (model.W_in, mlp.W_in)):
             assert torch.equal(stacked[layer], part)
         for stacked, part in ((model.b_in, mlp.b_in), (model.W_out, mlp.W_out), (model.b_out, mlp.b_out)):

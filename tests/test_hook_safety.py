@@ -9,7 +9,7 @@ import torch
 
 from hooked_vit import HookedViT
 from hooked_vit.errors import UnknownHookError
-from tests.tiny import FAMILIES, make, pixels, tiny
+from tests.tiny import GRAPHS, make, pixels, tiny
 
 GOOD = ("blocks.0.hook_resid_pre", lambda act, hook: act + 1)
 MISSPELT = "blocks.0.hook_resid_prr"
@@ -128,7 +128,7 @@ def test_a_filter_that_fits_nothing_is_an_error(model):
 
 
 @pytest.mark.parametrize("kind", ["resid_pre", "resid_mid", "resid_post"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_a_plain_hook_that_changes_the_tokens_is_told_how(family, kind):
     """Roles would be lost silently, and with them the readout."""
     model = tiny(family)[1]

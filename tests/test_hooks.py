@@ -11,10 +11,10 @@ import torch
 
 from hooked_vit import ActivationCache, HookedViT
 from hooked_vit.hook_table import describe_hooks, layer_of, without_layer
-from tests.tiny import FAMILIES, distance, make, pixels, tiny
+from tests.tiny import GRAPHS, distance, make, pixels, tiny
 
 EVERY_HOOK = [
-    pytest.param(family, hook, id=f"{family}-{hook}") for family in FAMILIES for hook in tiny(family)[1].hook_dict
+    pytest.param(family, hook, id=f"{family}-{hook}") for family in GRAPHS for hook in tiny(family)[1].hook_dict
 ]
 
 # what reads what, inside a block
@@ -40,6 +40,15 @@ BLOCK = {
     "mlp.hook_post": ["hook_mlp_out"],
     "hook_mlp_out": ["hook_resid_post"],
 }
+# the same, where the norms stand behind the branches
+POST_NORM_BLOCK = BLOCK | {
+    "hook_resid_pre": ["attn.hook_q", "attn.hook_k", "attn.hook_v", "hook_resid_mid"],
+    "attn.hook_result": ["ln1.hook_scale", "ln1.hook_normalized"],
+    "ln1.hook_normalized": ["hook_attn_out"],
+    "hook_mlp_in": ["mlp.hook_pre"],
+    "mlp.hook_post": ["ln2.hook_scale", "ln2.hook_normalized"],
+    "ln2.hook_normalized": ["hook_mlp_out"],
+}
 # recomputed under another rounding as soon as their value is replaced, by an equal one too
 ROUNDED = ("hook_scale", "hook_normalized", "hook_result")
 
@@ -64,8 +73,9 @@ def readers(model: HookedViT) -> dict[str, list[str]]:
         "hook_head_logits": ["hook_logits"],
         "hook_logits": [],
     }
+    block = POST_NORM_BLOCK if model.cfg.post_norm else BLOCK
     for layer in range(n):
-        graph |= {f"blocks.{layer}.{k}": [f"blocks.{layer}.{r}" for r in reads] for k, reads in BLOCK.items()}
+        graph |= {f"blocks.{layer}.{k}": [f"blocks.{layer}.{r}" for r in reads] for k, reads in block.items()}
         if layer:
             graph[f"blocks.{layer - 1}.hook_resid_post"] = [f"blocks.{layer}.hook_resid_pre"]
     live = model.hook_dict
@@ -98,14 +108,14 @@ def nudge(act, hook):
 @pytest.fixture(scope="module", autouse=True)
 def eager():
     """Where scores are watched the kernel is eager anyway; this keeps unwatched runs comparable bit by bit."""
-    for family in FAMILIES:
+    for family in GRAPHS:
         tiny(family)[1].set_attention("eager")
     yield
-    for family in FAMILIES:
+    for family in GRAPHS:
         tiny(family)[1].set_attention("auto")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_each_fires_once_with_its_documented_shape(family):
     model = tiny(family)[1]
     seen, fired = {}, Counter()
@@ -122,7 +132,7 @@ def test_each_fires_once_with_its_documented_shape(family):
         assert meaning
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_the_graph_names_every_hook(family):
     model = tiny(family)[1]
     assert set(readers(model)) == set(model.hook_dict)
@@ -173,7 +183,7 @@ def test_an_edit_in_place_is_seen_too(hook, mode):
     assert torch.equal(x, pixels(model))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_gradients_reach_every_activation(family):
     model = tiny(family)[1]
     acts = {}
@@ -187,7 +197,7 @@ def test_gradients_reach_every_activation(family):
     assert [name for name, grad in zip(acts, grads, strict=True) if not grad.any()] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_backward_hooks_fire_once_with_the_gradient(family):
     """A backward hook sees the gradient that autograd gives at the same activation, and may replace it."""
     model = make(family)
@@ -216,7 +226,7 @@ def test_backward_hooks_fire_once_with_the_gradient(family):
     assert model.blocks[1].mlp.fc_in.weight.grad.any()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_gradients_are_the_slopes_of_edits(family):
     """Where watching swaps kernels, the gradient is still that of the edit one would make."""
     model = make(family)
@@ -236,7 +246,7 @@ def test_gradients_are_the_slopes_of_edits(family):
         torch.testing.assert_close((grad * step).sum(), slope, rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_hooks_run_in_the_order_given(family):
     model = tiny(family)[1]
     x, hook = pixels(model, n=2), "blocks.1.hook_resid_pre"

@@ -10,7 +10,7 @@ from interventions import apply, check_intervention
 from tests.intervention_cases import CASES, FULL, OURS, Make, Setting, cases, setting, unchecked_types
 from tests.tiny import FAMILIES
 
-EVERY = [(name, family) for name in OURS for family in FAMILIES]
+EVERY = [(name, family) for name in OURS for family in (*FAMILIES, "timm-rpn-cls")]
 
 
 def test_every_intervention_has_cases():

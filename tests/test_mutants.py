@@ -41,7 +41,7 @@ def replace_cfg(model: HookedViT, **changes) -> None:
     model.cfg = model.cfg.replace(**changes)
 
 
-@mutant("vit", "deit", "beit-mean-both", "dinov2", "registers", "clip-projection")
+@mutant("vit", "deit", "beit-mean-both", "dinov2", "registers", "clip-projection", "timm", "timm-rpn")
 def eps_of_another_family(model, _):
     for norm in model.modules():
         if isinstance(norm, LayerNorm):
@@ -207,6 +207,54 @@ def no_patch_bias_or_one_too_many(model, _):
 def the_two_norms_of_a_block_swapped(model, _):
     block = model.blocks[1]
     block.ln1, block.ln2 = block.ln2, block.ln1
+
+
+@mutant("timm-rpn", "timm-rpn-cls")
+def norms_in_front_of_the_branches(model, _):
+    model.blocks[0].post_norm = False
+
+
+@mutant("timm", "timm-deit3", "timm-clip")
+def norms_behind_the_branches(model, _):
+    model.blocks[1].post_norm = True
+
+
+@mutant("timm-avg", "timm-rpn")
+def norm_before_pooling_where_it_stands_behind(model, _):
+    replace_cfg(model, final_norm="tokens")
+
+
+@mutant("timm-gap")
+def norm_after_pooling_where_it_stands_before(model, _):
+    replace_cfg(model, final_norm="pooled")
+
+
+@mutant("timm-deit3", "timm-registers")
+def a_position_for_cls_where_there_is_none(model, _):
+    model.embed.cls.data += model.pos_embed.weight[:, :1]
+
+
+@mutant("timm-placed-registers")
+def no_position_for_registers_that_have_one(model, _):
+    model.pos_embed.weight.data[:, :2] = 0
+
+
+@mutant("timm", "timm-rpn", "timm-distilled")
+def queries_and_keys_swapped(model, _):
+    attn = model.blocks[0].attn
+    attn.q, attn.k = attn.k, attn.q
+
+
+@mutant("timm", "timm-rpn")
+def heads_of_queries_in_another_order(model, _):
+    """As in files that hold (head, query/key/value) rather than (query/key/value, head)."""
+    for part in (model.blocks[0].attn.q, model.blocks[0].attn.v):
+        part.weight.data = part.weight.data.unflatten(0, (4, -1)).flip(0).flatten(0, 1)
+
+
+@mutant("timm-registers", "timm-deit3", size=(48, 40))
+def positions_without_antialiasing(model, _):
+    model.pos_embed.antialias = False
 
 
 @mutant("vit")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import CORE, FAMILIES, attention, pixels, sizes, tiny
+from tests.tiny import CORE, GRAPHS, attention, pixels, sizes, tiny
 
 DEPTHS = range(-2, 3)
 
@@ -20,7 +20,7 @@ def test_stop_then_start_is_the_run(name):
             assert torch.equal(model(model(x, stop_at_layer=k), start_at_layer=k), whole), (size, k)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_a_stop_is_the_stream_entering_the_block(family):
     model = tiny(family)[1]
     x = pixels(model)
@@ -32,7 +32,7 @@ def test_a_stop_is_the_stream_entering_the_block(family):
         assert torch.equal(model.readout(cache["resid_post", -1]), cache["hook_logits"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_a_run_may_be_cut_in_many_pieces(family):
     model = tiny(family)[1]
     x = pixels(model, (48, 40))
@@ -42,7 +42,7 @@ def test_a_run_may_be_cut_in_many_pieces(family):
     assert torch.equal(model(stream, start_at_layer=model.cfg.n_layers), model(x))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_inserted_and_removed_tokens_are_remembered(family):
     model = tiny(family)[1]
     x = pixels(model, (48, 40))

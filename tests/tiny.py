@@ -1,4 +1,4 @@
-"""Tiny transformers models of every supported class and variant, every parameter random so that none is inert."""
+"""Tiny original models of every supported class and variant, every parameter random so that none is inert."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from hooked_vit import HookedViT, architectures
+from tests import timm_reference
 
 IMAGE, PATCH, CLASSES = 32, 8, 5
 # wider, taller with the native number of patches, and larger on both sides; the first is native
@@ -20,15 +21,20 @@ SIZES = ((IMAGE, IMAGE), (48, 40), (16, 64), (64, 64))
 
 
 class Tiny(NamedTuple):
-    """A transformers class and what its config says besides the common sizes."""
+    """A class of transformers or timm, and what its config says besides the common sizes."""
 
     hf_class: str
     settings: dict[str, Any]
 
     @property
+    def image_size(self) -> int | tuple[int, int]:
+        """As its config spells it."""
+        return self.settings.get("image_size", self.settings.get("img_size", IMAGE))
+
+    @property
     def is_native_only(self) -> bool:
         """transformers resamples the positions of square native grids only."""
-        return not isinstance(self.settings.get("image_size", IMAGE), int)
+        return not isinstance(self.image_size, int)
 
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": IMAGE, "patch_size": PATCH}
@@ -58,6 +64,9 @@ def _beits() -> Iterator[tuple[str, Tiny]]:
                     )
 
 
+# residual post-norm, no CLS, no bias of queries, keys and values: the GAP model of Vilas et al. 2023
+RPN = {"architecture": "vit_base_patch16_rpn_224", "block_fn": "ResPostBlock", "class_token": False}
+RPN |= {"global_pool": "avg", "qkv_bias": False, "init_values": 1e-5}
 BOTH_BIASES = {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}
 TINY: dict[str, Tiny] = {
     "vit": Tiny("ViTForImageClassification", {}),
@@ -82,6 +91,19 @@ TINY: dict[str, Tiny] = {
     "clip-classifier": Tiny("CLIPForImageClassification", {}),
     "clip-gelu": Tiny("CLIPForImageClassification", {"hidden_act": "gelu"}),
     "clip-full": Tiny("CLIPModel", {"projection_dim": 24}),
+    "timm": Tiny("VisionTransformer", {}),
+    "timm-no-qkv-bias": Tiny("VisionTransformer", {"qkv_bias": False, "architecture": "vit_base_patch16_224_miil"}),
+    "timm-rpn": Tiny("VisionTransformer", RPN),
+    "timm-rpn-cls": Tiny("VisionTransformer", {"block_fn": "ResPostBlock"}),
+    "timm-avg": Tiny("VisionTransformer", {"global_pool": "avg", "init_values": 1e-5, "mlp_ratio": 3.0}),
+    "timm-gap": Tiny("VisionTransformer", {"global_pool": "avg", "class_token": False, "fc_norm": False}),
+    "timm-registers": Tiny("VisionTransformer", {"reg_tokens": 3, "no_embed_class": True, "init_values": 1e-5}),
+    "timm-placed-registers": Tiny("VisionTransformer", {"reg_tokens": 2, "global_pool": "avg", "class_token": False}),
+    "timm-deit3": Tiny("VisionTransformer", {"no_embed_class": True, "init_values": 1e-6}),
+    "timm-clip": Tiny("VisionTransformer", {"pre_norm": True, "act_layer": "quick_gelu", "eps": 1e-5}),
+    "timm-no-final-norm": Tiny("VisionTransformer", {"final_norm": False}),
+    "timm-features": Tiny("VisionTransformer", {"num_classes": 0, "img_size": (32, 48), "in_chans": 1}),
+    "timm-distilled": Tiny("VisionTransformerDistilled", {}),
 }
 # of the product of BEiT's settings, eight in which every two settings meet in each of their combinations
 BEITS = (
@@ -107,13 +129,18 @@ FAMILIES = (
     "registers",
     "clip-projection",
     "clip-classifier",
+    "timm-registers",
 )
+# and where the norms stand behind the branches, with CLS and without: what must hold of every graph whatsoever
+GRAPHS = (*FAMILIES, "timm-rpn-cls", "timm-rpn")
 
 
 def make_hf(name: str) -> nn.Module:
-    """A new transformers model, the same random weights every time, eager and in eval mode."""
+    """A new original model, the same random weights every time, eager and in eval mode."""
     case = TINY[name]
     torch.manual_seed(zlib.crc32(name.encode()))
+    if case.hf_class in timm_reference.CLASSES:
+        return _randomised(timm_reference.CLASSES[case.hf_class](**case.settings))
     hf_class = getattr(transformers, case.hf_class)
     settings = SIZE | ({} if "Dinov2" in case.hf_class else MLP) | case.settings
     if case.hf_class in ("CLIPModel", "CLIPForImageClassification"):
@@ -124,7 +151,11 @@ def make_hf(name: str) -> nn.Module:
         config = hf_class.config_class(**settings)
     config.num_labels = CLASSES
     config.architectures = [case.hf_class]
-    model = hf_class(config).eval()
+    return _randomised(hf_class(config))
+
+
+def _randomised(model: nn.Module) -> nn.Module:
+    model = model.eval()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -169,6 +200,8 @@ ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
 def answer(hf: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What transformers computes: its output, and the hidden state entering each block and leaving the last one."""
     hf_class = type(hf).__name__
+    if hf_class in timm_reference.CLASSES:
+        return hf(x), hf.states(x)
     family = architectures.for_class(hf_class)
     native = hf.config.vision_config.image_size if hasattr(hf.config, "vision_config") else hf.config.image_size
     native = (native, native) if isinstance(native, int) else tuple(native)
@@ -186,7 +219,7 @@ def size_ids(size: tuple[int, int]) -> str:
 
 def sizes(name: str) -> list[tuple[int, int]]:
     """Image sizes transformers can run this variant on, the native one first."""
-    return [tuple(TINY[name].settings["image_size"])] if TINY[name].is_native_only else list(SIZES)
+    return [tuple(TINY[name].image_size)] if TINY[name].is_native_only else list(SIZES)
 
 
 @contextmanager

@@ -5,16 +5,18 @@ A family is a module of this package that calls `register(Architecture(...))`; n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from hooked_vit.architectures.base import ALL, Architecture, register
+from hooked_vit.architectures.base import ALL, Architecture, CheckpointFiles, register
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnsupportedModelError, nearest
 
-__all__ = ["Architecture", "class_readout", "for_class", "get", "register", "registered", "supported_classes"]
+__all__ = ["Architecture", "by_config", "by_name", "class_readout", "for_class", "get", "register", "registered"]
+__all__ += ["supported_classes"]
 
 
 @cache
@@ -62,6 +64,25 @@ def for_class(hf_class: str) -> Architecture:
     return get(known[hf_class])
 
 
+def by_config(config: Mapping[str, Any]) -> tuple[Architecture, CheckpointFiles] | None:
+    """The family that reads checkpoints with such a config.json, where they are not saved by transformers."""
+    families = [get(name) for name in registered()]
+    return next(((f, f.files) for f in families if f.files is not None and f.files.reads(config)), None)
+
+
+def by_name(model: str) -> tuple[Architecture, CheckpointFiles]:
+    """The family that knows a model by this name.
+
+    Raises UnsupportedModelError for a name no family knows.
+    """
+    families = [(f, f.files) for f in map(get, registered()) if f.files is not None]
+    for family, files in families:
+        if model.partition(".")[0] in files.named():
+            return family, files
+    every = [name for _, files in families for name in files.named()]
+    raise UnsupportedModelError(f"no architecture is called {model!r}{nearest(model, every)} Known: {', '.join(every)}")
+
+
 def class_readout(cfg: ViTConfig) -> dict[str, Any]:
     """What the family's classifier reads, for models that came without one; CLS, else patches, for a custom model.
 
@@ -70,5 +91,6 @@ def class_readout(cfg: ViTConfig) -> dict[str, Any]:
     {'sources': ('cls',)}
     """
     if cfg.architecture in registered():
-        return dict(get(cfg.architecture).class_readout)
+        readout = get(cfg.architecture).class_readout
+        return dict(readout(cfg) if callable(readout) else readout)
     return {"sources": ("cls",) if cfg.has_cls else ("patches",)}

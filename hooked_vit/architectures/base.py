@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
+
+from torch import Tensor
 
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import CheckpointError
@@ -64,23 +67,42 @@ class ConfigReader:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointFiles:
+    """How to read checkpoints that another library saved.
+
+    `reads` tells such a config.json from others, `settings` makes of it, or of a model's name in that library, the
+    class and its config, with some settings changed. `processor` makes an image processor of the config.json.
+    """
+
+    reads: Callable[[Mapping[str, Any]], bool]
+    settings: Callable[..., tuple[str, Any]]
+    processor: Callable[[Mapping[str, Any]], Any]
+    named: Callable[[], tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A family: how to read its configs, and where each of its tensors goes.
 
     `classes` maps a transformers class to the function that reads its config. `keys` maps our tensors to theirs, with
     `{l}` for the layer; `roots` are the prefixes under which the body of their model may live. `class_readout` is what
-    the family's classifier reads, for checkpoints that came without one. `irrelevant_*` are named so that anything
-    else is an error. `native_flags` are keyword arguments their forward needs for a foreign image size.
+    the family's classifier reads, for checkpoints that came without one, or a function of the config that says it.
+    `irrelevant_*` are named so that anything else is an error. `foreign_size_flags` are keyword arguments their forward
+    needs for a foreign image size. `config_of` finds the config of a model in memory, and `prepare` brings its state
+    dict into the layout that `keys` speaks of. `files` reads checkpoints that are not saved by transformers.
     """
 
     name: str
     classes: Mapping[str, Callable[[ConfigReader, str], ViTConfig]]
     keys: Keys
     roots: tuple[str, ...]
-    class_readout: Mapping[str, Any]
+    class_readout: Mapping[str, Any] | Callable[[ViTConfig], Mapping[str, Any]]
     irrelevant_config: tuple[str, ...] = ()
     irrelevant_tensors: tuple[str, ...] = ()
     foreign_size_flags: Mapping[str, Any] = field(default_factory=dict)
+    config_of: Callable[[Any], Any] = attrgetter("config")
+    prepare: Callable[[ViTConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda cfg, tensors: tensors
+    files: CheckpointFiles | None = None
 
 
 def register(architecture: Architecture) -> Architecture:

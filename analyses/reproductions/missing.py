@@ -1,0 +1,119 @@
+"""What a recipe needs and this machine lacks, all of it and at once, before anything is run."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from analyses.models import ZOO, check_model, locate
+from analyses.reproductions.recipe import Recipe
+from hooked_vit.errors import CheckpointError, UnsupportedModelError
+
+PATIENCE = 4.0  # seconds for one answer of the hub
+
+
+def missing(recipe: Recipe) -> list[str]:
+    """One sentence for each model and data set that cannot be had, and how to give it; quick, and nothing is loaded.
+
+    >>> from analyses.reproductions.recipe import load_recipe
+    >>> missing(load_recipe("stand-in"))
+    []
+    """
+    lacking = []
+    for name, entry in recipe.models.items():
+        if why := _model(entry.checkpoint):
+            lacking.append(f"model {name} ({entry.checkpoint}): {why}. A local copy: --model {name}=PATH")
+    for name, images in recipe.data.items():
+        if why := _data(images.spec):
+            lacking.append(
+                f"data {name} ({images.spec}): {why}. A local copy: --data {name}={_local(images.spec)}:PATH"
+            )
+    return lacking
+
+
+def _model(spec: str) -> str | None:
+    try:
+        place = locate(spec)
+    except UnsupportedModelError as error:
+        return str(error)
+    if spec.startswith(ZOO) or Path(place).exists():
+        try:
+            check_model(spec)
+        except (UnsupportedModelError, CheckpointError) as error:
+            return str(error)
+        return None
+    return None if _is_cached(place) else _on_hub(place, "model")
+
+
+def _local(spec: str) -> str:
+    scheme = spec.partition(":")[0]
+    return "imagefolder" if scheme == "hf" else scheme
+
+
+def _data(spec: str) -> str | None:
+    scheme, _, rest = spec.partition(":")
+    if scheme == "scenes":
+        return None
+    if scheme == "hf":
+        return _on_hub(rest.partition(":")[0], "dataset")
+    path = Path(rest).expanduser()
+    if "*" not in rest and not path.exists():
+        return f"there is no {path}"
+    return None
+
+
+def _is_cached(repository: str) -> bool:
+    """Whether the hub's cache on this machine holds a config and weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def has(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(repository, file), str)
+
+    weights = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
+    return has("config.json") and any(map(has, weights))
+
+
+def _on_hub(repository: str, kind: str) -> str | None:
+    """Why the hub does not give this repository; None where it does."""
+    if not hub_answers():
+        return f"the hub ({_endpoint()}) cannot be reached" + (
+            ", and it is not in the cache here" if kind == "model" else ""
+        )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        HfApi().repo_info(repository, repo_type=kind, timeout=PATIENCE)
+        HfApi().auth_check(repository, repo_type=kind)
+    except GatedRepoError:
+        page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+        return f"gated: agree to its terms at {page} and log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        return "the hub has no such repository"
+    except (HfHubHTTPError, OSError) as error:
+        return f"the hub does not answer: {str(error).splitlines()[0]}"
+    return None
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be reached, asked once and without retries."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urlopen(Request(_endpoint(), method="HEAD"), timeout=PATIENCE):
+            return True
+    except HTTPError:  # which is an answer
+        return True
+    except OSError:
+        return False

@@ -1,0 +1,263 @@
+"""What a recipe says, checked as far as it can be without running anything."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from analyses.models import PUBLISHED, ZOO
+from analyses.registry import get_analysis
+from hooked_vit.errors import nearest
+
+T = TypeVar("T")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot mean anything: the file, the entry, and what it should be."""
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model: where its checkpoint is, and what should be kept in mind when its numbers are compared."""
+
+    checkpoint: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """Images: a data specification, how many of them, drawn with which seed."""
+
+    spec: str
+    n: int | None = None
+    seed: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PublishedValue:
+    """A reported number, or a list of them along `by`, and which rows of our result they are compared with.
+
+    `rows` is a query on a model's part of the result's frame that leaves one row (one per value of `by`, the first of
+    which is `first`). `values` are by model. `reading` is by how much a value read off a figure may be wrong, for a
+    printed one half of its last digit. `percent` says that values and reading are in percent.
+    """
+
+    what: str
+    rows: str
+    values: Mapping[str, Any]
+    source: str
+    by: str | None = None
+    first: int = 0
+    reading: float = 0.0
+    percent: bool = False
+    note: str = ""
+
+    def pairs(self, model: str) -> list[tuple[int | None, float]]:
+        """(value of `by` or None, published value as a share) of a model; a dash in the list was not reported."""
+        told = self.values[model]
+        scale = 0.01 if self.percent else 1.0
+        if self.by is None:
+            return [(None, told * scale)]
+        return [(self.first + i, v * scale) for i, v in enumerate(told) if not isinstance(v, str)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of an analysis on some of the models, and what was published about it."""
+
+    name: str
+    analysis: str
+    models: tuple[str, ...]
+    data: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    published: tuple[PublishedValue, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published experiment. `not_reproduced` says what of it is left out, and why; `changes`, what was put in place
+    of the recipe's own models, data and numbers of images.
+    """
+
+    name: str
+    title: str
+    source: str
+    models: Mapping[str, ModelEntry]
+    data: Mapping[str, DataEntry]
+    steps: tuple[Step, ...]
+    about: str = ""
+    not_reproduced: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+    def changed(
+        self,
+        *,
+        models: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
+        n: int | None = None,
+        steps: Sequence[str] = (),
+        without: Sequence[str] = (),
+    ) -> Recipe:
+        """The same with other checkpoints or data, at most `n` images of each, only some steps, without some models.
+
+        Raises ValueError for a name the recipe has not, and where nothing is left.
+        """
+        for kind, asked, known in (
+            ("model", [*(models or ()), *without], self.models),
+            ("data", list(data or ()), self.data),
+            ("step", list(steps), [step.name for step in self.steps]),
+        ):
+            if strange := next((name for name in asked if name not in known), None):
+                raise ValueError(f"{self.name} has no {kind} {strange!r}{nearest(strange, known)}; {', '.join(known)}")
+        kept = {
+            name: replace(entry, checkpoint=_instead(entry.checkpoint, (models or {}).get(name)))
+            for name, entry in self.models.items()
+            if name not in without
+        }
+        images = {
+            name: replace(
+                entry,
+                spec=(data or {}).get(name, entry.spec),
+                n=entry.n if n is None else min(n, entry.n or n),
+            )
+            for name, entry in self.data.items()
+        }
+        left = [
+            replace(step, models=tuple(m for m in step.models if m in kept))
+            for step in self.steps
+            if not steps or step.name in steps
+        ]
+        left = [step for step in left if step.models]
+        if not left:
+            raise ValueError(f"nothing of {self.name} is left to run")
+        used = {m for step in left for m in step.models}
+        needed = {d for step in left for d in step.data.values()}
+        kept = {name: entry for name, entry in kept.items() if name in used}
+        images = {name: entry for name, entry in images.items() if name in needed}
+        changes = [
+            *(f"{m} is {kept[m].checkpoint}" for m in kept if kept[m].checkpoint != self.models[m].checkpoint),
+            *(f"{d} is {images[d].spec}" for d in images if images[d].spec != self.data[d].spec),
+            *(f"of {d} only {images[d].n} images" for d in images if images[d].n != self.data[d].n),
+        ]
+        return replace(self, models=kept, data=images, steps=tuple(left), changes=(*self.changes, *changes))
+
+
+def _instead(checkpoint: str, given: str | None) -> str:
+    """What is given in place of a checkpoint: for a published model, its weights, which are then used as it says."""
+    if given is None:
+        return checkpoint
+    weights = checkpoint.startswith(PUBLISHED) and not given.startswith((PUBLISHED, ZOO))
+    return f"{checkpoint.partition('=')[0]}={given}" if weights else given
+
+
+def names() -> list[str]:
+    """The published experiments there are recipes of.
+
+    >>> "cls-not-used" in names()
+    True
+    """
+    folder = files(__package__)
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by name, or the path of a .toml file.
+
+    >>> [step.analysis for step in load_recipe("cls-not-used").steps]
+    ['cls-causality', 'lenses']
+
+    Raises LookupError for a name there is not, FileNotFoundError for a file, RecipeError for what it says.
+    """
+    if name.endswith(".toml"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no recipe {name}")
+        text, name = path.read_text(encoding="utf-8"), path.stem
+    elif name in names():
+        text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise LookupError(
+            f"there is no recipe {name!r}{nearest(name, names())}; there are {', '.join(names())}, or a file of your "
+            "own that ends in .toml"
+        )
+    try:
+        told = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name}: no TOML: {error}") from error
+    return _recipe(name, told)
+
+
+def _recipe(name: str, told: dict[str, Any]) -> Recipe:
+    models = {key: _made(ModelEntry, f"{name}, model {key}", entry) for key, entry in told.pop("models", {}).items()}
+    data = {key: _made(DataEntry, f"{name}, data {key}", entry) for key, entry in told.pop("data", {}).items()}
+    steps = []
+    for entry in told.pop("steps", []):
+        where = f"{name}, step {entry.get('name', '?')}"
+        published = [_made(PublishedValue, where, value) for value in entry.pop("published", [])]
+        listed = {"models": tuple(entry.pop("models", models)), "published": tuple(published)}
+        steps.append(_made(Step, where, {**entry, **listed}))
+    rest = {**told, "not_reproduced": tuple(told.pop("not_reproduced", ()))}
+    recipe = _made(Recipe, name, {**rest, "name": name, "models": models, "data": data, "steps": tuple(steps)})
+    check(recipe)
+    return recipe
+
+
+def _made(kind: type[T], where: str, entry: Mapping[str, Any]) -> T:
+    """A dataclass from a table, every key of it known and none missing."""
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if strange := sorted(set(entry) - known):
+        raise RecipeError(f"{where}: unknown {', '.join(strange)}{nearest(strange[0], known)}")
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    if lacking := [name for name in needed if name not in entry]:
+        raise RecipeError(f"{where}: lacks {', '.join(lacking)}")
+    return kind(**entry)
+
+
+def check(recipe: Recipe) -> None:
+    """Make sure that every step is a call that its analysis can take, and that what it names exists.
+
+    Raises RecipeError.
+    """
+    if len({step.name for step in recipe.steps}) < len(recipe.steps) or not recipe.steps:
+        raise RecipeError(f"{recipe.name}: steps have names of their own, and there is one at least")
+    for step in recipe.steps:
+        where = f"{recipe.name}, step {step.name}"
+        try:
+            entry = get_analysis(step.analysis)
+        except LookupError as error:
+            raise RecipeError(f"{where}: {error}") from error
+        takes = inspect.signature(entry.run).parameters
+        images = [name for name in takes if name == "data" or name.endswith("_data")]
+        for kind, named, known in (
+            ("data of its analysis", step.data, images),
+            ("option of its analysis", step.options, [name for name in list(takes)[2:] if name not in images]),
+            ("model of the recipe", step.models, recipe.models),
+            ("data of the recipe", step.data.values(), recipe.data),
+        ):
+            if strange := [name for name in named if name not in known]:
+                raise RecipeError(
+                    f"{where}: no {kind} is called {strange[0]!r}{nearest(strange[0], known)}; {', '.join(known)}"
+                )
+        if "data" not in step.data:
+            raise RecipeError(f"{where}: data = {{ data = … }} says what is measured on")
+        for value in step.published:
+            _check_value(f"{where}, {value.what}", value, step)
+
+
+def _check_value(where: str, value: PublishedValue, step: Step) -> None:
+    if strange := [model for model in value.values if model not in step.models]:
+        raise RecipeError(f"{where}: values of {', '.join(strange)}, which the step does not run")
+    for model, told in value.values.items():
+        several = isinstance(told, Sequence) and not isinstance(told, str)
+        if several != (value.by is not None):
+            raise RecipeError(f"{where}: `values` of {model} are a list if, and only if, there is a `by`")
+        for number in told if several else [told]:
+            if not (isinstance(number, (int, float)) or number == "-"):
+                raise RecipeError(f"{where}: {number!r} of {model} is no number, and no '-' for one not reported")

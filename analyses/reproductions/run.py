@@ -1,0 +1,208 @@
+"""Run a recipe step by step, and put what was published beside what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analyses.data import load_data
+from analyses.models import load_model
+from analyses.registry import get_analysis
+from analyses.report import Section, write_report
+from analyses.reproductions.figures import comparison_figure, curve_figures
+from analyses.reproductions.missing import missing
+from analyses.reproductions.recipe import PublishedValue, Recipe, RecipeError, Step
+from analyses.results import Result, check_writable
+
+NOT_ALL_THERE = "this machine lacks what the recipe needs, and nothing was run"
+
+
+def run_recipe(recipe: Recipe, out: str | Path, *, device: str = "cpu", say: Callable[[str], object] = str) -> Path:
+    """Run every step into `out`, write the comparison there as a page and as numbers, and return the page's path.
+
+    >>> run_recipe(load_recipe("stand-in"), "out/stand-in")  # doctest: +SKIP
+
+    `say` is told of each step. A step that was finished in `out` before, with the same settings, is read back instead.
+    Raises FileNotFoundError, listing all of it, where a model or data set cannot be had.
+    """
+    out = check_writable(out)
+    if lacking := missing(recipe):
+        raise FileNotFoundError(f"{NOT_ALL_THERE}: {'; '.join(lacking)}")
+    results = {}
+    for step in recipe.steps:
+        say(step.name)
+        results[step.name] = _run_step(recipe, step, out / step.name, device)
+    result = compare(recipe, results)
+    result.save(out)
+    sections = [Section(step, figure=figure) for step, figure in curve_figures(result.frame)]
+    sections.insert(0, Section("All values", "", comparison_figure(result.frame)))
+    return write_report(result, out, title=recipe.title, intro=_intro(recipe), sections=sections)
+
+
+def compare(recipe: Recipe, results: dict[str, Result]) -> Result:
+    """What was published beside ours: one row per reported number.
+
+    `value` is ours with its interval `low`, `high` over `n` images; `difference` is ours minus published, and `agrees`
+    says whether the published number, give or take what reading it off a figure costs (`reading`), is in the interval.
+    Raises RecipeError where a row of ours is not there, or is not one.
+    """
+    rows = [
+        {"step": step.name, "analysis": step.analysis, **row}
+        for step in recipe.steps
+        for value in step.published
+        for row in _rows(recipe, step, value, results[step.name].frame)
+    ]
+    frame = pd.DataFrame(rows, columns=COLUMNS).astype({"at": "Int64", "n": "Int64"})
+    notes = [*recipe.not_reproduced, *_notes(recipe)]
+    meta: dict[str, Any] = {
+        "recipe": recipe.name,
+        "source": recipe.source,
+        "models": {name: {"checkpoint": entry.checkpoint} for name, entry in recipe.models.items()},
+        "data": {name: {"spec": entry.spec, "n": entry.n, "seed": entry.seed} for name, entry in recipe.data.items()},
+        "steps": {
+            s.name: {"analysis": s.analysis, "options": dict(s.options), "data": dict(s.data)} for s in recipe.steps
+        },
+        "changes": list(recipe.changes),
+        "summary": [*_warned(recipe), *_in_words(frame)],
+        "notes": notes,
+        "table": _table(frame),
+    }
+    return Result(frame, meta)
+
+
+COLUMNS = [
+    *("step", "analysis", "what", "model", "by", "at", "published", "reading", "value", "low", "high", "n"),
+    *("difference", "agrees", "source"),
+]
+
+
+def _rows(recipe: Recipe, step: Step, told: PublishedValue, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    where = f"{recipe.name}, step {step.name}, {told.what}"
+    for model in (m for m in step.models if m in told.values):
+        ours = _asked(where, frame[frame["model"] == model], told.rows)
+        for at, published in told.pairs(model):
+            row = ours if told.by is None else ours[ours[told.by] == at]
+            if told.by is not None and row.empty:
+                continue  # another model, with fewer layers, was put in its place
+            if len(row) != 1:
+                place = "" if told.by is None else f" at {told.by} {at}"
+                raise RecipeError(f"{where}: {told.rows!r} means {len(row)} rows of {model}{place}; it has to be one")
+            found = row.iloc[0]
+            low, high = (
+                found[edge] if edge in row and pd.notna(found[edge]) else found["value"] for edge in ("low", "high")
+            )
+            yield {
+                "what": told.what,
+                "model": model,
+                "by": told.by,
+                "at": at,
+                "published": published,
+                "reading": told.reading * (0.01 if told.percent else 1.0),
+                "value": float(found["value"]),
+                "low": float(low),
+                "high": float(high),
+                "n": found["n"] if "n" in row and pd.notna(found["n"]) else None,
+                "difference": float(found["value"]) - published,
+                "agrees": bool(low - _slack(told, published) <= published <= high + _slack(told, published)),
+                "source": told.source,
+            }
+
+
+def _asked(where: str, frame: pd.DataFrame, rows: str) -> pd.DataFrame:
+    try:
+        return frame.query(rows, engine="python")
+    except (ValueError, NameError, KeyError, SyntaxError, TypeError, AttributeError) as error:
+        raise RecipeError(f"{where}: {rows!r} cannot be asked of the result: {error}") from error
+
+
+def _slack(told: PublishedValue, published: float) -> float:
+    """What reading a number costs, as a share; what adding in binary costs is never a disagreement."""
+    return told.reading * (0.01 if told.percent else 1.0) + 1e-9 * abs(published)
+
+
+def _run_step(recipe: Recipe, step: Step, folder: Path, device: str) -> Result:
+    entry = get_analysis(step.analysis)
+    settings = {
+        "analysis": step.analysis,
+        "options": dict(step.options),
+        "models": {name: recipe.models[name].checkpoint for name in step.models},
+        "data": {
+            parameter: [entry.spec, entry.n, entry.seed]
+            for parameter, name in step.data.items()
+            for entry in [recipe.data[name]]
+        },
+    }
+    key = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    if (folder / "result.json").is_file():
+        before = Result.load(folder)
+        if before.meta.get("reproduction") == key:
+            return before
+    images = {
+        parameter: load_data(recipe.data[name].spec, recipe.data[name].n, seed=recipe.data[name].seed)
+        for parameter, name in step.data.items()
+    }
+    models = {name: load_model(recipe.models[name].checkpoint, device=device) for name in step.models}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in step.options.items()}
+    result = entry.run(models, images.pop("data"), **images, **options)
+    result.meta["reproduction"] = key
+    result.save(folder)
+    more = [Section(heading, figure=draw(result)) for heading, draw in entry.figures(result).items()]
+    write_report(result, folder, title=entry.summary, sections=more)
+    return result
+
+
+def _notes(recipe: Recipe) -> Iterator[str]:
+    said = [
+        *((name, m.note) for name, m in recipe.models.items()),
+        *((name, d.note) for name, d in recipe.data.items()),
+    ]
+    yield from (f"{name}: {note}" for name, note in said if note)
+    for step in recipe.steps:
+        if step.note:
+            yield f"{step.name}: {step.note}"
+        yield from (f"{value.what}: {value.note}" for value in step.published if value.note)
+
+
+def _warned(recipe: Recipe) -> list[str]:
+    if not recipe.changes:
+        return []
+    return [
+        f"This was not the experiment that was published: {'; '.join(recipe.changes)}. Agreement and difference mean "
+        "what they say only as far as these are copies of the same."
+    ]
+
+
+def _in_words(frame: pd.DataFrame) -> Iterator[str]:
+    for (step, what), part in frame.groupby(["step", "what"], sort=False):
+        worst = part.loc[part["difference"].abs().idxmax()]
+        at = worst["model"] if pd.isna(worst["at"]) else f"{worst['model']} at {worst['by']} {worst['at']}"
+        yield (
+            f"{what} ({step}): {int(part['agrees'].sum())} of {len(part)} published values lie in our intervals; the "
+            f"largest difference is {worst['difference']:+.3f} ({at}: {worst['published']:.3f} published, "
+            f"{worst['value']:.3f} here)."
+        )
+
+
+def _table(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": row["what"],
+            "model": row["model"],
+            "at": "" if pd.isna(row["at"]) else f"{row['by']} {row['at']}",
+            "published": row["published"],
+            "ours": row["value"],
+            "interval": f"{row['low']:.3f} – {row['high']:.3f}",
+            "difference": row["difference"],
+            "agrees": row["agrees"],
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def _intro(recipe: Recipe) -> str:
+    return f"{recipe.about}\n\nPublished: {recipe.source}"

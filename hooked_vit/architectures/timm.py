@@ -1,0 +1,320 @@
+"""timm's VisionTransformer (Wightman 2019): one graph under many names, told apart by timm's own keyword arguments.
+
+Queries, keys and values lie in one matrix; the norms of a block stand in front of its branches, or behind them in the
+models called `rpn`; CLS may be missing, or stand there without a position; what is pooled is CLS or the patches, then
+normalised. A model is known by the name timm gave it, and timm itself is never imported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from functools import cache
+from importlib.resources import files
+from types import SimpleNamespace
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from hooked_vit.architectures.base import Architecture, CheckpointFiles, ConfigReader, linears, register
+from hooked_vit.config import Role, ViTConfig
+from hooked_vit.errors import CheckpointError, UnsupportedModelError, nearest
+
+PLAIN, DISTILLED = "VisionTransformer", "VisionTransformerDistilled"
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
+MODULES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "GeluTanh": "gelu_tanh", "SiLU": "silu"}
+
+# VisionTransformer's own defaults, of everything that inference depends on; `eps` is its norm layer's.
+DEFAULTS: dict[str, Any] = {
+    "img_size": 224,
+    "patch_size": 16,
+    "in_chans": 3,
+    "num_classes": 1000,
+    "global_pool": "token",
+    "embed_dim": 768,
+    "depth": 12,
+    "num_heads": 12,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "init_values": None,
+    "class_token": True,
+    "no_embed_class": False,
+    "reg_tokens": 0,
+    "pre_norm": False,
+    "final_norm": True,
+    "fc_norm": None,
+    "pool_include_prefix": False,
+    "act_layer": "gelu",
+    "eps": 1e-6,
+    "block_fn": "Block",
+    "label_names": None,
+}
+# of no effect on inference; another image size than a model was built for is always possible here, padding never
+TRAINING_ONLY = (
+    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+    *("weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad"),
+)
+# what a config.json says besides: where the file came from, and how images were prepared
+TOLD_ELSEWHERE = ("architecture", "num_features", "pretrained_cfg", "label_descriptions", "model_args", "model_type")
+
+
+class Settings(SimpleNamespace):
+    """timm's keyword arguments, as a config that can be read and listed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of them by name."""
+        return dict(vars(self))
+
+
+@cache
+def known() -> dict[str, dict[str, Any]]:
+    """timm's name of a model -> what it builds it with, beside the defaults."""
+    return json.loads(files(__package__).joinpath("timm_models.json").read_text(encoding="utf-8"))
+
+
+def settings(source: Mapping[str, Any] | str, **changes: Any) -> tuple[str, Settings]:
+    """The class and the settings of a config.json, or of a model of this name, with some of them changed.
+
+    Raises UnsupportedModelError for a model whose graph is not known here, CheckpointError for a setting it has not.
+    """
+    config: dict[str, Any] = {"architecture": source} if isinstance(source, str) else dict(source)
+    name = str(config.get("architecture")).partition(".")[0]  # behind the dot: which weights, not which graph
+    if name not in known():
+        raise UnsupportedModelError(
+            f"timm builds {name!r} from parts this version has no graph for, or under settings it does not know"
+            f"{nearest(name, known())}. Known are: {', '.join(known())}"
+        )
+    built = dict(known()[name])
+    distilled = built.pop("distilled", False)
+    if strange := sorted(set(config) - set(DEFAULTS) - set(TOLD_ELSEWHERE)):
+        raise CheckpointError(f"timm's config.json holds entries nobody here knows: {', '.join(strange)}")
+    given = config.get("pretrained_cfg") or {}
+    if size := given.get("input_size"):
+        built |= {"in_chans": size[0], "img_size": tuple(size[1:])}
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
+    root = {key: config[key] for key in ("num_classes", "label_names") if config.get(key) is not None}
+    found = DEFAULTS | built | root | arguments | changes
+    said = config.get("global_pool", found["global_pool"])
+    if said != found["global_pool"] and "global_pool" not in changes:
+        raise CheckpointError(
+            f"config.json says global_pool={said!r}, and timm builds {name} with {found['global_pool']!r}: say "
+            "which it was trained with, global_pool=…"
+        )
+    return DISTILLED if distilled else PLAIN, Settings(**found)
+
+
+def settings_of(model: Any) -> Settings:
+    """The settings of a model in memory, read off its modules.
+
+    Raises UnsupportedModelError for a module that the graph has no place for.
+    """
+    block, embed = model.blocks[0], model.patch_embed
+    norms = {type(n).__name__ for b in model.blocks for n in (b.norm1, b.norm2)}
+    last = model.fc_norm if _acts(getattr(model, "fc_norm", None)) else model.norm
+    act = type(block.mlp.act).__name__
+    unknown = [
+        *(
+            f"{part} of blocks"
+            for part in ("q_norm", "k_norm", "norm", "gate")
+            if _acts(getattr(block.attn, part, None))
+        ),
+        *(["norm inside the MLP"] if _acts(getattr(block.mlp, "norm", None)) else []),
+        *(["attention pooling"] if getattr(model, "attn_pool", None) is not None else []),
+        *(["two final norms"] if _acts(getattr(model, "fc_norm", None)) and _acts(model.norm) else []),
+        *(f"{name} for layer norm" for name in sorted(norms - {"LayerNorm"})),
+        *([f"activation {act}"] if act not in MODULES else []),
+        *(
+            f"{kind} for blocks"
+            for kind in sorted({type(b).__name__ for b in model.blocks} - {"Block", "ResPostBlock"})
+        ),
+        *([f"{type(block.mlp).__name__} for the MLP"] if not hasattr(block.mlp, "fc1") else []),
+        *(["a norm of the patches"] if _acts(getattr(embed, "norm", None)) else []),
+    ]
+    if unknown:
+        raise UnsupportedModelError(f"no hook graph for a {type(model).__name__} with {', '.join(unknown)}")
+    eps = {norm.eps for b in model.blocks for norm in (b.norm1, b.norm2)}
+    eps |= {norm.eps for norm in (last, model.norm_pre) if _acts(norm)}
+    if len(eps) != 1:
+        raise UnsupportedModelError(f"no hook graph for norms that differ in their eps: {sorted(eps)}")
+    return Settings(
+        **DEFAULTS
+        | {
+            "img_size": tuple(embed.img_size),
+            "patch_size": tuple(embed.patch_size),
+            "in_chans": embed.proj.in_channels,
+            "num_classes": model.num_classes,
+            "global_pool": model.global_pool,
+            "embed_dim": model.embed_dim,
+            "depth": len(model.blocks),
+            "num_heads": block.attn.num_heads,
+            "mlp_ratio": Fraction(block.mlp.fc1.out_features, model.embed_dim),
+            "qkv_bias": block.attn.qkv.bias is not None,
+            "init_values": 1.0 if _acts(getattr(block, "ls1", None)) else None,
+            "class_token": model.cls_token is not None,
+            "no_embed_class": bool(model.no_embed_class),
+            "reg_tokens": getattr(model, "num_reg_tokens", 0),
+            "pre_norm": _acts(model.norm_pre),
+            "final_norm": _acts(last),
+            "fc_norm": _acts(getattr(model, "fc_norm", None)),
+            "pool_include_prefix": getattr(model, "pool_include_prefix", False),
+            "act_layer": MODULES[act],
+            "eps": eps.pop(),
+            "block_fn": type(block).__name__,
+        }
+    )
+
+
+def _acts(module: Any) -> bool:
+    return module is not None and type(module).__name__ != "Identity"
+
+
+def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
+    """VisionTransformer and, with a distillation token and a head for it, VisionTransformerDistilled."""
+    distilled, pool, block = timm_class == DISTILLED, timm.global_pool, timm.block_fn
+    prefix: tuple[Role, ...] = (*(("cls",) if timm.class_token else ()), *(("dist",) if distilled else ()))
+    every: tuple[Role, ...] = (*prefix, *(("registers",) if timm.reg_tokens else ()))
+    fc_norm = pool == "avg" if timm.fc_norm is None else timm.fc_norm
+    rules = [
+        (block in ("Block", "ResPostBlock"), f"blocks of {block}"),
+        (pool in ("token", "avg"), f"global_pool={pool!r}"),
+        (pool != "token" or timm.class_token, "global_pool='token' without a class token"),
+        (not (timm.pool_include_prefix and every), "a mean over prefix tokens too"),
+        (timm.act_layer in ACTIVATIONS, f"act_layer={timm.act_layer!r}"),
+        (
+            not distilled or (timm.num_classes and pool == "token" and timm.class_token),
+            "a distilled model without heads",
+        ),
+    ]
+    if broken := [what for holds, what in rules if not holds]:
+        raise UnsupportedModelError(f"no hook graph for timm's {timm_class} with {', '.join(broken)}")
+    bias, scaled = timm.qkv_bias, timm.init_values is not None and block == "Block"
+    sources: tuple[Role, ...] = prefix if pool == "token" else ("patches",)
+    heads = (("head", (0,)), ("head_dist", (1,)))[: 1 + distilled]
+    names = tuple(map(str, timm.label_names)) if timm.label_names else None
+    return ViTConfig(
+        d_model=timm.embed_dim,
+        n_layers=timm.depth,
+        n_heads=timm.num_heads,
+        d_mlp=int(timm.embed_dim * timm.mlp_ratio),
+        image_size=timm.pair("img_size"),
+        patch_size=timm.square("patch_size"),
+        n_channels=timm.in_chans,
+        act_fn=ACTIVATIONS[timm.act_layer],
+        eps=timm.eps,
+        layer_scale=scaled,
+        post_norm=block == "ResPostBlock",
+        q_bias=bias,
+        k_bias=bias,
+        v_bias=bias,
+        patch_bias=not timm.pre_norm,
+        has_cls=timm.class_token,
+        has_dist=distilled,
+        n_registers=timm.reg_tokens,
+        positionless=every if timm.no_embed_class else (),
+        position_antialias=True,
+        position_float32=True,
+        ln_pre=timm.pre_norm,
+        final_norm="none" if not timm.final_norm else "pooled" if fc_norm else "tokens",
+        sources=sources,
+        heads=heads if timm.num_classes else (),
+        n_classes=timm.num_classes or None,
+        class_names=names if timm.num_classes else None,
+    )
+
+
+def prepare(cfg: ViTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values taken apart; the spellings of older files."""
+    split: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if ".attn.qkv." in key:
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                split[key.replace(".qkv.", f".{letter}.")] = part
+        else:
+            split[key.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")] = tensor
+    return split
+
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def processor(config: Mapping[str, Any]) -> Any:
+    """timm's evaluation transform of a config.json: resize, centre crop, scale to 0..1, normalise.
+
+    Raises CheckpointError where the file does not say how, or says it in a way that is not known here.
+    """
+    from hooked_vit.processing import centre_cropping
+
+    how = config.get("pretrained_cfg") or {}
+    needs = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    if missing := [key for key in needs if how.get(key) is None]:
+        raise CheckpointError(f"timm's config.json does not say how images are prepared: no {', '.join(missing)}")
+    mode = how.get("crop_mode") or "center"
+    height, width = how["input_size"][1:]
+    is_known = mode in ("center", "squash") and (mode == "squash" or height == width)
+    if not is_known or how["interpolation"] not in RESAMPLING or not 0 < how["crop_pct"] <= 1:
+        raise CheckpointError(
+            f"images prepared with crop_mode={mode!r}, crop_pct={how['crop_pct']}, "
+            f"interpolation={how['interpolation']!r} to {height} x {width} pixels are not known here"
+        )
+    resized = [math.floor(side / how["crop_pct"]) for side in (height, width)]
+    return centre_cropping(
+        size={"shortest_edge": resized[0]} if mode == "center" else {"height": resized[0], "width": resized[1]},
+        crop=(height, width),
+        resample=RESAMPLING[how["interpolation"]],
+        mean=list(how["mean"]),
+        std=list(how["std"]),
+    )
+
+
+def _keys() -> Iterator[tuple[str, str]]:
+    yield "embed.cls", "cls_token"
+    yield "embed.dist", "dist_token"
+    yield "embed.registers", "reg_token"
+    yield "pos_embed.weight", "pos_embed"
+    yield from linears(
+        {
+            "embed.patch": "patch_embed.proj",
+            "ln_pre": "norm_pre",
+            "blocks.{l}.ln1": "blocks.{l}.norm1",
+            "blocks.{l}.ln2": "blocks.{l}.norm2",
+            "blocks.{l}.attn.q": "blocks.{l}.attn.q",
+            "blocks.{l}.attn.k": "blocks.{l}.attn.k",
+            "blocks.{l}.attn.v": "blocks.{l}.attn.v",
+            "blocks.{l}.attn.o": "blocks.{l}.attn.proj",
+            "blocks.{l}.mlp.fc_in": "blocks.{l}.mlp.fc1",
+            "blocks.{l}.mlp.fc_out": "blocks.{l}.mlp.fc2",
+            "ln_final": "fc_norm|norm",
+            "head": "head",
+            "head_dist": "head_dist",
+        }
+    ).items()
+    yield "blocks.{l}.attn.ls", "blocks.{l}.ls1.gamma"
+    yield "blocks.{l}.mlp.ls", "blocks.{l}.ls2.gamma"
+
+
+register(
+    Architecture(
+        name="timm",
+        classes=dict.fromkeys((PLAIN, DISTILLED), config_from),
+        keys=dict(_keys()),
+        roots=("",),
+        class_readout=lambda cfg: {"sources": cfg.sources},
+        irrelevant_config=TRAINING_ONLY,
+        config_of=settings_of,
+        prepare=prepare,
+        files=CheckpointFiles(
+            reads=lambda config: "architecture" in config and "pretrained_cfg" in config,
+            settings=settings,
+            processor=processor,
+            named=lambda: tuple(known()),
+        ),
+    )
+)
