@@ -117,7 +117,8 @@ def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     scaled = ", LayerScale included" if cfg.layer_scale else ""
     biased = ", position bias included" if cfg.rel_pos_per_layer or cfg.rel_pos_shared else ""
     norms = [_norm_of(cfg, "ln1", "attention"), _norm_of(cfg, "ln2", "the MLP")]
-    before, behind = ([{}, {}], norms) if cfg.post_norm else (norms, [{}, {}])
+    nothing: list[dict[str, tuple[str, str]]] = [{}, {}]
+    before, behind = (nothing, norms) if cfg.post_norm else (norms, nothing)
     added = ", behind its norm" if cfg.post_norm else scaled
     of_a_head = (
         "what each head adds to attention's output, before its norm"
