@@ -14,10 +14,10 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.attention_knockouts_figures import in_words, knockout_figure, places_figure, summary_table
 from analyses.class_space.knockout import VARIANTS, measure_knockouts, places_of, variants_of
 from analyses.class_space.subjects import prepare
 from analyses.data import ImageData
+from analyses.figures.attention_knockouts import in_words, knockout_figure, places_figure, summary_table
 from analyses.registry import analysis
 from analyses.results import Result
 from hooked_vit import HookedViT

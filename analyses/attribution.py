@@ -20,11 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.pair_tally import Tally, dropped_notes
-from analyses.patch_sites import INNER, STREAM, Patch, axes, list_patches, pair_pixels
-from analyses.patched_runs import patched_runs, refuse_hooks
-from analyses.patching_figures import patching_map
-from analyses.patching_metrics import EPS, Metric, MetricLike, Reference, as_metric, check_classes, reference
+from analyses.figures.patching import patching_map
+from analyses.pairs.pair_tally import Tally, dropped_notes
+from analyses.pairs.patch_sites import INNER, STREAM, Patch, axes, list_patches, pair_pixels
+from analyses.pairs.patched_runs import patched_runs, refuse_hooks
+from analyses.pairs.patching_metrics import EPS, Metric, MetricLike, Reference, as_metric, check_classes, reference
 from analyses.registry import analysis
 from analyses.results import Result
 from analyses.token_groups import token_masks

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.causality_vs_decodability_figures import in_words, main_figure, one_axis_figure, summary_table
 from analyses.data import ImageData
+from analyses.figures.causality_vs_decodability import in_words, main_figure, one_axis_figure, summary_table
 from analyses.heads import Answers, own_head
 from analyses.metrics import correct, rank
 from analyses.registry import analysis

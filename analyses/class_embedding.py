@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from analyses.class_embedding_figures import figures_of_parts, overview_figure, overview_table
 from analyses.data import ImageData, as_data, load_data
+from analyses.figures.class_embedding import figures_of_parts, overview_figure, overview_table
 from analyses.registry import analysis, get_analysis
 from analyses.results import Result
 from analyses.study import about_data, about_model

@@ -14,7 +14,11 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.class_projection_figures import (
+from analyses.class_space.identifiability import measure_identifiability
+from analyses.class_space.projection import Rules
+from analyses.class_space.subjects import prepare
+from analyses.data import ImageData
+from analyses.figures.class_projection import (
     box_figure,
     change_figure,
     evolution_figure,
@@ -22,10 +26,6 @@ from analyses.class_projection_figures import (
     rate_figure,
     summary_table,
 )
-from analyses.class_space.identifiability import measure_identifiability
-from analyses.class_space.projection import Rules
-from analyses.class_space.subjects import prepare
-from analyses.data import ImageData
 from analyses.registry import analysis
 from analyses.results import Result
 from hooked_vit import HookedViT

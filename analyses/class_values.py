@@ -25,8 +25,8 @@ from torch import Tensor
 from analyses.class_space.memories import PARTS, TopImage, promotion, roles_with, top_images
 from analyses.class_space.subjects import Subject, prepare
 from analyses.class_space.value_agreement import measure_value_agreement
-from analyses.class_values_figures import agreement_figure, class_figure, in_words, memory_figure, summary_table
 from analyses.data import ImageData
+from analyses.figures.class_values import agreement_figure, class_figure, in_words, memory_figure, summary_table
 from analyses.registry import analysis
 from analyses.results import Result
 from hooked_vit import HookedViT

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.cls_causality_figures import lens_figure, main_figure, summary_table
 from analyses.data import ImageData
+from analyses.figures.cls_causality import lens_figure, main_figure, summary_table
 from analyses.heads import Answers, own_head
 from analyses.metrics import correct, identifiability, rank
 from analyses.registry import analysis

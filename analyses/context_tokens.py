@@ -17,8 +17,8 @@ from torch import Tensor
 from analyses.class_space.context import N_SHUFFLES, PUBLISHED_SHUFFLES, measure_context
 from analyses.class_space.masks import check_masks, mask_columns, masked_batches
 from analyses.class_space.subjects import prepare
-from analyses.context_tokens_figures import difference_figure, groups_figure, in_words, notes, summary_table
 from analyses.data import ImageData
+from analyses.figures.context_tokens import difference_figure, groups_figure, in_words, notes, summary_table
 from analyses.registry import analysis
 from analyses.results import Result
 from hooked_vit import HookedViT

@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.counting_figures import cumulative_figure, in_words, main_figure, summary_table
 from analyses.data import ImageData
-from analyses.pair_tally import Tally
-from analyses.patch_sites import list_patches, pair_pixels
-from analyses.patched_runs import patched_runs
-from analyses.patching_metrics import EPS, METRICS, reference
+from analyses.figures.counting import cumulative_figure, in_words, main_figure, summary_table
+from analyses.pairs.pair_tally import Tally
+from analyses.pairs.patch_sites import list_patches, pair_pixels
+from analyses.pairs.patched_runs import patched_runs
+from analyses.pairs.patching_metrics import EPS, METRICS, reference
 from analyses.registry import analysis
 from analyses.results import Result
 from analyses.ridge import GramRidge, RidgeProbe

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 
 from analyses.class_space.random_weights import with_random_weights
 from analyses.data import ImageData
-from analyses.decodability_figures import control_figure, curve_figure, in_words, main_figure, summary_table
+from analyses.figures.decodability import control_figure, curve_figure, in_words, main_figure, summary_table
 from analyses.probes import (
     EMBEDDING,
     Evaluation,

@@ -22,7 +22,7 @@ from torch import Tensor
 from analyses.class_space.explanations import answers_of, check_classes, check_explainable, gradient_maps
 from analyses.class_space.relevance import attention_patterns
 from analyses.data import ImageData, as_data, load_data
-from analyses.gradient_explanations_figures import curves_figure, heads_figure, overlay_figure, summary_table
+from analyses.figures.gradient_explanations import curves_figure, heads_figure, overlay_figure, summary_table
 from analyses.heads import Answers
 from analyses.registry import analysis
 from analyses.results import Result

@@ -22,7 +22,7 @@ from torch import Tensor
 from analyses.class_space.agreement import KeyValues, measure_key_values
 from analyses.class_space.subjects import prepare
 from analyses.data import ImageData
-from analyses.key_values_figures import (
+from analyses.figures.key_values import (
     agreement_figure,
     difference_figure,
     in_words,

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from analyses.class_space.random_weights import with_random_weights
 from analyses.data import ImageData
+from analyses.figures.lenses import divergence_figure, in_words, main_figure, path_figure, summary_table
 from analyses.heads import Answers, own_head
-from analyses.lenses_figures import divergence_figure, in_words, main_figure, path_figure, summary_table
 from analyses.metrics import correct, identifiability, rank
 from analyses.registry import analysis
 from analyses.results import Result

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.patching_figures import terms_figure
+from analyses.figures.patching import terms_figure
 from analyses.registry import analysis
 from analyses.results import Result
 from hooked_vit import HookedViT

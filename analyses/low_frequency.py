@@ -15,10 +15,7 @@ import pandas as pd
 
 from analyses.class_space.random_weights import with_random_weights
 from analyses.data import ImageData, as_data
-from analyses.domain_probe import domain_rows, equal_halves
-from analyses.frequency_study import FrequencyStudy, picture_size
-from analyses.heads import own_head
-from analyses.low_frequency_figures import (
+from analyses.figures.low_frequency import (
     decodability_figure,
     gain_figure,
     in_words,
@@ -27,9 +24,12 @@ from analyses.low_frequency_figures import (
     summary_table,
     swap_figure,
 )
+from analyses.frequency.domain_probe import domain_rows, equal_halves
+from analyses.frequency.frequency_study import FrequencyStudy, picture_size
+from analyses.frequency.spectrum import band_edges, default_radii, luminance, shown_pixels
+from analyses.heads import own_head
 from analyses.registry import analysis
 from analyses.results import Result
-from analyses.spectrum import band_edges, default_radii, luminance, shown_pixels
 from analyses.study import about_data, about_model, count_classes, two_sets
 from hooked_vit import HookedViT
 from interventions import high_pass, low_pass

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.pair_tally import Tally, dropped_notes
-from analyses.patch_sites import list_patches, pair_pixels
-from analyses.patched_runs import patched_runs
-from analyses.patching_figures import patching_map
-from analyses.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
+from analyses.figures.patching import patching_map
+from analyses.pairs.pair_tally import Tally, dropped_notes
+from analyses.pairs.patch_sites import list_patches, pair_pixels
+from analyses.pairs.patched_runs import patched_runs
+from analyses.pairs.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
 from analyses.registry import analysis
 from analyses.results import Result
 from analyses.token_groups import token_masks

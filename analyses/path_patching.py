@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.pair_tally import Tally, dropped_notes
-from analyses.patch_sites import pair_pixels
-from analyses.patched_runs import refuse_hooks
-from analyses.patching_figures import senders_figure
-from analyses.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
-from analyses.paths import Receiver, Sender, Wires
+from analyses.figures.patching import senders_figure
+from analyses.pairs.pair_tally import Tally, dropped_notes
+from analyses.pairs.patch_sites import pair_pixels
+from analyses.pairs.patched_runs import refuse_hooks
+from analyses.pairs.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
+from analyses.pairs.paths import Receiver, Sender, Wires
 from analyses.registry import analysis
 from analyses.results import Result
 from hooked_vit import HookedViT

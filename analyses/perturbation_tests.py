@@ -32,8 +32,7 @@ from analyses.class_space.position_probes import SITES, Batches, Positions, meas
 from analyses.class_space.relevance import attention_patterns, gradient_weighted, raw_attention, read_row, rollout
 from analyses.data import ImageData
 from analyses.data.imagedata import Batch
-from analyses.heads import Answers
-from analyses.perturbation_tests_figures import (
+from analyses.figures.perturbation_tests import (
     areas_figure,
     cautions,
     curves_figure,
@@ -41,6 +40,7 @@ from analyses.perturbation_tests_figures import (
     probes_figure,
     summary_table,
 )
+from analyses.heads import Answers
 from analyses.registry import analysis
 from analyses.results import Result
 from analyses.statistics import RESAMPLES, bootstrap, holm, paired_bootstrap, sign_flip_test

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analyses.data import ImageData
-from analyses.random_readouts_figures import curves_figure, main_figure, summary_table
+from analyses.figures.random_readouts import curves_figure, main_figure, summary_table
 from analyses.random_tokens.networks import Decoder, make_decoder
 from analyses.random_tokens.readouts import Layers, ModelReadouts, slug
 from analyses.random_tokens.store import check_room, plan, size

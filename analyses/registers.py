@@ -13,9 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analyses.data import ImageData
-from analyses.heads import own_head
-from analyses.register_study import RegisterStudy
-from analyses.registers_figures import (
+from analyses.figures.registers import (
     main_figure,
     map_figure,
     outlier_figure,
@@ -23,7 +21,9 @@ from analyses.registers_figures import (
     share_figure,
     shuffle_figure,
 )
-from analyses.registers_words import in_words, summary_table
+from analyses.figures.registers_words import in_words, summary_table
+from analyses.heads import own_head
+from analyses.norms.register_study import RegisterStudy
 from analyses.registry import analysis
 from analyses.results import Result
 from analyses.shuffle_floors import check_shuffles

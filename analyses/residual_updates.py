@@ -22,14 +22,14 @@ from analyses.class_space.composition import measure_residual_updates
 from analyses.class_space.subjects import prepare
 from analyses.class_space.updates import ClassSimilarity
 from analyses.data import ImageData
-from analyses.registry import analysis
-from analyses.residual_updates_figures import (
+from analyses.figures.residual_updates import (
     composition_figure,
     in_words,
     partition_figure,
     similarity_figure,
     summary_table,
 )
+from analyses.registry import analysis
 from analyses.results import Result
 from hooked_vit import HookedViT
 

@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.data import ImageData
+from analyses.figures.restoration import in_words, main_figure, panels_figure, restored_figure, summary_table
 from analyses.metrics import correct, rank
 from analyses.registry import analysis
-from analyses.restoration_figures import in_words, main_figure, panels_figure, restored_figure, summary_table
 from analyses.results import Result
 from analyses.ridge import GramRidge, RidgeProbe
 from analyses.role_probes import check_role, read_role

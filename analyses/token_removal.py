@@ -18,9 +18,9 @@ from analyses.class_space.masks import check_masks, mask_columns, masked_batches
 from analyses.class_space.removal import measure_removal
 from analyses.class_space.subjects import prepare
 from analyses.data import ImageData
+from analyses.figures.token_removal import in_words, notes, removal_figure, summary_table
 from analyses.registry import analysis
 from analyses.results import Result
-from analyses.token_removal_figures import in_words, notes, removal_figure, summary_table
 from hooked_vit import HookedViT
 
 

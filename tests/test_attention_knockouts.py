@@ -9,10 +9,10 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from analyses import attention_knockouts
-from analyses.attention_knockouts_figures import knockout_figure, places_figure
 from analyses.class_space.knockout import VARIANTS, Place, measure_knockouts, places_of, variants_of
 from analyses.class_space.projection import project_tokens
 from analyses.data import ImageData, as_data
+from analyses.figures.attention_knockouts import knockout_figure, places_figure
 from hooked_vit import HookedViT
 from interventions import apply, get
 from tests.inert import inert

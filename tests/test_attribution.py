@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analyses.attribution import agreement, attribution_patching
-from analyses.patch_sites import INNER
+from analyses.pairs.patch_sites import INNER
 from analyses.patching import activation_patching
 from hooked_vit import HookedViT
 from interventions import readout

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from analyses import Result, causality_vs_decodability, cls_causality
-from analyses.causality_vs_decodability_figures import one_axis_figure
+from analyses.figures.causality_vs_decodability import one_axis_figure
 from analyses.metrics import correct, rank
 from analyses.role_probes import fit_role_probes, read_role
 from analyses.shuffle_floors import batch_seed

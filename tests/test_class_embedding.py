@@ -7,7 +7,7 @@ import pytest
 
 from analyses import Result, load_data
 from analyses.class_embedding import PARTS, class_embedding
-from analyses.class_embedding_figures import figures_of_parts
+from analyses.figures.class_embedding import figures_of_parts
 from analyses.registry import get_analysis
 from tests.class_space_cases import noisy, with_processor
 

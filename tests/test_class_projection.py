@@ -13,7 +13,6 @@ from scipy.stats import wilcoxon
 from transformers import ViTImageProcessorPil
 
 from analyses import class_projection
-from analyses.class_projection_figures import box_figure, change_figure, evolution_figure, normalised, rate_figure
 from analyses.class_space.identifiability import Identifiability, measure_identifiability
 from analyses.class_space.projection import (
     Rules,
@@ -29,6 +28,7 @@ from analyses.class_space.random_weights import permuted_classes, with_random_we
 from analyses.class_space.rank_counts import RankCounts, SignedRankCounts
 from analyses.class_space.updates import Scores
 from analyses.data import ImageData, as_data
+from analyses.figures.class_projection import box_figure, change_figure, evolution_figure, normalised, rate_figure
 from hooked_vit import HookedViT, TokenLayout, ViTConfig
 from hooked_vit.errors import NoHeadError
 from tests.tiny import CLASSES, FAMILIES, IMAGE, make_hf, pixels, tiny

@@ -25,7 +25,7 @@ from analyses.class_space.memories import (
 from analyses.class_space.projection import Rules
 from analyses.class_space.random_weights import with_random_weights
 from analyses.class_space.value_agreement import measure_value_agreement, value_agreement
-from analyses.class_values_figures import class_figure, memory_figure
+from analyses.figures.class_values import class_figure, memory_figure
 from analyses.registry import get_analysis
 from analyses.results import Result
 from hooked_vit import HookedViT

@@ -12,8 +12,8 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from analyses import Result, cls_causality, load_data
-from analyses.cls_causality_figures import lens_figure, summary_table
 from analyses.data import ImageData, as_data
+from analyses.figures.cls_causality import lens_figure, summary_table
 from hooked_vit import HookedViT
 from tests.tiny import CLASSES, IMAGE, make_hf
 

@@ -23,10 +23,10 @@ from analyses.class_space.masks import (
 )
 from analyses.class_space.projection import project_tokens, token_ranks
 from analyses.class_space.subjects import prepare
-from analyses.context_tokens_figures import difference_figure, groups_figure
 from analyses.data import ImageData, as_data, map_labels
 from analyses.data.imagedata import Batch
 from analyses.data.imagenet_s import imagenet_synsets
+from analyses.figures.context_tokens import difference_figure, groups_figure
 from analyses.token_groups import aligned_masks
 from hooked_vit import HookedViT
 from hooked_vit.errors import NoHeadError

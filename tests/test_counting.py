@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from analyses.counting import count_ids, counting
-from analyses.counting_figures import cumulative_figure, summary_table
 from analyses.data import digit_scenes, load_data
+from analyses.figures.counting import cumulative_figure, summary_table
 from analyses.registry import registered_analyses
 from analyses.results import Result
 from analyses.ridge import GramRidge

@@ -12,7 +12,7 @@ from datasets import List as ListOf
 from analyses import Result, load_data
 from analyses.data import ImageData, as_data
 from analyses.decodability import decodability
-from analyses.decodability_figures import control_figure, curve_figure, main_figure, summary_table
+from analyses.figures.decodability import control_figure, curve_figure, main_figure, summary_table
 from analyses.probes import fit_probes, with_target
 from hooked_vit import HookedViT
 from tests.test_cls_causality import coloured, model
@@ -79,7 +79,7 @@ def test_permuted_labels_are_at_chance_within_their_interval(result: Result) -> 
 
 def test_a_probe_that_could_read_permuted_labels_would_be_named() -> None:
     """The check can fail: with the interval moved away from chance, the sentence names the site."""
-    from analyses.decodability_figures import in_words
+    from analyses.figures.decodability import in_words
 
     small = run({"vit": model("vit")}, coloured(60, 1), coloured(60, 2), controls=("permuted",), learning_curve=False)
     moved = small.frame.copy()

@@ -11,8 +11,8 @@ from transformers import ViTImageProcessorPil
 from analyses import load_data
 from analyses.class_space.explanations import gradient_maps, overlay
 from analyses.class_space.projection import Rules
+from analyses.figures.gradient_explanations import curves_figure, heads_figure, overlay_figure
 from analyses.gradient_explanations import gradient_explanations
-from analyses.gradient_explanations_figures import curves_figure, heads_figure, overlay_figure
 from analyses.results import Result
 from hooked_vit import HookedViT, ViTConfig
 from hooked_vit.errors import NoHeadError

@@ -14,7 +14,7 @@ from analyses.class_space.agreement import KeyValues, difference, measure_key_va
 from analyses.class_space.image_means import ImageMeans
 from analyses.class_space.memories import coefficient_site, memory_table, none_drawn, promotion
 from analyses.class_space.projection import Rules, project_tokens
-from analyses.key_values_figures import difference_figure, match_figure, text_figure
+from analyses.figures.key_values import difference_figure, match_figure, text_figure
 from analyses.registry import get_analysis
 from analyses.results import Result
 from analyses.statistics import permutation_test

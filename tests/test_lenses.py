@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from analyses import Result, cls_causality, lenses
 from analyses.class_space.random_weights import with_random_weights
+from analyses.figures.lenses import divergence_figure, path_figure
 from analyses.lenses import _choose, what_it_reads
-from analyses.lenses_figures import divergence_figure, path_figure
 from analyses.metrics import correct, identifiability, rank
 from analyses.role_probes import read_role
 from analyses.streams import read_stream

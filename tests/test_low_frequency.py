@@ -14,15 +14,15 @@ from sklearn.metrics import r2_score
 from transformers import ViTImageProcessorPil
 
 from analyses import Result
-from analyses.cls_parameter import cls_swaps
 from analyses.data import ImageData, as_data
-from analyses.domain_probe import domain_rows, equal_halves
+from analyses.figures.low_frequency import summary_table
+from analyses.frequency.cls_parameter import cls_swaps
+from analyses.frequency.domain_probe import domain_rows, equal_halves
+from analyses.frequency.regression import GramRegression
+from analyses.frequency.similarity import cosine
+from analyses.frequency.spectrum import Filter, band_edges, log_band_energies, luminance, shown_pixels
 from analyses.low_frequency import low_frequency
-from analyses.low_frequency_figures import summary_table
 from analyses.registry import get_analysis
-from analyses.regression import GramRegression
-from analyses.similarity import cosine
-from analyses.spectrum import Filter, band_edges, log_band_energies, luminance, shown_pixels
 from analyses.streams import read_stream
 from analyses.token_roles import random_patches, read_roles
 from hooked_vit import HookedViT, TokenLayout
@@ -131,7 +131,7 @@ def test_the_swaps_there_are() -> None:
 
 
 def test_the_mean_patch_is_that_of_the_data_the_probes_are_fitted_on(result: Result) -> None:
-    from analyses.frequency_study import FrequencyStudy
+    from analyses.frequency.frequency_study import FrequencyStudy
 
     one = model("vit")
     study = FrequencyStudy(

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from analyses import activation_patching, attribution_patching, logit_attribution, path_patching
-from analyses.pair_tally import Tally
-from analyses.patch_sites import INNER, Patch, axes, has_heads, list_patches
-from analyses.patched_runs import patched_runs
-from analyses.patching_figures import patch_maps, patching_map
-from analyses.patching_metrics import Reference, as_metrics, recovery, reference
-from analyses.paths import Receiver
+from analyses.figures.patching import patch_maps, patching_map
+from analyses.pairs.pair_tally import Tally
+from analyses.pairs.patch_sites import INNER, Patch, axes, has_heads, list_patches
+from analyses.pairs.patched_runs import patched_runs
+from analyses.pairs.patching_metrics import Reference, as_metrics, recovery, reference
+from analyses.pairs.paths import Receiver
 from analyses.registry import get_analysis
 from analyses.token_groups import object_groups, token_masks
 from hooked_vit import HookedViT, TokenLayout

@@ -23,8 +23,8 @@ from analyses.class_space.perturbation import (
 from analyses.class_space.position_probes import Positions, fit_position_probes, measure_positions, places
 from analyses.class_space.relevance import attention_patterns, gradient_weighted, raw_attention, read_row, rollout
 from analyses.data import ImageData, as_data
+from analyses.figures.perturbation_tests import areas_figure, curves_figure, probes_figure
 from analyses.perturbation_tests import perturbation_tests
-from analyses.perturbation_tests_figures import areas_figure, curves_figure, probes_figure
 from analyses.results import Result
 from hooked_vit import HookedViT, ViTConfig
 from interventions import apply, remove_tokens

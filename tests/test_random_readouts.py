@@ -18,7 +18,7 @@ import torch
 
 from analyses import Result, random_readouts
 from analyses.data import ImageData, as_data
-from analyses.random_readouts_figures import curves_figure, summary_table
+from analyses.figures.random_readouts import curves_figure, summary_table
 from analyses.random_tokens import training
 from analyses.random_tokens.frozen import FrozenBlock
 from analyses.random_tokens.networks import RandomToken, TokenReadout, make_decoder

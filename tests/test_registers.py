@@ -14,10 +14,10 @@ from transformers import ViTImageProcessorPil
 
 from analyses import Result
 from analyses.data import ImageData, as_data
-from analyses.norm_census import NormCensus, NormRule, patch_contents, patch_traits, token_norms
-from analyses.register_study import CONTROL, readouts, shuffle_targets
+from analyses.figures.registers_words import busiest, summary_table
+from analyses.norms.norm_census import NormCensus, NormRule, patch_contents, patch_traits, token_norms
+from analyses.norms.register_study import CONTROL, readouts, shuffle_targets
 from analyses.registers import registers
-from analyses.registers_words import busiest, summary_table
 from analyses.registry import get_analysis
 from analyses.shuffle_floors import batch_seed
 from hooked_vit import HookedViT, TokenLayout

@@ -11,8 +11,8 @@ from analyses import residual_updates
 from analyses.class_space.composition import MATCHES, PARTITION, Composition, measure_residual_updates, top_class
 from analyses.class_space.projection import Rules, project_tokens
 from analyses.class_space.updates import ClassSimilarity, Scores, read_updates
+from analyses.figures.residual_updates import composition_figure, partition_figure
 from analyses.registry import get_analysis
-from analyses.residual_updates_figures import composition_figure, partition_figure
 from analyses.results import Result
 from hooked_vit.errors import NoHeadError
 from tests.class_space_cases import HEADED, beside_reference, by, labelled, noisy, only, with_processor

@@ -11,8 +11,8 @@ import torch
 
 from analyses import Result, cls_causality, restoration
 from analyses.data import as_data
+from analyses.figures.restoration import panels_figure, restored_figure
 from analyses.restoration import ratio_intervals, shuffled_streams
-from analyses.restoration_figures import panels_figure, restored_figure
 from analyses.ridge import GramRidge
 from analyses.role_probes import fit_role_probes, read_role
 from analyses.shuffle_floors import batch_order, batch_seed, expected_hits

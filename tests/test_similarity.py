@@ -9,8 +9,8 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 from torch import Tensor
 
-from analyses.regression import PENALTIES, GramRegression, r_squared, r_squared_gain
-from analyses.similarity import CrossMoments, cosine, linear_cka
+from analyses.frequency.regression import PENALTIES, GramRegression, r_squared, r_squared_gain
+from analyses.frequency.similarity import CrossMoments, cosine, linear_cka
 
 BATCHES = [[40], [1, 17, 22], [39, 1]]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import ViTImageProcessorPil
 
-from analyses.spectrum import (
+from analyses.frequency.spectrum import (
     Filter,
     band_edges,
     band_energies,

@@ -12,7 +12,7 @@ from analyses import load_data, token_removal
 from analyses.class_space.projection import project_tokens, token_ranks
 from analyses.class_space.removal import at_tokens, measure_removal, pooled_rate, random_removal, run_without
 from analyses.data import as_data
-from analyses.token_removal_figures import removal_figure
+from analyses.figures.token_removal import removal_figure
 from hooked_vit import HookedViT, TokenLayout
 from tests.inert import inert
 from tests.tiny import CLASSES, FAMILIES, IMAGE, make, make_hf, pixels, tiny

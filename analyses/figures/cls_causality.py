@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.panels import BLUE, GREEN, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
+from analyses.figures.curves import BLUE, GREEN, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
 from analyses.results import Result
 
 CURVES = {

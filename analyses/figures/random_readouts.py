@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, add_curve
+from analyses.figures.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, add_curve
 from analyses.results import Result
 
 MODES = {

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.patching_metrics import EPS, Metric, Reference, measure
+from analyses.pairs.patching_metrics import EPS, Metric, Reference, measure
 from analyses.statistics import bootstrap, wilson
 
 

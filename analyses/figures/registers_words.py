@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.model_panels import by_model, picked, value_of
+from analyses.figures.model_panels import by_model, picked, value_of
 from analyses.results import Result
 
 ROLES = ("cls", "dist", "registers", "patches")

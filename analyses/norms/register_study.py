@@ -14,13 +14,13 @@ from torch import Tensor
 from analyses.class_space.random_weights import with_random_weights
 from analyses.data import ImageData
 from analyses.data.imagedata import Batch
+from analyses.frequency.regression import GramRegression, LinearMap, r_squared_gain
+from analyses.frequency.spectrum import shown_pixels
 from analyses.heads import Answers, with_family_readout, with_ridge_head
 from analyses.metrics import correct, rank
-from analyses.norm_census import NormCensus, NormRule, patch_contents, patch_traits, token_norms
-from analyses.regression import GramRegression, LinearMap, r_squared_gain
+from analyses.norms.norm_census import NormCensus, NormRule, patch_contents, patch_traits, token_norms
 from analyses.ridge import GramRidge, RidgeProbe
 from analyses.shuffle_floors import batch_seed
-from analyses.spectrum import shown_pixels
 from analyses.streams import read_stream
 from analyses.study import progress_batches, rate_row
 from analyses.token_groups import aligned_masks

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.class_space.figure_parts import COLOURS, LEVEL, LIGHT, PART_NAMES, dotted, head_notes, stars
-from analyses.class_space.panels import NAMES, curve, level, over_seeds, panels, place
+from analyses.figures.marks import COLOURS, LEVEL, LIGHT, PART_NAMES, dotted, head_notes, stars
+from analyses.figures.panels import NAMES, curve, level, over_seeds, panels, place
 from analyses.results import Result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.class_space.panels import bars, panels, place
+from analyses.figures.panels import bars, panels, place
 from analyses.results import Result
 
 BARS = {

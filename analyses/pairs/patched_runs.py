@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.patch_sites import INNER, STREAM, Patch, axes
+from analyses.pairs.patch_sites import INNER, STREAM, Patch, axes
 from analyses.token_groups import Groups
 from hooked_vit import HookedViT
 from hooked_vit.components import watched

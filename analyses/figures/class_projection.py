@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.class_space.panels import (
+from analyses.figures.panels import (
     COLOURS,
     MODELS,
     NAMES,

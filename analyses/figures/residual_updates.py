@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.class_space.figure_parts import dotted, head_notes
-from analyses.class_space.panels import BLUE, GREEN, GREY, NAMES, YELLOW, curve, level, over_seeds, panels, place
+from analyses.figures.marks import dotted, head_notes
+from analyses.figures.panels import BLUE, GREEN, GREY, NAMES, YELLOW, curve, level, over_seeds, panels, place
 from analyses.results import Result
 
 PAIRED = {

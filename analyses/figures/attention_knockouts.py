@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.class_space.panels import GREY, MODELS, bars, curve, over_seeds, panels, place, says
+from analyses.figures.panels import GREY, MODELS, bars, curve, over_seeds, panels, place, says
 from analyses.results import Result
 
 WHAT = {

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.class_space.panels import panels, place
+from analyses.figures.panels import panels, place
 from analyses.results import Result
 
 CHANCE_LINE = {"color": "black", "dash": "dot", "width": 1}

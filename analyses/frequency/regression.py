@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.similarity import CrossMoments
+from analyses.frequency.similarity import CrossMoments
 from analyses.statistics import RESAMPLES
 
 PENALTIES = tuple(10.0**k for k in range(-10, 3))

@@ -15,14 +15,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from analyses.cls_parameter import cls_swaps
 from analyses.data import ImageData
-from analyses.heads import Answers, with_family_readout, with_ridge_head
-from analyses.metrics import correct, rank
-from analyses.regression import GramRegression, LinearMap, r_squared, r_squared_gain
-from analyses.ridge import GramRidge, RidgeProbe
-from analyses.similarity import CrossMoments, cosine, linear_cka
-from analyses.spectrum import (
+from analyses.frequency.cls_parameter import cls_swaps
+from analyses.frequency.regression import GramRegression, LinearMap, r_squared, r_squared_gain
+from analyses.frequency.similarity import CrossMoments, cosine, linear_cka
+from analyses.frequency.spectrum import (
     Filter,
     band_edges,
     log_band_energies,
@@ -31,6 +28,9 @@ from analyses.spectrum import (
     published_filter,
     shown_pixels,
 )
+from analyses.heads import Answers, with_family_readout, with_ridge_head
+from analyses.metrics import correct, rank
+from analyses.ridge import GramRidge, RidgeProbe
 from analyses.statistics import bootstrap, paired_bootstrap
 from analyses.streams import read_stream
 from analyses.study import progress_batches, rate_row

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from analyses.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
+from analyses.figures.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
 from analyses.results import Result
 
 COLOURS = {"cls": BLUE, "dist": PURPLE, "registers": GREEN, "patches": ORANGE, "random_patch": "#8c564b"}

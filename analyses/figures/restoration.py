@@ -8,7 +8,7 @@ import plotly.colors
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses.panels import COLUMNS, GREY, panel
+from analyses.figures.curves import COLUMNS, GREY, panel
 from analyses.results import Result
 
 PANEL_COLUMNS = 4

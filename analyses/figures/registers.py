@@ -7,9 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from analyses.class_space.panels import MODELS, curve, level, over_seeds, panels
-from analyses.model_panels import CHANCE_LINE, add_bars, by_model, each_panel, model_panels, value_of
-from analyses.registers_words import busiest
+from analyses.figures.model_panels import CHANCE_LINE, add_bars, by_model, each_panel, model_panels, value_of
+from analyses.figures.panels import MODELS, curve, level, over_seeds, panels
+from analyses.figures.registers_words import busiest
 from analyses.results import Result
 
 TOKENS = {

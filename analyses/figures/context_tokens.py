@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.class_space.panels import boxes, curve, level, panels, place, stars
+from analyses.figures.panels import boxes, curve, level, panels, place, stars
 from analyses.results import Result
 
 COLOURS = {"context": "#1f77b4", "class": "#ff7f0e"}

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from analyses.spectrum import luminance
+from analyses.frequency.spectrum import luminance
 from analyses.statistics import bootstrap
 from analyses.study import rate_row
 from hooked_vit import TokenLayout

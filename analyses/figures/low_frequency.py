@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.class_space.panels import MODELS, curve, level
-from analyses.model_panels import CHANCE_LINE, add_bars, by_model, each_panel, model_panels, picked, value_of
+from analyses.figures.model_panels import CHANCE_LINE, add_bars, by_model, each_panel, model_panels, picked, value_of
+from analyses.figures.panels import MODELS, curve, level
 from analyses.results import Result
 from analyses.token_roles import LABELS
 

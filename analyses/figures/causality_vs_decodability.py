@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.colors
 import plotly.graph_objects as go
 
-from analyses.panels import BLUE, GREY, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
+from analyses.figures.curves import BLUE, GREY, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
 from analyses.results import Result
 
 USED = 0.05

@@ -1,0 +1,1 @@
+"""Pictures and sentences: one module per analysis, drawing from its result alone."""

@@ -1,0 +1,1 @@
+"""What low frequencies have to do with a token: filters, similarity, regression on band energies."""

@@ -1,0 +1,1 @@
+"""Tokens of unusual norm, and registers."""
