@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from hooked_vit.tokens import Tokens
+from interventions.apply import note
 from interventions.attention import edges, edit_rows
 from interventions.core import Hooks, intervention
 from interventions.editing import Value
@@ -32,7 +33,8 @@ def zero_random_attention(
 
     Every row of every head draws its own order of all keys and loses the first of them, the last one in part, until
     the sum of what is lost is what attention to `keys` was; with `renormalise` rows then sum to one again. Every
-    forward pass draws anew from a generator seeded by `seed` and the layer. The control of a knockout that says
+    forward pass draws anew from a generator seeded by `seed` and the layer; its state before each draw is in
+    `run.record`, layer by layer, as the orders would be larger than the patterns. The control of a knockout that says
     whether it matters where attention goes, or only how much of it is left.
     """
     check_tokens(model, queries)
@@ -45,6 +47,7 @@ def zero_random_attention(
         def value(pattern: Tensor) -> Tensor:
             cut = edges(model.tokens, queries, keys, keep_self=keep_self)[:, None].to(pattern.device)
             lost = (pattern * cut).sum(-1, keepdim=True)
+            note("zero_random_attention", generator.get_state())
             order = torch.rand(pattern.shape, generator=generator, device="cpu").argsort(-1).to(pattern.device)
             weights = pattern.gather(-1, order)
             kept = (weights.cumsum(-1) - lost).clamp(min=0).minimum(weights)

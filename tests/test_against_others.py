@@ -6,6 +6,7 @@ three must agree to the last bit where attention is eager, and up to the fused k
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -123,6 +124,26 @@ def edges(t: Tensor, queries: Any, keys: Any, change: Callable[[Tensor], Tensor]
     new = t.clone()
     for head in range(N_HEADS) if heads is None else heads:
         new[:, head, queries, keys] = change(t[:, head, queries, keys])
+    return new
+
+
+def drawn_order(t: Tensor, state: Tensor) -> Tensor:
+    """The order of keys in every row that a generator in this state draws."""
+    generator = torch.Generator()
+    generator.set_state(state)
+    return torch.rand(t.shape, generator=generator).argsort(-1)
+
+
+def lose(t: Tensor, queries: slice, key: int, order: Tensor) -> Tensor:
+    """Rows without as much attention as they pay to a key, taken from keys in this order."""
+    new = t.clone()
+    for image, head in itertools.product(range(t.shape[0]), range(t.shape[1])):
+        for query in range(t.shape[2])[queries]:
+            left = t[image, head, query, key].item()
+            for k in order[image, head, query].tolist():
+                taken = min(left, new[image, head, query, k].item())
+                new[image, head, query, k] -= taken
+                left -= taken
     return new
 
 
@@ -357,6 +378,13 @@ CASES: dict[str, Case] = {
     "zero_attention/all but self": Case(
         lambda s: iv.zero_attention("all", "all", layers=0, keep_self=True, renormalise=True),
         lambda s: [Edit("scores", 0, lambda t: torch.where(own(t), t, torch.full_like(t, -torch.inf)))],
+    ),
+    "zero_random_attention": Case(
+        lambda s: iv.zero_random_attention("patches", "cls", layers=0, seed=5),
+        lambda s: [
+            Edit("pattern", 0, lambda t: lose(t, s.patches, 0, drawn_order(t, s.drawn["zero_random_attention"][0])))
+        ],
+        tolerance=ROUNDING,
     ),
     "scale_attention": Case(
         lambda s: iv.scale_attention("cls", "patches", factor=3.0, layers=0),

@@ -42,6 +42,7 @@ from interventions import (
     steer,
     sweep,
     zero_attention,
+    zero_random_attention,
     zero_tokens,
 )
 from tests.intervention_cases import OURS, cases, setting, unchecked_types
@@ -365,6 +366,7 @@ def test_every_random_draw_is_recorded(model, x):
         "noise_tokens": noise_tokens(0, "cls", std=1.0),
         "insert_token": insert_token(0, "random"),
         "shuffle_patches": shuffle_patches(),
+        "zero_random_attention": zero_random_attention("cls", "patches", layers=0),
     }
     takes_seed = {name for name, factory in registered().items() if "seed" in factory.signature.parameters}
     assert takes_seed == set(draws)
