@@ -60,6 +60,8 @@ def attention_knockouts(
     if draws < 1:
         raise ValueError(f"at least one random knockout is needed for control; got draws={draws}")
     names = PUBLISHED if repro else variants
+    if not names:
+        raise ValueError(f"name at least one knockout: {', '.join(VARIANTS)}, or 'queries>keys'")
     plans = {name: (*variants_of(model, names), places_of(model, window, by_head)) for name, model in models.items()}
     if empty := [name for name, (possible, *_) in plans.items() if not possible]:
         raise ValueError(f"{', '.join(empty)}: none of the knockouts {', '.join(names)} exists without its tokens")
@@ -85,7 +87,9 @@ def attention_knockouts(
             **subjects.about,
             "seeds": list(range(seed, seed + draws)),
             "batch_size": batch_size,
-            "interventions": [repr(VARIANTS[name].knockout()) for name in names if name in VARIANTS],
+            "interventions": list(
+                dict.fromkeys(repr(v.knockout()) for possible, *_ in plans.values() for v in possible.values())
+            ),
             "repro": repro,
         },
     )

@@ -17,7 +17,10 @@ from tqdm.auto import tqdm
 
 from analyses.data import ImageData, as_data, load_data
 from analyses.figures.class_embedding import figures_of_parts, overview_figure, overview_table
+from analyses.heads import own_head
 from analyses.registry import analysis, get_analysis
+from analyses.reproductions.beside import published_beside
+from analyses.reproductions.recipe import load_recipe
 from analyses.results import Result
 from analyses.study import about_data, about_model
 from hooked_vit import HookedViT
@@ -27,10 +30,10 @@ DEFAULT_IMAGES = 300
 
 @dataclass(frozen=True)
 class Part:
-    """An analysis of the study: which column its data need, and whether its models need CLS."""
+    """An analysis of the study: which column its data need, and whether it explains answers from CLS' own head."""
 
     column: str | None = None
-    needs_cls: bool = False
+    explains: bool = False
 
 
 PARTS = {
@@ -41,12 +44,12 @@ PARTS = {
     "attention-knockouts": Part(),
     "context-tokens": Part(column="mask"),
     "token-removal": Part(column="mask"),
-    "gradient-explanations": Part(needs_cls=True),
-    "perturbation-tests": Part(needs_cls=True),
+    "gradient-explanations": Part(explains=True),
+    "perturbation-tests": Part(explains=True),
 }
 
 
-@analysis(figure=overview_figure, more_figures=figures_of_parts)
+@analysis(figure=overview_figure, more_figures=figures_of_parts, zoo_models=("vit",))
 def class_embedding(
     models: Mapping[str, HookedViT],
     data: ImageData | Any = None,
@@ -63,16 +66,17 @@ def class_embedding(
     >>> result.part("token-removal").figure()  # doctest: +SKIP
 
     The frame has the rows of every part, named in the column `study`; `result.part(name)` is the `Result` of one. Parts
-    that need object masks are left out where the data has none, those that need CLS leave out models without, and
-    `notes` say so. `repro` is the published code's setting in every part that knows one. `data` is 300 scenes:test by
-    default.
+    that need object masks are left out where the data has none, those that explain answers leave out models without CLS
+    or without a head of their own for the data's classes, and `notes` say so. `repro` is the published code's setting
+    in every part that knows one. `data` is 300 scenes:test by default.
+    Where models and data are the paper's, its values stand beside ours in `meta["published"]` and the report.
     Raises ValueError for an unknown part, and what the parts raise.
     """
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise ValueError(f"the study has the parts {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}")
     data = load_data("scenes:test", n=DEFAULT_IMAGES) if data is None else as_data(data)
-    with_cls = {name: model for name, model in models.items() if model.cfg.has_cls}
+    obstacles = {name: why for name, model in models.items() if (why := _not_explained(model, data))}
     results: dict[str, Result] = {}
     notes: list[str] = []
     for name in tqdm(parts, desc="class embedding space", leave=False):
@@ -80,9 +84,8 @@ def class_embedding(
         if part.column is not None and part.column not in data.columns:
             notes.append(f"{name}: left out, as {data.name} has no column {part.column!r}.")
             continue
-        chosen = with_cls if part.needs_cls else models
-        if missing := [m for m in models if m not in chosen]:
-            notes.append(f"{name}: without {', '.join(missing)}, which has no CLS token.")
+        chosen = {m: model for m, model in models.items() if not (part.explains and m in obstacles)}
+        notes += [f"{name}: without {m}, which has {obstacles[m]}." for m in models if m not in chosen]
         if chosen:
             results[name] = _run(name, chosen, data, batch_size, seed, repro)
     meta: dict[str, Any] = {
@@ -94,10 +97,29 @@ def class_embedding(
     }
     result = Result.joined(results, meta)
     result.meta["table"] = overview_table(result)
+    result.meta["published"] = _published(results, models, data)
     result.meta["summary"] = [sentence for part in results.values() for sentence in part.meta.get("summary", [])]
     of_parts = [f"{name}: {note}" for name, part in results.items() for note in part.meta.get("notes", [])]
     result.meta["notes"] = list(dict.fromkeys([*notes, *of_parts]))
     return result
+
+
+def _not_explained(model: HookedViT, data: ImageData) -> str | None:
+    """What a model lacks whose answers are to be explained by what CLS attends to."""
+    if not model.cfg.has_cls:
+        return "no CLS token"
+    return "no head of its own for these classes" if own_head(model, data) is None else None
+
+
+def _published(results: Mapping[str, Result], models: Mapping[str, HookedViT], data: ImageData) -> list[dict[str, Any]]:
+    """What the paper reports of these models on these data, beside what came out; its settings are those of `repro`."""
+    recipe = load_recipe("class-embedding")
+    checkpoints = {name: model.cfg.name or "" for name, model in models.items()}
+    return [
+        row
+        for name, result in results.items()
+        for row in published_beside(recipe, name, result.frame, checkpoints, data.spec)
+    ]
 
 
 def _run(

@@ -25,11 +25,12 @@ from analyses.registry import analysis
 from analyses.results import Result
 from analyses.ridge import RidgeProbe
 from analyses.role_probes import fit_role_probes
-from analyses.shuffle_floors import batch_seed, expected_hits
+from analyses.shuffle_floors import batch_seed, check_mixed, expected_hits
 from analyses.streams import cls_at_every_layer
 from analyses.study import about_data, about_model, count_classes, progress_batches, rate_row, two_sets
 from hooked_vit import HookedViT
 from interventions import Intervention, readout, shuffle_cls, sweep
+from interventions.shuffling import BY_CLASS
 
 Disturbance = Callable[[int, int, Tensor | None], Intervention]
 
@@ -60,12 +61,15 @@ def cls_causality(
     The frame has one row per model, layer, measure and seed: `value`, its 95 % Wilson interval, and `n` images.
     Measures: probe, shuffled, shuffled_cls_readout, head_on_cls, identifiability; without a layer: clean,
     clean_cls_readout, floor (a readout that sees another image's CLS), chance (the most frequent class).
-    Raises ValueError for a model without CLS, fewer than two classes, or labels a head does not know.
+    Raises ValueError for a model without CLS, fewer than two classes, data in the order of their classes, or labels a
+    head does not know.
     """
     data, probe_data, split_note = two_sets(data, probe_data)
     n_classes = count_classes(data, probe_data)
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
+    if among not in BY_CLASS:
+        check_mixed(data, batch_size)
     disturbed = _disturbance(disturb, among)
     heads = {name: _checked(name, model, data, head, disturbed) for name, model in models.items()}
     rows: list[dict[str, Any]] = []
@@ -97,7 +101,7 @@ def _disturbance(disturb: Callable[..., Intervention] | None, among: str) -> Dis
     if disturb is not None:
         takes_seed = "seed" in inspect.signature(disturb).parameters
         return lambda layer, seed, labels: disturb(layer=layer, **({"seed": seed} if takes_seed else {}))
-    by_class = among in ("same_class", "other_classes")
+    by_class = among in BY_CLASS
     return lambda layer, seed, labels: shuffle_cls(
         layer=layer, seed=seed, among=among, labels=labels if by_class else None
     )

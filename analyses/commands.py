@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     entry = get_analysis(args.analysis)
     options = _options(args, entry)
     out = check_writable(args.out or Path("out") / entry.name)
-    specs = args.model or default_models(entry.zoo_target)
+    specs = args.model or default_models(entry.zoo_target, entry.zoo_models)
     short_names(specs)
     for spec in specs:
         check_model(spec)

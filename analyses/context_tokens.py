@@ -17,14 +17,24 @@ from torch import Tensor
 from analyses.class_space.context import N_SHUFFLES, PUBLISHED_SHUFFLES, measure_context
 from analyses.class_space.masks import check_masks, mask_columns, masked_batches
 from analyses.class_space.subjects import prepare
-from analyses.data import ImageData
-from analyses.figures.context_tokens import difference_figure, groups_figure, in_words, notes, summary_table
+from analyses.data import ImageData, as_data, load_data
+from analyses.figures.context_tokens import (
+    change_figure,
+    difference_figure,
+    groups_figure,
+    in_words,
+    notes,
+    summary_table,
+)
 from analyses.registry import analysis
 from analyses.results import Result
 from hooked_vit import HookedViT
 
 
-@analysis(figure=groups_figure, more_figures={"Class minus context": difference_figure})
+@analysis(
+    figure=groups_figure,
+    more_figures={"Class minus context": difference_figure, "Which update tells them apart": change_figure},
+)
 def context_tokens(
     models: Mapping[str, HookedViT],
     data: ImageData | Any = None,
@@ -49,15 +59,19 @@ def context_tokens(
     ("area"), "any" pixel, the one in the "centre" or in the top left "corner". Rows per block and group:
     identifiability with its box plot, rate; difference is class minus context per image, with the p-value of
     `n_shuffles` shuffles of the labels within each image (adjusted over blocks by Holm) and of a sign-flip test over
-    images. Images without tokens of one group are left out of it and counted.
+    images. `logit_change` (§15): how much higher the true class scores in the update of a `part`, alone, than in what
+    that sub-layer reads, class minus context tokens per image, with two-sided sign flips of images. Images without
+    tokens of one group are left out of it and counted.
 
     `repro` is the published code: the label is one pixel at the patch's corner of the whole, uncropped mask, ignored
-    pixels are context, and labels are shuffled over all tokens, 300 times, uncorrected.
+    pixels are context, and labels are shuffled over all tokens, 300 times, uncorrected; logit_change is of attention,
+    from layer 1 on.
     Raises ValueError for data without masks, masks of another size than their image, and ids that stand for nothing.
     """
     check_masks(rule, tau)
+    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
+    mask_columns(data)  # before a head is fitted
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
-    mask_columns(subjects.data)
     rows: list[dict[str, Any]] = []
     for subject in subjects:
         batches = masked_batches(

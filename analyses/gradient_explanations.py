@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from analyses.class_space.explanations import answers_of, check_classes, check_explainable, gradient_maps
+from analyses.class_space.masks import CLASS, class_maps, label_cells, mask_columns
 from analyses.class_space.relevance import attention_patterns
 from analyses.data import ImageData, as_data, load_data
+from analyses.data.imagedata import Batch
 from analyses.figures.gradient_explanations import curves_figure, heads_figure, overlay_figure, summary_table
 from analyses.heads import Answers
 from analyses.registry import analysis
@@ -65,10 +67,12 @@ def gradient_explanations(
     Measures, means over images with 95 % bootstrap intervals: `strength`, a map's share of the absolute importance of
     all; `other_class`, the correlation over patches of both classes' maps; `attention`, that of the map with what CLS
     attends to; and, where the data has a column `mask`, `on_object`, whether the most important patch shows an object
-    (`of` "attention": the patch CLS attends to most), with `chance`, the share of patches that do. `map` rows hold the
-    first `examples` images' importances by `token`, `picture` rows the images themselves.
+    of the image's class (`of` "attention": the patch CLS attends to most), with `chance`, the share of patches that do.
+    `map` rows hold the first `examples` images' importances by `token`, `picture` rows the images themselves.
     Raises ValueError for a model without CLS, a class out of range, and a head that does not know the labels.
     """
+    if examples < 0:
+        raise ValueError(f"examples are shown, 0 or more; got examples={examples}")
     data = load_data("scenes:test", n=1000) if data is None else as_data(data)
     answers = {}
     for name, model in models.items():
@@ -90,8 +94,10 @@ def gradient_explanations(
         "repro": repro,
         "seeds": [seed],
         "batch_size": batch_size,
+        "interventions": [],
     }
-    result = Result(pd.DataFrame(rows).astype(kinds), meta)
+    frame = pd.DataFrame(rows)
+    result = Result(frame.reindex(columns=list(dict.fromkeys([*frame.columns, *kinds]))).astype(kinds), meta)
     result.meta["table"] = summary_table(result)
     result.meta["summary"], result.meta["notes"] = _in_words(result), _cautions(models, site, repro)
     return result
@@ -107,7 +113,7 @@ class _Study:
         self.examples: list[dict[str, Any]] = []
 
     def run(self, data: ImageData, batch_size: int, examples: int) -> None:
-        extra = ("mask",) if "mask" in data.columns and self.model.processor is not None else ()
+        extra = mask_columns(data) if "mask" in data.columns and self.model.processor is not None else []
         shown = 0
         for batch in progress_batches(data, batch_size, f"{self.name}: gradient maps", extra=extra):
             pixels = self.model.preprocess(batch.images)
@@ -116,7 +122,7 @@ class _Study:
             maps = {of: self._maps(pixels, c) for of, c in classes.items()}
             patterns = attention_patterns(self.model, pixels)
             attended = torch.stack([a[:, :, layout.cls, layout.patches].squeeze(2) for a in patterns], 1).cpu()
-            objects = _object_patches(self.model, batch.extra["mask"], layout.grid) if extra else None
+            objects = _object_patches(self.model, batch, layout.grid) if extra else None
             self._measure(maps, attended, objects)
             for i in range(min(examples - shown, len(pixels))):
                 self._show(pixels[i], int(batch.index[i]), {of: (c[i], maps[of][i]) for of, c in classes.items()})
@@ -194,10 +200,9 @@ def _correlation(a: Float[Tensor, "b n"], b: Float[Tensor, "b n"]) -> Float[Tens
     return torch.where(size > 0, (a * b).sum(1) / size, torch.nan)
 
 
-def _object_patches(model: HookedViT, masks: list[Image.Image], grid: tuple[int, int]) -> Bool[Tensor, "b n"]:
-    """True at patches in which at least one pixel is an object's."""
-    shown = (aligned_masks(model, masks) > 0).float()[:, None]
-    return torch.nn.functional.adaptive_max_pool2d(shown, grid).flatten(1).bool()
+def _object_patches(model: HookedViT, batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "b n"]:
+    """True at patches in which at least one pixel is of the image's class."""
+    return label_cells(aligned_masks(model, class_maps(batch)), grid, "any") == CLASS
 
 
 def _as_png(pixels: Float[Tensor, "c h w"]) -> str:
@@ -220,7 +225,7 @@ def _in_words(result: Result) -> list[str]:
             )
         found.append(
             f"{said}the global maps of the class and of the strongest other class correlate with "
-            f"{row['other_class']:.2f}; block {row['strongest_block']} holds the largest share of the absolute "
+            f"{row['other_class']:.2f}; layer {row['strongest_layer']} holds the largest share of the absolute "
             f"importance ({row['its_share']:.0%})."
         )
     return found

@@ -99,7 +99,7 @@ def lenses(
             its_probes, its_answers = fit_role_probes(what, untrained, fit_data, n_classes, own, batch_size, tokens)
             control = _Bench(what, its_answers, its_probes, tokens, final_ln)
             found += [
-                {**row, "reader": f"random_{row['reader']}", "seed": k}
+                {**row, "reader": f"random_{row['reader']}", "seed": seed + k}
                 for row in control.measure(data, batch_size, None)
                 if row["reader"] in ("probe", "head") and row["measure"] != "kl"
             ]

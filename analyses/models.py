@@ -158,8 +158,8 @@ def short_name(spec: str) -> str:
     return os.path.basename(os.path.abspath(os.path.expanduser(spec.removeprefix(ZOO))))
 
 
-def default_models(target: str = "label") -> list[str]:
-    """What is compared where no model is named: the zoo's models trained for a target.
+def default_models(target: str = "label", only: Sequence[str] = ()) -> list[str]:
+    """What is compared where no model is named: the zoo's models trained for a target, or `only` these of them.
 
     Raises UnsupportedModelError where the zoo is empty.
     """
@@ -169,4 +169,4 @@ def default_models(target: str = "label") -> list[str]:
         raise UnsupportedModelError(
             "the zoo is empty: this copy of hooked-vit came without it; name models with --model, or run `make zoo`"
         )
-    return [f"{ZOO}{name}" for name in names]
+    return [f"{ZOO}{name}" for name in names if not only or name in only]

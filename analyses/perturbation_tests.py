@@ -131,7 +131,7 @@ def perturbation_tests(
         "repro": repro,
         "seeds": list(range(seeds)),
         "batch_size": batch_size,
-        "removal": "deleted behind the position embedding; prefix tokens stay",
+        "interventions": ["image tokens deleted behind the position embedding, prefix tokens kept"],
     }
     result = Result(frame, meta)
     result.meta["table"] = summary_table(result)

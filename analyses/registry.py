@@ -26,8 +26,8 @@ class Analysis:
     """A registered analysis: call it as the function it is. `summary` is the first line of its docstring.
 
     `more_figures` are drawn behind `figure` in a report, under their headings; where they depend on what was run, a
-    function of the result tells them. `zoo_target` says which built-in models
-    it is run on where none are named: those trained for this target.
+    function of the result tells them. `zoo_target` says which built-in models it
+    is run on where none are named: those trained for this target, or of them `zoo_models`, where all take too long.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Analysis:
     figure: Figure | None = None
     more_figures: Figures = field(default_factory=dict)
     zoo_target: str = "label"
+    zoo_models: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -65,6 +66,7 @@ def analysis(
     figure: Figure | None = None,
     more_figures: Figures | None = None,
     zoo_target: str = "label",
+    zoo_models: tuple[str, ...] = (),
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]: ...
 def analysis(
     name: Any = None,
@@ -72,6 +74,7 @@ def analysis(
     figure: Figure | None = None,
     more_figures: Figures | None = None,
     zoo_target: str = "label",
+    zoo_models: tuple[str, ...] = (),
 ) -> Any:
     """Register a function that returns a `Result`; `figure` draws that result, for `Result.figure()`.
 
@@ -85,7 +88,7 @@ def analysis(
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
     `analysis` and `versions`.
-    `figure`, `more_figures` and `zoo_target` are those of `Analysis`.
+    `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result.
     """
     if callable(name):
@@ -112,7 +115,7 @@ def analysis(
             return result
 
         run.analysis_name = key  # type: ignore[attr-defined]
-        _REGISTERED[key] = Analysis(key, run, figure, more_figures or {}, zoo_target)
+        _REGISTERED[key] = Analysis(key, run, figure, more_figures or {}, zoo_target, zoo_models)
         return run
 
     return register

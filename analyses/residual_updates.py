@@ -50,7 +50,7 @@ def residual_updates(
     fit_data: ImageData | Any = None,
     head: str = "auto",
     reference: Literal["layer_input", "block_input"] = "layer_input",
-    random_models: int = 1,
+    random_models: int = 3,
     prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
     batch_size: int = 64,
     seed: int = 0,

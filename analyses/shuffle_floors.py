@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from analyses.data import ImageData
 from interventions.shuffling import AMONG, BY_CLASS, DONORS, draw_permutation
 from interventions.vocabulary import check_choice, generator_of
+
+SMALL = 8
 
 
 def batch_seed(seed: int, batch: int) -> int:
@@ -30,13 +34,16 @@ def check_shuffles(data: ImageData, batch_size: int, seeds: int, among: str) -> 
     """Refuse, before any run, shuffles that some batch would not admit.
 
     Raises ValueError for no permutation at all, a rule that is none of AMONG, batches of one image, a last batch of one
-    image where everyone needs another's, and a batch one class fills more than half of where others' are needed.
+    image where everyone needs another's, a batch one class fills more than half of where others' are needed, and what
+    `check_mixed` raises.
     """
     check_choice(among, AMONG, "among")
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
     if batch_size < 2:
         raise ValueError(f"images exchange tokens within a batch, which needs two of them; got batch_size={batch_size}")
+    if among not in BY_CLASS:
+        check_mixed(data, batch_size)
     if among not in DONORS or data.n is None:
         return
     if data.n % batch_size == 1:
@@ -53,6 +60,31 @@ def check_shuffles(data: ImageData, batch_size: int, seeds: int, among: str) -> 
                 )
 
 
+def check_mixed(data: ImageData, batch_size: int) -> None:
+    """Refuse data in the order of their classes: a token of the same class in exchange costs nothing, used or not.
+
+    Raises ValueError where two images of a batch are of one class far more often than two images of the data are: more
+    than half the way to always. Batches below 8 images can be so by luck and are not judged (methods §0.2).
+    """
+    if data.labels is None or batch_size < SMALL:
+        return
+    batches = [part for part in data.labels.split(batch_size) if len(part) >= SMALL]
+    overall, within = _alike([data.labels]), _alike(batches)
+    if within > (1 + overall) / 2:
+        raise ValueError(
+            f"images of a batch exchange tokens, so batches have to mix classes: in batches of {batch_size} of "
+            f"{data.name} two images are of one class with probability {within:.0%}, in all of it with {overall:.0%}; "
+            "shuffle the data, for instance with as_data(…, seed=0)"
+        )
+
+
+def _alike(parts: Sequence[Int[Tensor, "_"]]) -> float:
+    """Probability that two different images of a part are of one class, over all parts."""
+    pairs = sum(len(part) * (len(part) - 1) for part in parts)
+    alike = sum(int((counts * (counts - 1)).sum()) for counts in (part.bincount() for part in parts))
+    return alike / pairs if pairs else 0.0
+
+
 def expected_hits(predicted: Int[Tensor, "b"], labels: Int[Tensor, "b"], among: str = "batch") -> Float64[Tensor, "b"]:
     """For each image, the probability that a readout is right which sees tokens dealt at random instead of its own.
 
@@ -66,10 +98,11 @@ def expected_hits(predicted: Int[Tensor, "b"], labels: Int[Tensor, "b"], among: 
     without its assumption that classes are balanced. Raises ValueError for a rule that is none of AMONG.
     """
     check_choice(among, AMONG, "among")
+    predicted, labels = predicted.cpu(), labels.cpu()  # a model's answers may lie on another device than the labels
     n, classes = len(labels), int(max(predicted.max(), labels.max())) + 1
     table = torch.zeros(classes, classes, dtype=torch.float64)  # [true class of the donor, what is read from it]
-    table.index_put_((labels.cpu(), predicted.cpu()), torch.ones(n, dtype=torch.float64), accumulate=True)
-    labels, own = labels.cpu(), (predicted == labels).double().cpu()
+    table.index_put_((labels, predicted), torch.ones(n, dtype=torch.float64), accumulate=True)
+    own = (predicted == labels).double()
     if among == "batch":
         return table.sum(0)[labels] / n
     if among == "others":

@@ -17,7 +17,7 @@ from torch import Tensor
 from analyses.class_space.masks import check_masks, mask_columns, masked_batches
 from analyses.class_space.removal import measure_removal
 from analyses.class_space.subjects import prepare
-from analyses.data import ImageData
+from analyses.data import ImageData, as_data, load_data
 from analyses.figures.token_removal import in_words, notes, removal_figure, summary_table
 from analyses.registry import analysis
 from analyses.results import Result
@@ -53,13 +53,15 @@ def token_removal(
 
     `repro` is the published code: patches are labelled as `context_tokens` does with it, the tokens of the removed run
     include CLS and are averaged per image, those of the clean run are pooled without CLS, and images left with CLS
-    alone count. Raises ValueError for data without masks, for masks that do not fit, and for fewer than one draw.
+    alone or with everything count.
+    Raises ValueError for data without masks, for masks that do not fit, and for fewer than one draw.
     """
     check_masks(rule, tau)
     if draws < 1:
         raise ValueError(f"at least one random removal is needed for control; got draws={draws}")
+    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
+    mask_columns(data)  # before a head is fitted
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
-    mask_columns(subjects.data)
     rows: list[dict[str, Any]] = []
     for subject in subjects:
         batches = masked_batches(

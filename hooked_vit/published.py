@@ -89,6 +89,8 @@ def load(name: str, weights: str | Path | None = None, **kw: Any) -> HookedViT:
         raise UnsupportedModelError(f"{name} needs a file of weights, which is on no hub: {known.weights}")
     if weights is not None and Path(weights).is_file():
         device = kw.pop("device", "cpu")
+        if strange := sorted(set(kw) - {"dtype", "local_files_only", "cache_dir", "token"}):
+            raise TypeError(f"a file of weights is loaded with dtype and device; got {', '.join(strange)}")
         kw = {key: kw[key] for key in kw if key == "dtype"}
         model = HookedViT.from_state_dict(
             weights, known.graph, prefix=known.prefix, drop=known.drop, **known.settings, **kw

@@ -205,6 +205,7 @@ def test_windows_and_heads_are_measured_where_they_are_said() -> None:
             and (r["measure"], r["tokens"], r["control"]) == ("rate", "patches", "knockout")
         ]
         assert row["value"] == pytest.approx(first[:, 1:].mean())
+    assert places_of(net, 2) == places_of(net, 0)  # a window of all layers is measured once
     with pytest.raises(ValueError, match="window"):
         places_of(net, 3)
 
@@ -217,6 +218,8 @@ def test_roles_of_ones_own_and_variants_a_model_cannot_have() -> None:
     dist = net.tokens.mask("dist")
     for pattern in patterns(net, pixels(net, n=1), found["dist>patches"].knockout()):
         assert not pattern[..., dist, :][..., net.tokens.mask("patches")].any()
+    with pytest.raises(ValueError, match="got pathces"):
+        variants_of(net, ["pathces>cls"])  # misspelt, not absent
     with pytest.raises(ValueError, match="did you mean 'no_cls'"):
         variants_of(net, ["nocls"])
 
@@ -258,6 +261,7 @@ def test_published_settings_are_the_two_variants_of_the_code() -> None:
     ("options", "says"),
     [
         ({"draws": 0}, "at least one random knockout"),
+        ({"variants": ()}, "at least one knockout"),
         ({"variants": ("no_clss",)}, "no_clss"),
         ({"variants": ("registers>cls",)}, "none of the knockouts"),
         ({"window": 9}, "window"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analyses import Result, load_data
+from analyses import Result, class_projection, load_data
 from analyses.class_embedding import PARTS, class_embedding
 from analyses.figures.class_embedding import figures_of_parts
 from analyses.registry import get_analysis
+from analyses.reproductions.beside import published_beside
+from analyses.reproductions.recipe import load_recipe
 from tests.class_space_cases import noisy, with_processor
 
 QUICK = ("class-projection", "residual-updates", "class-values", "attention-knockouts", "gradient-explanations")
@@ -53,6 +55,18 @@ def test_parts_without_masks_are_left_out_and_said_to_be() -> None:
     assert any("token-removal: left out" in note and "mask" in note for note in result.meta["notes"])
 
 
+def test_models_whose_answers_cannot_be_explained_are_left_out_of_explanations_alone() -> None:
+    models = {"headed": with_processor("vit"), "features": with_processor("vit-model")}
+    result = class_embedding(models, noisy(20), parts=("class-values", "gradient-explanations"))
+    of = result.frame.groupby("study").model.unique()
+    assert set(of["class-values"]) == {"headed", "features"}
+    assert set(of["gradient-explanations"]) == {"headed"}
+    assert (
+        "gradient-explanations: without features, which has no head of its own for these classes."
+        in (result.meta["notes"])
+    )
+
+
 def test_an_unknown_part_is_refused_before_anything_runs() -> None:
     with pytest.raises(ValueError, match="has the parts class-projection"):
         class_embedding({}, noisy(2), parts=("projection",))
@@ -93,3 +107,22 @@ def test_joining_refuses() -> None:
         Result.joined({"a": Result(pd.DataFrame({"study": [1]}))})
     with pytest.raises(LookupError, match="parts a"):
         Result.joined({"a": one}).part("b")
+
+
+def test_the_papers_values_stand_beside_ours_where_models_and_data_are_its_own() -> None:
+    recipe = load_recipe("class-embedding")
+    frame = class_projection({"mine": with_processor("vit")}, noisy(6), repro=True).frame
+    checkpoint = "timm/vit_base_patch32_224.augreg_in21k_ft_in1k"
+    rows = published_beside(recipe, "class-projection", frame, {"mine": checkpoint}, "imagenet-s:here")
+    told = {row["what"]: row for row in rows}
+    accuracy = frame[(frame.measure == "accuracy") & (frame.control == "trained")].value.item()
+    assert told["Accuracy"]["published"] == pytest.approx(0.8171)
+    assert told["Accuracy"]["value"] == accuracy
+    assert {row["model"] for row in rows} == {"mine"}
+    by_name = published_beside(recipe, "class-projection", frame, {"mine": "vilas2023-vit-b32"}, "imagenet-s:here")
+    assert by_name == rows
+    assert published_beside(recipe, "class-projection", frame, {"mine": checkpoint}, "scenes:test") == []
+    assert published_beside(recipe, "class-projection", frame, {"mine": "zoo:vit"}, "imagenet-s:here") == []
+    study = Result(pd.DataFrame({"study": []}), {"parts": {}, "published": rows})
+    drawn = figures_of_parts(study)["Published values and ours"](study)
+    assert any(accuracy in list(trace.y) for trace in drawn.data)

@@ -129,6 +129,11 @@ def test_prototypes_go_through_the_models_own_projection() -> None:
     unit = torch.nn.functional.normalize(rules.prototypes, dim=1)
     torch.testing.assert_close(class_vectors(model, "cls", rules), unit @ model.head_for("cls")[0])
     assert value_agreement(model, rules)[0, "attn", "cls"].shape == (4,)
+    other = Rules(prototypes=torch.randn(4, 24))
+    one, two = (
+        by(measure_value_agreement(model, random_seeds=(0,), rules=r), control="random") for r in (rules, other)
+    )
+    assert one == two  # what has learned nothing has no prototypes of its own either
 
 
 def largest_normal(n: int) -> float:

@@ -12,6 +12,7 @@ from transformers import ViTImageProcessorPil
 
 from analyses import context_tokens, load_data
 from analyses.class_space.context import ContextTally, measure_context
+from analyses.class_space.logit_change import LogitChange
 from analyses.class_space.masks import (
     class_map,
     class_maps,
@@ -23,13 +24,15 @@ from analyses.class_space.masks import (
 )
 from analyses.class_space.projection import project_tokens, token_ranks
 from analyses.class_space.subjects import prepare
+from analyses.class_space.updates import Scores
 from analyses.data import ImageData, as_data, map_labels
 from analyses.data.imagedata import Batch
 from analyses.data.imagenet_s import imagenet_synsets
-from analyses.figures.context_tokens import difference_figure, groups_figure
+from analyses.figures.context_tokens import change_figure, difference_figure, groups_figure
 from analyses.token_groups import aligned_masks
 from hooked_vit import HookedViT
 from hooked_vit.errors import NoHeadError
+from tests.class_space_cases import beside_reference, by, only
 from tests.tiny import CLASSES, FAMILIES, IMAGE, make_hf, pixels, tiny
 
 SQUASH = ViTImageProcessorPil(size={"height": IMAGE, "width": IMAGE})
@@ -262,6 +265,50 @@ def test_groups_agree_with_a_plain_reference(name: str) -> None:
         assert row["p"] <= row["p_adjusted"]
 
 
+def test_updates_of_class_and_context_tokens_are_compared_as_in_a_plain_reference() -> None:
+    net, reference, x, labels = beside_reference(6)
+    patches = torch.randint(-1, 2, (6, 16), generator=torch.Generator().manual_seed(3))
+    patches[0] = 0  # nothing to compare
+    y, run = labels.numpy(), reference.run(x.double().numpy())
+    batches = [(x[:4], labels[:4], patches[:4]), (x[4:], labels[4:], patches[4:])]
+    rows, published = (measure_context(net, batches, n_shuffles=9, published=p) for p in (False, True))
+    marks = patches.numpy()
+    for layer in range(2):
+        for part, update, read in (("attn", run.attn, run.h[:-1]), ("mlp", run.mlp, run.u)):
+            change = (reference.true_logit(update[layer], y) - reference.true_logit(read[layer], y))[:, 1:]
+            apart = [change[i][marks[i] == 1].mean() - change[i][marks[i] == 0].mean() for i in range(1, 6)]
+            row = only(rows, measure="logit_change", layer=layer, part=part)
+            assert row["value"] == pytest.approx(np.mean(apart), abs=1e-5)
+            assert row["n"] == 5
+            assert 1 / 10_000 <= row["p"] <= row["p_adjusted"] <= 1
+            told = by(published, measure="logit_change", layer=layer, part=part)
+            assert len(told) == (part == "attn" and layer == 1)
+            for one in told:  # pooled over images, and what has no label is context
+                assert one["value"] == pytest.approx(change[marks == 1].mean() - change[marks != 1].mean(), abs=1e-5)
+
+
+def test_an_update_that_raises_the_class_on_the_object_alone_is_found_and_an_even_one_is_not() -> None:
+    rng, patches = np.random.default_rng(0), torch.tensor([[1, 1, 0, 0]] * 20)
+    zero = torch.zeros(20, 4, 3)
+    noise = torch.from_numpy(rng.normal(size=(20, 4, 3))).float()
+    tally = LogitChange()
+    tally.add(0, Scores(zero, noise + 5.0 * patches[..., None], zero, noise, zero), torch.zeros(20).long(), patches)
+    attn, mlp = (only(list(tally.rows()), part=part) for part in ("attn", "mlp"))
+    assert attn["value"] == pytest.approx(mlp["value"] + 5, abs=1e-5)
+    assert attn["p_adjusted"] < 0.001
+    assert mlp["p"] > 0.05
+
+
+def test_figures_and_sentences_count_layers_as_the_frame_does(result) -> None:
+    rows = result.frame[(result.frame.measure == "difference") & (result.frame.model == "vit")]
+    best = int(rows.loc[rows.value.idxmax(), "layer"])
+    assert any(f"largest at layer {best}," in sentence for sentence in result.meta["summary"])
+    boxes = [trace for trace in groups_figure(result).data if trace.type == "box"]
+    assert all(list(box.x) == [-1, 0, 1] for box in boxes)
+    curve = next(trace for trace in difference_figure(result).data if trace.name == "class minus context")
+    assert list(curve.x) == [-1, 0, 1]
+
+
 def test_images_without_class_tokens_are_counted() -> None:
     table = torch.tensor([[0, 0], [1, 1], [1, 0], [-1, -1]])
     assert counts_of(table) == {
@@ -330,7 +377,7 @@ def test_the_analysis_says_what_it_left_out(result) -> None:
     assert set(frame[frame.measure == "identifiability"].layer) == {-1, 0, 1}
 
 
-@pytest.mark.parametrize("draw", [groups_figure, difference_figure])
+@pytest.mark.parametrize("draw", [groups_figure, difference_figure, change_figure])
 def test_figures_hold_every_model(result, draw) -> None:
     text = draw(result).to_json()
     assert "vit" in text
@@ -347,6 +394,10 @@ def test_published_settings_run_on_the_whole_mask() -> None:
     result = context_tokens({"vit": model()}, data, fit_data=FIT, repro=True)
     rows = result.frame[result.frame.measure == "difference"]
     assert (rows.p == rows.p_adjusted).all()
+    changes = result.frame[result.frame.measure == "logit_change"]
+    assert changes[["layer", "part"]].to_numpy().tolist() == [[1, "attn"]]
+    drawn = next(trace for trace in change_figure(result).data if trace.name == "attention")
+    assert list(drawn.y) == changes.value.tolist()
     assert any("published" in note for note in result.meta["notes"])
 
 
@@ -358,8 +409,10 @@ def test_published_settings_run_on_the_whole_mask() -> None:
     ],
 )
 def test_bad_input_is_refused(data, options: dict, says: str) -> None:
+    net = model()
     with pytest.raises(ValueError, match=says):
-        context_tokens({"vit": model()}, data, **options)
+        context_tokens({"vit": net}, data, head="ridge", **options)
+    assert net.run.n_forwards == 0
 
 
 def test_a_model_without_the_head_a_role_needs_is_refused() -> None:

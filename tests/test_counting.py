@@ -186,21 +186,21 @@ def test_counts_are_found_by_class_name() -> None:
 
 
 def test_bad_input_is_refused(model: HookedViT) -> None:
-    scenes = digit_scenes("test", n=6)
+    scenes, others = digit_scenes("test", n=6), digit_scenes("train", n=6)
     rows = [dict(row) for row in scenes]
     rows[2]["pair"] = rows[2]["pair"].resize((40, 48))
     uneven = Dataset.from_list(rows, features=scenes.features)
     with pytest.raises(ValueError, match=r"\(48, 48\) and \(40, 48\) in pair 2"):
-        counting({"tiny": model}, uneven, probe_data=scenes)
+        counting({"tiny": model}, uneven, probe_data=others)
     with pytest.raises(ValueError, match="lacks pair"):
-        counting({"tiny": model}, scenes.remove_columns("pair"), probe_data=scenes)
+        counting({"tiny": model}, scenes.remove_columns("pair"), probe_data=others)
     with pytest.raises(ValueError, match="max_pairs is at least 1"):
-        counting({"tiny": model}, scenes, probe_data=scenes, max_pairs=0)
+        counting({"tiny": model}, scenes, probe_data=others, max_pairs=0)
     wrong = model.shared_copy()
     wrong.set_head_(torch.zeros(6, 48), torch.arange(6.0), tuple("012345"))  # always five
     fours = scenes.filter(lambda row: row["count"] <= 4)
     with pytest.raises(ValueError, match="counts no pair"):
-        counting({"wrong": wrong}, fours, probe_data=scenes)
+        counting({"wrong": wrong}, fours, probe_data=others)
     wrong.set_head_(torch.zeros(3, 48), torch.zeros(3), ("0", "1", "2"))
     with pytest.raises(ValueError, match=r"knows the counts \[0, 1, 2\]"):
-        counting({"wrong": wrong}, scenes, probe_data=scenes)
+        counting({"wrong": wrong}, scenes, probe_data=others)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from datasets import List as ListOf
+from PIL import Image as Picture
 
-from analyses import Result, load_data
+from analyses import Result, load_data, restoration
 from analyses.data import ImageData, as_data
 from analyses.decodability import decodability
 from analyses.figures.decodability import control_figure, curve_figure, main_figure, summary_table
 from analyses.probes import fit_probes, with_target
+from analyses.study import count_classes, two_sets
 from hooked_vit import HookedViT
 from tests.test_cls_causality import coloured, model
 from tests.test_probe_engine import relabelled
@@ -208,6 +212,39 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             run(models, coloured(40, 1), coloured(60, 2), **kw)
+
+
+def test_images_a_probe_was_fitted_on_are_not_measured_on() -> None:
+    models, data = {"vit": model("vit")}, coloured(40, 1)
+    for spec, again in ((data, data), ("scenes:test", "scenes:test"), (data, coloured(40, 1))):
+        with pytest.raises(ValueError, match="measured on images they were not fitted on"):
+            two_sets(spec, again)
+    # as many images with the same labels in the same order, and other pictures
+    mirrored = [picture.transpose(0) for batch in data.batches(40) for picture in batch.images]
+    assert two_sets(data, as_data((mirrored, data.labels.tolist()))).note == "given"
+    with pytest.raises(ValueError, match="leave out the set to fit on"):
+        run(models, data, data)
+    assert models["vit"].run.n_forwards == 0
+
+
+def test_class_folders_that_differ_would_number_classes_differently(tmp_path: Path) -> None:
+    """Without a folder for bees, label 1 is a cat in one set and a bee in the other."""
+    models = {"vit": model("vit")}
+    for split, names in (("fit", ("ant", "bee", "cat")), ("test", ("ant", "cat"))):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                Picture.new("RGB", (32, 32), (40 * i, 99, 0)).save(tmp_path / split / name / f"{i}.png")
+    test, fit = (f"imagefolder:{tmp_path / split}" for split in ("test", "fit"))
+    for refused in (lambda: restoration(models, test, probe_data=fit), lambda: run(models, test, fit)):
+        with pytest.raises(ValueError, match="alike.*2 classes, ant, cat and .*3 classes, ant, bee, cat"):
+            refused()
+    probes = fit_probes(models["vit"], load_data(fit), roles=("cls",))
+    with pytest.raises(ValueError, match="knows the classes ant, bee, cat .*the same number would be another class"):
+        probes.evaluate(models["vit"], test)
+    (tmp_path / "test" / "bee").mkdir()
+    assert count_classes(load_data(test), load_data(fit)) == 3
+    assert probes.evaluate(models["vit"], test).counts == (4, 0, 4)
 
 
 def test_the_figures_and_the_table(result: Result) -> None:

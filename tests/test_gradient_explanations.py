@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers import ViTImageProcessorPil
 
 from analyses import load_data
 from analyses.class_space.explanations import gradient_maps, overlay
 from analyses.class_space.projection import Rules
+from analyses.data.imagedata import Batch
 from analyses.figures.gradient_explanations import curves_figure, heads_figure, overlay_figure
-from analyses.gradient_explanations import gradient_explanations
+from analyses.gradient_explanations import _object_patches, gradient_explanations
 from analyses.results import Result
 from hooked_vit import HookedViT, ViTConfig
 from hooked_vit.errors import NoHeadError
@@ -217,6 +220,18 @@ def test_the_maps_are_those_of_the_label_and_of_another_class(result: Result, mo
     assert all(other != label for other, label in zip(others, batch.labels.tolist(), strict=True))
 
 
+def test_objects_are_read_from_masks_of_classes_and_ignored_pixels_are_none(models: dict[str, HookedViT]) -> None:
+    ids = np.zeros((IMAGE, IMAGE), int)
+    ids[: IMAGE // 2] = 300  # the class: a grey value of 16 · 1 + 44 would be an object as well as that of any other
+    ids[IMAGE // 2 :, : IMAGE // 2], ids[-1, -1] = 7, 1000  # another class, and what is not to be asked
+    mask = Image.fromarray(np.stack([ids % 256, ids // 256, 0 * ids], -1).astype(np.uint8))
+    image = Image.new("RGB", mask.size)
+    extra = {"mask": [mask], "mask_class": [300], "mask_classes": [919]}
+    batch = Batch([image], torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), extra)
+    found = _object_patches(models["vit"], batch, (4, 4)).reshape(4, 4)
+    assert found.tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
+
+
 def test_a_readout_that_never_reads_cls_is_said(result: Result) -> None:
     assert any("beit-mean-both" in note and "never CLS" in note for note in result.meta["notes"])
 
@@ -225,6 +240,14 @@ def test_the_figures_draw(result: Result) -> None:
     assert len(overlay_figure(result).data) == 3 * 4
     assert len(heads_figure(result).data) == 2 * 5
     assert len(curves_figure(result).data) == 2 * 7
+
+
+def test_no_examples_are_asked_for(models: dict[str, HookedViT]) -> None:
+    run = gradient_explanations({"vit": models["vit"]}, load_data("scenes:test", n=4), examples=0)
+    assert not run.frame.measure.isin(["map", "picture"]).any()
+    assert "examples=0" in overlay_figure(run).to_json()
+    with pytest.raises(ValueError, match="0 or more"):
+        gradient_explanations({"vit": models["vit"]}, load_data("scenes:test", n=4), examples=-1)
 
 
 def test_one_class_for_all_images(models: dict[str, HookedViT]) -> None:

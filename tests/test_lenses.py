@@ -210,6 +210,24 @@ def test_refusals_come_before_any_run(options: dict, says: str) -> None:
     assert vit.run.n_forwards == 0
 
 
+def test_a_reader_whose_best_is_within_chance_begins_nowhere(result: Result) -> None:
+    some = False
+    for row in result.meta["table"]:
+        rows = result.frame[(result.frame.model == row["model"]) & (result.frame.measure == "accuracy")]
+        for reader in ("probe", "head", "translator"):
+            curve = rows[rows.reader == reader]
+            above = curve.low[curve.value.idxmax()] > 1 / CLASSES
+            assert (row[f"{reader}_from"] is not None) == above
+            some |= not above and curve.value.max() > 1 / CLASSES
+    assert some, "no curve's best was above chance by luck alone"
+
+
+def test_a_random_model_is_named_by_the_seed_it_was_drawn_with() -> None:
+    run = read(("vit",), random_models=2, seed=3)
+    control = run.frame[run.frame.reader == "random_head"]
+    assert set(control.seed) == set(run.meta["seeds"]) == {3, 4}
+
+
 def test_figures_and_words_name_every_model(result: Result) -> None:
     for figure in (result.figure(), path_figure(result), divergence_figure(result)):
         assert {a.text for a in figure.layout.annotations} >= set(MODELS)

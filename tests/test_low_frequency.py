@@ -239,6 +239,24 @@ def test_figures_and_words_have_every_model(result: Result, tmp_path: Path) -> N
         assert sum(sentence.startswith(name) for sentence in result.meta["summary"]) == 5
 
 
+def test_a_token_that_is_the_same_in_every_image_has_no_centred_cosine() -> None:
+    """Attention that writes nothing in block 0 leaves CLS as it was put in: about its mean there is only rounding."""
+    blind = model("vit")
+    with torch.no_grad():
+        blind.blocks[0].attn.o.weight.zero_()
+    run = low_frequency(
+        {"vit": blind}, coloured(24, 1), fit_data=coloured(30, 2), radii=(3.0,), bands=3, seeds=1, batch_size=16
+    )
+    for measure in ("centred_cosine", "swap_cosine", "cka", "cosine_gain"):
+        rows = pick(run, "vit", measure, token="cls")
+        assert rows[rows.layer == 0].value.isna().all()
+        assert not rows[rows.layer == 1].value.isna().any()
+    assert sum("CLS behind block 0 is the same in every image" in note for note in run.meta["notes"]) == 1
+    for draw in (get_analysis("low-frequency").figure, *get_analysis("low-frequency").more_figures.values()):
+        assert draw is not None
+        draw(run)
+
+
 def test_the_verdict_follows_the_intervals(result: Result) -> None:
     def with_gains(low: float, high: float) -> Result:
         frame = result.frame[result.frame.model == "registers"].copy()

@@ -414,7 +414,7 @@ def test_an_area_is_that_of_its_curve(result: Result) -> None:
 
 
 def test_batches_change_nothing(result: Result, models: dict[str, HookedViT], data: ImageData) -> None:
-    given = {"probe_data": data, "orders": ("rollout",), "seeds": 2}
+    given = {"probe_data": coloured(60, 2), "orders": ("rollout",), "seeds": 2}
     again = perturbation_tests({"vit": models["vit"]}, data, batch_size=7, **given)
     first = result.frame[(result.frame.model == "vit") & result.frame.order.isin(["rollout", "random"])]
     mine, theirs = (f[f.measure == "accuracy"].value.to_numpy() for f in (first, again.frame))
@@ -422,7 +422,7 @@ def test_batches_change_nothing(result: Result, models: dict[str, HookedViT], da
 
 
 def test_the_published_setting_is_another_one(models: dict[str, HookedViT], data: ImageData) -> None:
-    given = {"probe_data": data, "orders": ("gradient",), "seeds": 2}
+    given = {"probe_data": coloured(60, 2), "orders": ("gradient",), "seeds": 2}
     runs = [perturbation_tests({"vit": models["vit"]}, data, repro=repro, **given) for repro in (False, True)]
     areas = [run.frame[run.frame.measure == "auc"].set_index(["order", "direction"]).value for run in runs]
     for order in ("gradient", "random"):

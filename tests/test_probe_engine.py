@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from analyses.probes import (
     with_target,
 )
 from analyses.probes.probe import Probe
+from analyses.probes.store import feature_store
 from analyses.ridge import ALPHAS
 from hooked_vit import HookedViT
 from interventions import Intervention, apply, insert_token, remove_tokens, shuffle_cls, zero_attention
@@ -179,6 +181,16 @@ def test_saved_and_loaded_probes_say_the_same(kind: str, tmp_path: Path) -> None
     assert all(torch.equal(want.ranks[site], got.ranks[site]) for site in want.ranks)
 
 
+def test_one_wrong_byte_in_saved_probes_is_found(tmp_path: Path) -> None:
+    fit_probes(model("vit"), images(40, 2), roles=("cls",)).save(tmp_path)
+    file = tmp_path / "probes.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged: their checksum is another"):
+        FittedProbes.load(tmp_path)
+
+
 def test_no_probes_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"probes\.json"):
         FittedProbes.load(tmp_path)
@@ -277,6 +289,15 @@ def test_features_on_disk_and_in_memory_give_the_same_mlp_and_close_logistic(kin
         assert one.hits == other.hits
     else:
         assert abs(one.accuracy("cls", 1) - other.accuracy("cls", 1)) < 0.1
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room is taken where the system can")
+def test_room_on_the_disk_is_taken_before_it_is_written_to(tmp_path: Path) -> None:
+    """A map of a file with holes ends the process with a bus error when the disk fills up meanwhile."""
+    with feature_store({"cls@0": 64, "cls@1": 32}, n=500, memory=0, scratch=tmp_path) as store:
+        assert not store.in_memory
+        taken = sum(512 * path.stat().st_blocks for path in tmp_path.rglob("*.f32"))
+    assert taken >= 4 * 500 * (64 + 32)
 
 
 def test_a_disk_without_room_is_told_before_anything_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -227,6 +227,7 @@ def test_figures_and_words_have_every_model(result: Result, tmp_path: Path) -> N
     for name in MODELS:
         assert sum(sentence.startswith(name) for sentence in result.meta["summary"]) >= 3
     assert busiest(result.frame[result.frame.model == "registers"]) is not None
+    assert sum(note.startswith("R² of a patch's content") for note in result.meta["notes"]) == 1
 
 
 def test_a_model_without_outliers_is_reported_as_such() -> None:

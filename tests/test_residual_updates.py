@@ -192,6 +192,20 @@ def test_prototypes_stand_for_classes_where_the_model_answers_with_an_embedding(
         measure_residual_updates(model, [(x, y)], random_seeds=())
 
 
+def test_untrained_models_have_untrained_prototypes() -> None:
+    """What was learned of the classes must not reach the control: it is the same whatever the prototypes are."""
+    model = make("clip-projection", torch.float32)
+    x, y = labelled(model, 3)[0], torch.tensor([0, 1, 2])
+
+    def control(seed: int) -> list[dict]:
+        prototypes = torch.randn(4, model.cfg.d_out, generator=torch.Generator().manual_seed(seed))
+        rows = measure_residual_updates(model, [(x, y)], random_seeds=(7,), rules=Rules(prototypes=prototypes))
+        return by(rows, control="random")
+
+    assert control(0) == control(1)
+    assert len(control(0)) > 0
+
+
 @pytest.fixture(scope="module")
 def result() -> Result:
     models = {name: with_processor(name) for name in ("vit", "timm-rpn")}

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses import Result, cls_causality, restoration
+from analyses import Result, causality_vs_decodability, cls_causality, restoration
 from analyses.data import as_data
 from analyses.figures.restoration import panels_figure, restored_figure
 from analyses.restoration import ratio_intervals, shuffled_streams
 from analyses.ridge import GramRidge
 from analyses.role_probes import fit_role_probes, read_role
-from analyses.shuffle_floors import batch_order, batch_seed, expected_hits
+from analyses.shuffle_floors import batch_order, batch_seed, check_mixed, expected_hits
 from analyses.streams import read_stream
 from interventions import apply, shuffle_tokens
 from interventions.shuffling import draw_permutation
@@ -191,6 +191,19 @@ def test_refusals_come_before_any_run(options: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         restoration({"vit": vit}, DATA, probe_data=FIT, **options)
     assert vit.run.n_forwards == 0
+
+
+@pytest.mark.parametrize("run", [restoration, causality_vs_decodability, cls_causality])
+def test_data_in_the_order_of_their_classes_are_refused(run) -> None:
+    """Exchanged within a class, CLS looks unused wherever it is used."""
+    images = [image for batch in DATA.batches(35) for image in batch.images]
+    ordered = as_data((images, sorted(DATA.labels.tolist())))
+    vit = model("vit")
+    with pytest.raises(ValueError, match=r"batches have to mix classes: .*probability 75%.* with 19%"):
+        run({"vit": vit}, ordered, probe_data=FIT, seeds=1, batch_size=10)
+    assert vit.run.n_forwards == 0
+    for mixed in (ordered, DATA):  # one batch of everything mixes all there is
+        check_mixed(mixed, batch_size=len(mixed) if mixed is ordered else 10)
 
 
 def test_a_batch_one_class_dominates_cannot_take_tokens_of_others() -> None:

@@ -251,6 +251,13 @@ def test_the_seven_models_of_the_paper_have_names():
         published.get("vilas2023-gab")
 
 
+def test_an_option_that_a_file_of_weights_has_not_is_refused(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"")
+    with pytest.raises(TypeError, match="got revision"):
+        published.load("vilas2023-refinement", file, revision="main")
+
+
 @pytest.mark.parametrize("name", published.names())
 def test_a_published_model_in_its_exact_shape(name, tmp_path, monkeypatch):
     known, reference = published.get(name), exact_shape(name)

@@ -139,13 +139,15 @@ def test_rates_agree_with_a_plain_reference(name: str) -> None:
 
 
 def test_published_numbers_mix_tokens_with_images_count_cls_and_empty_images() -> None:
-    """Three images of class 0: class tokens 1 of 1 right, 0 of 3 right, and none at all."""
+    """Four images of class 0: class tokens 1 of 1 right, 0 of 3 right, none at all, and nothing else: 1 of 4 right."""
     net = inert(reads_pixels=True)
     white, black = 1.0, -1.0
-    cells = torch.tensor([[white, black, black, black], [black, black, black, black], [black] * 4])
-    x = cells.reshape(3, 1, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1).contiguous()
-    patches = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
-    batch = [(x, torch.zeros(3, dtype=torch.long), patches, torch.arange(3))]
+    cells = torch.tensor(
+        [[white, black, black, black], [black, black, black, black], [black] * 4, [white] + 3 * [black]]
+    )
+    x = cells.reshape(4, 1, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1).contiguous()
+    patches = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    batch = [(x, torch.zeros(4, dtype=torch.long), patches, torch.arange(4))]
 
     def rates(published: bool) -> dict[str, float]:
         rows = measure_removal(net, batch, draws=1, published=published)
@@ -159,8 +161,9 @@ def test_published_numbers_mix_tokens_with_images_count_cls_and_empty_images() -
     assert correct["rate clean"] == correct["rate removed"] == pytest.approx(0.5)
     assert correct["rate_micro clean"] == correct["rate_micro removed"] == pytest.approx(0.25)
     published = rates(True)
-    # pooled over tokens without CLS, against the mean over images of (2 of 2, 1 of 4, CLS alone)
-    assert published == {"rate clean": pytest.approx(0.25), "rate removed": pytest.approx((1 + 0.25 + 1) / 3)}
+    # pooled over tokens without CLS, against the mean over images of (2 of 2, 1 of 4, CLS alone, 2 of 5)
+    want = {"rate clean": 2 / 8, "rate removed": (1 + 1 / 4 + 1 + 2 / 5) / 4}
+    assert published == pytest.approx(want)
 
 
 def test_a_pooled_rate_has_an_interval_over_images() -> None:

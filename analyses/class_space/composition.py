@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analyses.class_space.image_means import ImageMeans
 from analyses.class_space.projection import AS_TRAINED, Rules
-from analyses.class_space.random_weights import with_random_weights
+from analyses.class_space.random_weights import with_random_prototypes, with_random_weights
 from analyses.class_space.updates import ClassSimilarity, Scores, read_updates, showing
 from hooked_vit import HookedViT
 
@@ -166,8 +166,8 @@ def measure_residual_updates(
     controls = {s: (with_random_weights(model, s), ClassSimilarity(similarity.reference)) for s in random_seeds}
     for pixels, labels in batches:
         read_updates(model, pixels, showing([similarity, parts], labels), rules)
-        for control, tally in controls.values():
-            read_updates(control, pixels, showing([tally], labels), rules)
+        for s, (control, tally) in controls.items():
+            read_updates(control, pixels, showing([tally], labels), with_random_prototypes(rules, s))
     rows = [{"control": "trained", "seed": None, **row} for row in similarity.rows(seed)]
     rows += [{"seed": None, **row} for row in parts.rows(seed)]
     for s, (_, tally) in controls.items():

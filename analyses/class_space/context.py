@@ -12,27 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.class_space.identifiability import EMBEDDING
-from analyses.class_space.image_means import ImageMeans, interval_rows
+from analyses.class_space.image_means import ImageMeans, group_mean, interval_rows
+from analyses.class_space.logit_change import PUBLISHED_SHUFFLES, LogitChange
 from analyses.class_space.masks import CLASS, CONTEXT, counts_of
-from analyses.class_space.projection import AS_TRAINED, Rules, check_rules, project_role, token_ranks
+from analyses.class_space.projection import AS_TRAINED, Rules, check_rules, token_ranks
 from analyses.class_space.rank_counts import RankCounts
+from analyses.class_space.updates import Scores, read_updates
 from analyses.metrics import correct, identifiability
 from analyses.statistics import holm, permutation_p, sign_flip_test
-from analyses.streams import read_stream
 from hooked_vit import HookedViT
 
 GROUPS = {"class": CLASS, "context": CONTEXT}
 N_SHUFFLES = 999
-PUBLISHED_SHUFFLES = 300
-
-
-def group_mean(values: Float[Tensor, "b n"], here: Tensor) -> Float[Tensor, "b"]:
-    """Mean of each image's values at `here`; NaN where there are none.
-
-    >>> group_mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[True, True], [False, False]])).tolist()
-    [1.5, nan]
-    """
-    return torch.where(here, values, 0.0).sum(1) / here.sum(1)
 
 
 class ContextTally:
@@ -143,22 +134,32 @@ def measure_context(
 
     `batches` are (pixels, classes of the head, labels of the patches [b, n]). Rows hold measure, layer (−1 for the
     embedding), tokens (class or context), value, low, high, n. An image without tokens of a group is left out of that
-    group, and counted: without_class_tokens, without_context_tokens.
+    group, and counted: without_class_tokens, without_context_tokens. `logit_change` rows are those of `LogitChange`.
     Raises ValueError for labels of another number of patches.
     """
     tally = ContextTally(check_rules(model, rules), n_shuffles=n_shuffles, published=published, seed=seed)
+    changes = LogitChange(published)
     for pixels, labels, patches in batches:
-        where = labels.to(pixels.device)
+        by_layer: list[Tensor] = []
 
-        def ranks(x: Tensor, where: Tensor = where) -> Tensor:
-            tokens = x[:, model.tokens.where("patches")]
-            return token_ranks(project_role(model, tokens, "patches", rules), where)
+        def see(
+            layer: int,
+            role: str,
+            scores: Scores,
+            by_layer: list[Tensor] = by_layer,
+            labels: Tensor = labels,
+            patches: Tensor = patches,
+        ) -> None:
+            if role != "patches":
+                return
+            if scores.post.shape[:2] != patches.shape:
+                raise ValueError(
+                    f"every image token has one label; there are {tuple(scores.post.shape[:2])} tokens and labels for "
+                    f"{tuple(patches.shape)}"
+                )
+            by_layer += [token_ranks(s, labels) for s in ([scores.pre] if layer == 0 else []) + [scores.post]]
+            changes.add(layer, scores, labels, patches)
 
-        _, by_layer = read_stream(model, pixels, ranks, embedding=True)
-        if by_layer[0].shape != patches.shape:
-            raise ValueError(
-                f"every image token has one label; there are {tuple(by_layer[0].shape)} tokens and labels for "
-                f"{tuple(patches.shape)}"
-            )
+        read_updates(model, pixels, see, rules)
         tally.add(by_layer, patches)
-    return list(tally.rows(seed))
+    return [*tally.rows(seed), *changes.rows(seed)]

@@ -26,7 +26,7 @@ from analyses.class_space.projection import (
     token_ranks,
     true_scores,
 )
-from analyses.class_space.random_weights import permuted_classes, with_random_weights
+from analyses.class_space.random_weights import permuted_classes, with_random_prototypes, with_random_weights
 from analyses.class_space.rank_counts import RankCounts, SignedRankCounts
 from analyses.class_space.updates import Scores, read_updates
 from analyses.metrics import chance, correct, identifiability, rank
@@ -233,7 +233,7 @@ def measure_identifiability(
         n_classes, has_cls=has_cls, permuted=permuted_seeds, published=published, full_range=full_range
     )
     controls = {s: with_random_weights(model, s) for s in random_seeds}
-    random_rules = {s: _random_prototypes(rules, s) for s in random_seeds}
+    random_rules = {s: with_random_prototypes(rules, s) for s in random_seeds}
     for pixels, labels in batches:
         where = labels.to(pixels.device)
 
@@ -245,11 +245,3 @@ def measure_identifiability(
         for s, control in controls.items():
             tally.add_random(s, control, pixels, where, random_rules[s])
     return list(tally.rows(seed))
-
-
-def _random_prototypes(rules: Rules, seed: int) -> Rules:
-    """A model that has learned nothing has no prototypes either."""
-    if rules.prototypes is None:
-        return rules
-    drawn = torch.randn(rules.prototypes.shape, generator=torch.Generator("cpu").manual_seed(seed))
-    return Rules(rules.norm, rules.bias, rules.image_head, drawn.to(rules.prototypes))

@@ -54,6 +54,15 @@ def interval_rows(columns: Mapping[Any, np.ndarray], seed: int = 0) -> Iterator[
         yield key, {"value": value, "low": low, "high": high, "n": len(known)}
 
 
+def group_mean(values: Float[Tensor, "b n"], here: Tensor) -> Float[Tensor, "b"]:
+    """Mean of each image's values at `here`; NaN where there are none.
+
+    >>> group_mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[True, True], [False, False]])).tolist()
+    [1.5, nan]
+    """
+    return torch.where(here, values, 0.0).sum(1) / here.sum(1)
+
+
 def _by_class(columns: Mapping[Any, np.ndarray], labels: Int[Tensor, "n"]) -> dict[Any, np.ndarray]:
     """Columns whose mean is that over classes of class means, and which vary as far as images of one class do."""
     _, inverse, counts = (x.numpy() for x in labels.unique(return_inverse=True, return_counts=True))

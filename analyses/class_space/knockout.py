@@ -19,6 +19,7 @@ from analyses.statistics import holm, mcnemar, sign_flip_test
 from analyses.study import rate_row
 from hooked_vit import HookedViT
 from hooked_vit.errors import nearest
+from hooked_vit.tokens import ROLES
 from interventions import Intervention, apply, get
 from interventions.attention import edges
 
@@ -78,6 +79,7 @@ def variants_of(model: HookedViT, names: Sequence[str]) -> tuple[dict[str, Varia
     Raises ValueError for another name.
     """
     found = {}
+    roles = ("all", *ROLES)
     for name in names:
         queries, arrow, keys = name.partition(">")
         if not arrow and name not in VARIANTS:
@@ -85,6 +87,8 @@ def variants_of(model: HookedViT, names: Sequence[str]) -> tuple[dict[str, Varia
                 f"no knockout is called {name!r}{nearest(name, VARIANTS)}; there are {', '.join(VARIANTS)}, and "
                 "'queries>keys' with roles of tokens"
             )
+        if arrow and (unknown := [role for role in (queries, keys) if role not in roles]):
+            raise ValueError(f"tokens of a knockout {name!r} are {', '.join(roles)}; got {', '.join(unknown)}")
         found[name] = Variant(((queries, keys),)) if arrow else VARIANTS[name]
     there = {*model.run.native.roles, "all"}
     return (
@@ -115,7 +119,8 @@ def places_of(model: HookedViT, window: int = 0, by_head: bool = False) -> list[
         raise ValueError(f"a window is 1 to {n} neighbouring layers, or 0 for none; got {window}")
     places = [Place(0, n - 1, None)]
     places += [Place(first, first + window - 1, None) for first in range(n - window + 1) if window]
-    return places + [Place(0, n - 1, head) for head in range(model.cfg.n_heads) if by_head]
+    places += [Place(0, n - 1, head) for head in range(model.cfg.n_heads) if by_head]
+    return list(dict.fromkeys(places))  # a window of all layers is all layers at once
 
 
 class Run(NamedTuple):

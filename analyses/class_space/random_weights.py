@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from analyses.class_space.projection import Rules
 from hooked_vit import HookedViT
 
 
@@ -27,6 +28,16 @@ def with_random_weights(model: HookedViT, seed: int) -> HookedViT:
     fresh.set_attention(model.run.attention)
     fresh.processor = model.processor
     return fresh
+
+
+def with_random_prototypes(rules: Rules, seed: int) -> Rules:
+    """The same rules for a model that has learned nothing: it has no prototypes of classes either, so that they are
+    drawn at random where there are any.
+    """
+    if rules.prototypes is None:
+        return rules
+    drawn = torch.randn(rules.prototypes.shape, generator=torch.Generator("cpu").manual_seed(seed))
+    return Rules(rules.norm, rules.bias, rules.image_head, drawn.to(rules.prototypes))
 
 
 def permuted_classes(n_classes: int, seed: int) -> Int[Tensor, "c"]:

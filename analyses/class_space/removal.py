@@ -146,7 +146,7 @@ def measure_removal(
     those of the group count. Images that lack a group, or have nothing else, are skipped and counted as "skipped".
 
     `published` is the code of Vilas et al. 2023: the tokens of the removed run include CLS and are averaged per image,
-    an image left with CLS alone counts, and those of the clean run are pooled over images.
+    and those of the clean run are pooled over images; images left whole or with CLS alone count.
     """
     check_rules(model, rules)
     tally, skipped = RemovalTally(), dict.fromkeys(KEPT, 0)
@@ -154,8 +154,8 @@ def measure_removal(
         for kept, label in KEPT.items():
             keep = patches == label
             usable = keep.any(1) & ~keep.all(1)
-            if published and model.cfg.sources == ("cls",):  # an answer is left where CLS is all that is read
-                usable = ~keep.all(1)
+            if published:  # every image counts that leaves an answer: CLS does, where it is all that is read
+                usable = keep.any(1) | (model.cfg.sources == ("cls",))
             skipped[kept] += int((~usable).sum())
             if not usable.any():
                 continue

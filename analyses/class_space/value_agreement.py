@@ -12,7 +12,7 @@ from scipy.stats import wilcoxon
 from analyses.class_space.image_means import interval_rows
 from analyses.class_space.memories import PARTS, expected_largest_cosine, promotion, value_vectors
 from analyses.class_space.projection import AS_TRAINED, Rules, check_rules
-from analyses.class_space.random_weights import with_random_weights
+from analyses.class_space.random_weights import with_random_prototypes, with_random_weights
 from analyses.statistics import holm
 from hooked_vit import HookedViT
 
@@ -54,7 +54,10 @@ def measure_value_agreement(
     """
     check_rules(model, rules)
     trained = value_agreement(model, rules, fold_gain=fold_gain)
-    random = {s: value_agreement(with_random_weights(model, s), rules, fold_gain=fold_gain) for s in random_seeds}
+    random = {
+        s: value_agreement(with_random_weights(model, s), with_random_prototypes(rules, s), fold_gain=fold_gain)
+        for s in random_seeds
+    }
     p_values = {key: _above(values, [r[key] for r in random.values()]) for key, values in trained.items()}
     adjusted = _adjusted(p_values) if random else {}
     rows: list[dict[str, Any]] = []

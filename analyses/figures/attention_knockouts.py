@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.panels import GREY, MODELS, bars, curve, over_seeds, panels, place, says
+from analyses.figures.colours import CHANCE, DARK_BLUE, LIGHT_BLUE, MODELS, SOFT_ORANGE
+from analyses.figures.panels import bars, curve, each_panel, level, model_panels, panels, place, sentence
+from analyses.figures.rows import over_seeds
 from analyses.results import Result
 
 WHAT = {
@@ -17,38 +21,34 @@ WHAT = {
     "both": "neither sees the other",
 }
 SERIES = {
-    ("rate", "knockout"): ("image tokens that put the class first", "#fc8d62"),
-    ("rate", "random"): ("the same, random keys cut", "#fddbc7"),
-    ("accuracy", "knockout"): ("accuracy of the model", "#1f78b4"),
-    ("accuracy", "random"): ("the same, random keys cut", "#a6cee3"),
+    "rate": ("image tokens that put the class first", SOFT_ORANGE, "#fddbc7"),
+    "accuracy": ("accuracy of the model", DARK_BLUE, LIGHT_BLUE),
 }
 
 
 def knockout_figure(result: Result) -> go.Figure:
     """One panel per model: what is left of the class in the image tokens and in the answers after every knockout."""
-    frame = _everywhere(result.frame)
-    models = list(frame.model.unique())
-    fig = panels(
-        models,
-        "What is left of the class when attention is cut in all blocks?",
-        "bars: after the knockout, and with as much attention taken from the same tokens at random; lines: untouched",
+    everywhere = _everywhere(result.frame)
+    fig = model_panels(
+        result,
+        "What is left of the class when attention is cut in all layers?",
+        "Dark bars: after the knockout; light bars: with as much attention taken from the same tokens at random; "
+        "dashed lines: untouched. 95 % intervals over images",
         x="",
         y="share",
         columns=2,
-        height=380,
+        height=400,
     )
-    for number, model in enumerate(models):
-        at, rows = place(fig, number), frame[frame.model == model]
+    for at, model, _ in each_panel(fig, result):
+        rows = everywhere[everywhere.model == model]
         names = [name for name in rows.variant.unique() if name != "none"]
-        for (measure, control), (label, colour) in SERIES.items():
-            label = label if control == "knockout" else f"{SERIES[measure, 'knockout'][0]}, random keys cut instead"
-            part = over_seeds(_of(rows, measure, control), "variant").set_index("variant").reindex(names)
-            bars(fig, at, names, part, label, colour)
-            if control == "knockout":
-                clean = _of(rows, measure, "clean").value.mean()
-                fig.add_hline(y=clean, line={"color": colour, "dash": "dash", "width": 2}, **at)
-    fig.update_layout(barmode="group")
-    return fig
+        ticks = ["<br>".join(wrap(WHAT.get(name, name), 13)) for name in names]
+        for measure, (label, dark, light) in SERIES.items():
+            for control, colour, what in (("knockout", dark, label), ("random", light, f"{label}, random keys cut")):
+                part = over_seeds(_of(rows, measure, control), "variant").set_index("variant").reindex(names)
+                bars(fig, at, ticks, part, what, colour)
+            fig.add_hline(y=_of(rows, measure, "clean").value.mean(), line={**CHANCE, "color": dark}, **at)
+    return fig.update_layout(barmode="group").update_xaxes(tickangle=0, tickfont_size=11)
 
 
 def places_figure(result: Result) -> go.Figure:
@@ -58,39 +58,35 @@ def places_figure(result: Result) -> go.Figure:
     full = frame.groupby("model").layer_last.transform("max")
     inside = frame[(frame.layer_first > 0) | (frame.layer_last < full) | frame["head"].notna()]
     if not len(inside):
-        return says(
-            "Only all blocks and heads at once were cut; give window=1 or by_head=True (--window 1, --by-head)."
+        return sentence(
+            "Only all layers and heads at once were cut; give window=1 or by_head=True (--window 1, --by-head)."
         )
-    models = list(inside.model.unique())
     by_head = inside["head"].notna()
-    kinds = [("window of blocks", True)] if (~by_head).any() else []
-    kinds += [("head, in all blocks", False)] if by_head.any() else []
+    kinds = [("first layer of the window", "layer_first")] if (~by_head).any() else []
+    kinds += [("head, cut in all layers", "head")] if by_head.any() else []
+    cells = [(model, what, x) for model in inside.model.unique() for what, x in kinds]
     fig = panels(
-        [f"{model}: {what}" for model in models for what, _ in kinds],
+        [model for model, _, _ in cells],
         "Where does cutting attention take the class from image tokens?",
-        "change of the share of image tokens that put the class first, against the untouched run; 95 % intervals",
-        x="first block of the window, or head",
+        "Change of the share of image tokens that put the class first, against the untouched run; 95 % intervals over "
+        "images",
         y="change of the share",
         columns=2,
         y_range=None,
     )
-    number = 0
-    for model in models:
-        for _, by_window in kinds:
-            at = place(fig, number)
-            number += 1
-            rows = inside[(inside.model == model) & (inside["head"].isna() == by_window)]
-            for name, colour in zip(rows.variant.unique(), MODELS, strict=False):
-                part = rows[rows.variant == name]
-                x = (part.layer_first + 1) if by_window else part["head"]
-                label = WHAT.get(name, name)
-                curve(fig, at, x.astype(int), part, label, colour)
-            fig.add_hline(y=0, line={"color": GREY, "width": 1}, **at)
+    colours = dict(zip(inside.variant.unique(), MODELS, strict=False))
+    for number, (model, what, x) in enumerate(cells):
+        at = place(fig, number)
+        rows = inside[(inside.model == model) & (by_head == (x == "head"))]
+        level(fig, at, [0, int(rows[x].max())], 0.0, "no change")
+        for name in rows.variant.unique():
+            curve(fig, at, rows[rows.variant == name], WHAT.get(name, name), colours[name], x=x)
+        fig.update_xaxes(title_text=what, tickmode="linear", dtick=1, **at)
     return fig
 
 
 def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per model and knockout of all blocks: rate of image tokens and accuracy, clean, cut, and at random."""
+    """One row per model and knockout of all layers: rate of image tokens and accuracy, clean, cut, and at random."""
     frame = _everywhere(frame)
     table = []
     for model, rows in frame.groupby("model", sort=False):
@@ -120,7 +116,7 @@ def in_words(result: Result) -> list[str]:
 
 
 def _everywhere(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of knockouts in all blocks and heads."""
+    """Rows of knockouts in all layers and heads."""
     whole = (frame.layer_first == 0) & (frame.layer_last == frame.groupby("model").layer_last.transform("max"))
     return frame[whole & frame["head"].isna()]
 

@@ -3,70 +3,63 @@
 from __future__ import annotations
 
 import pandas as pd
-import plotly.colors
 import plotly.graph_objects as go
 
-from analyses.figures.curves import BLUE, GREY, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
+from analyses.figures.colours import BLUE, CHANCE, MODELS, ORANGE, PURPLE, UNTOUCHED
+from analyses.figures.panels import curve, each_panel, level, model_panels, panels, place
+from analyses.figures.rows import by_model, ranges, value_of
 from analyses.results import Result
 
 USED = 0.05
 """An effect whose interval lies above this counts as use in the sentences: five points of accuracy."""
+NO_GAP = CHANCE | {"color": PURPLE, "width": 1}
 
 
 def main_figure(result: Result) -> go.Figure:
     """One panel per model: decodable (blue), used (orange), and the gap between them (purple)."""
-    fig = panel_grid(
-        list(result.frame.model.unique()),
-        int(result.frame.layer.max()),
-        "share of images",
+    tokens = _tokens(result)
+    fig = model_panels(
+        result,
+        f"What is decodable from {tokens} at each layer, and what does the model lose without it?",
+        "Purple at 0: all that is decodable is used. Purple high: it is there, and the model does not need it. "
+        "95 % intervals over images",
+        y="share of images",
         y_range=(-0.12, 1.02),
-        title=f"What is decodable from {_tokens(result)} at each layer, and what does the model lose without it?<br>"
-        "<sup>Purple at 0: all that is decodable is used. Purple high: it is there, and the model does not need it."
-        "</sup>",
     )
-    fig.update_yaxes(zeroline=True, zerolinecolor=GREY, zerolinewidth=1)
     curves = {
-        "decodability": (f"ridge probe on {_tokens(result)}: accuracy", BLUE, "solid"),
+        "decodability": (f"ridge probe on {tokens}: accuracy", BLUE, "solid"),
         "probe_floor": ("the same probe on another image's", BLUE, "dot"),
-        "causal_effect": (f"accuracy the model loses when {_tokens(result)} is another image's", ORANGE, "solid"),
+        "causal_effect": (f"accuracy lost when {tokens} is another image's", ORANGE, "solid"),
         "gap": ("gap: blue − dotted blue − orange", PURPLE, "solid"),
     }
-    for place, (_, rows) in enumerate(result.frame.groupby("model", sort=False)):
-        at, last = panel(place), int(rows.layer.max())
-        for measure, label, dash in (("clean", "the model's accuracy", "dash"), ("chance", "chance", "dot")):
-            value = rows.loc[rows.measure == measure, "value"].iloc[0]
-            add_level(fig, value, last, label, at, show=place == 0, dash=dash)
+    for at, _, rows in each_panel(fig, result):
+        ends = [0, int(rows.layer.max())]
+        level(fig, at, ends, value_of(rows, "clean"), "the model's accuracy", UNTOUCHED)
+        level(fig, at, ends, value_of(rows, "chance"), "chance: always the most frequent class")
+        level(fig, at, ends, 0.0, "no gap", NO_GAP)
         for measure, (label, colour, dash) in curves.items():
-            add_curve(fig, rows[rows.measure == measure], label, colour, at, show=place == 0, dash=dash)
+            curve(fig, at, rows[rows.measure == measure], label, colour, dash=dash)
     return fig
 
 
 def one_axis_figure(result: Result) -> go.Figure:
     """The gap of every model against relative depth, in one panel."""
-    fig = go.Figure()
-    colours = plotly.colors.qualitative.D3
-    for k, (name, rows) in enumerate(result.frame[result.frame.measure == "gap"].groupby("model", sort=False)):
-        error = {"type": "data", "symmetric": False, "array": rows.high - rows.value, "thickness": 1, "width": 2}
-        fig.add_trace(
-            go.Scatter(
-                x=(rows.layer.astype(int) + 1) / (rows.layer.max() + 1),
-                y=rows.value,
-                error_y={**error, "arrayminus": rows.value - rows.low},
-                mode="lines+markers",
-                name=str(name),
-                line={"color": colours[k % len(colours)]},
-            )
-        )
-    fig.add_hline(y=0, line={"color": GREY, "width": 1})
-    fig.update_xaxes(title_text="depth (share of the blocks passed)", showgrid=False)
-    fig.update_yaxes(title_text="gap (share of images)", gridcolor="#eeeeee")
-    fig.update_layout(
-        template="plotly_white",
-        title=f"How much more is decodable from {_tokens(result)} than is used? 0: all of it is used",
+    fig = panels(
+        [""],
+        f"How much more is decodable from {_tokens(result)} than is used?",
+        "Gap: accuracy of a probe, less its floor, less what the model loses; 0: all of it is used. 95 % intervals "
+        "over images",
+        x="depth (share of the blocks passed)",
+        y="gap (share of images)",
+        y_range=None,
         height=440,
-        width=1080,
-        margin={"l": 60, "r": 20, "t": 60, "b": 60},
     )
+    at = place(fig, 0)
+    for (name, rows), colour in zip(by_model(result), _cycle(result), strict=True):
+        gap = rows[rows.measure == "gap"]
+        depth = (gap.layer.astype(int) + 1) / (gap.layer.max() + 1)
+        curve(fig, at, gap.assign(depth=depth), name, colour, x="depth")
+    fig.add_hline(y=0, line=CHANCE)
     return fig
 
 
@@ -120,6 +113,10 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     return found, notes
 
 
+def _cycle(result: Result) -> list[str]:
+    return [MODELS[k % len(MODELS)] for k in range(result.frame.model.nunique())]
+
+
 def _tokens(result: Result) -> str:
     tokens = result.meta["tokens"]
     return "CLS" if tokens == "cls" else f"the {tokens} tokens"
@@ -127,11 +124,4 @@ def _tokens(result: Result) -> str:
 
 def _layers(layers: list[int]) -> str:
     """ "layers 3–5 and 7" """
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
-    return ("layer " if len(layers) == 1 else "layers ") + " and ".join(parts)
+    return ("layer " if len(layers) == 1 else "layers ") + " and ".join(ranges(layers))

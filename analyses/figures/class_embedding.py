@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from analyses.figures.colours import BLUE, SOFT_GREY
+from analyses.figures.panels import bars, panels, place
 from analyses.registry import get_analysis
+from analyses.reproductions.figures import comparison_figure
 from analyses.results import Result
 
 # of the tables of the parts: which rows, and which columns under which name (what selected the row is added)
@@ -39,28 +41,31 @@ def overview_figure(result: Result) -> go.Figure:
     """Per model: image tokens that know the class, images that hold one, accuracy; beside the same untrained."""
     table = pd.DataFrame(result.meta["table"])
     shown = {column: says for column, says in COLUMNS.items() if column in table}
-    fig = make_subplots(cols=max(1, len(shown)), rows=1, subplot_titles=list(shown.values()), shared_yaxes=True)
-    for i, column in enumerate(shown, start=1):
-        for name, colour, values in (
-            ("trained", "#1f77b4", table[column]),
-            ("random weights", "#b3b3b3", table.get(f"{column}_random")),
-        ):
-            if values is not None:
-                fig.add_bar(
-                    x=table["model"], y=values, marker_color=colour, name=name, legendgroup=name, showlegend=i == 1,
-                    text=[f"{v:.1%}" for v in values], textposition="outside", row=1, col=i,
-                )  # fmt: skip
-    fig.update_yaxes(range=[0, 1.12], tickformat=".0%")
-    fig.update_layout(
-        template="plotly_white", height=420, width=1080, legend={"orientation": "h", "y": -0.15},
-        title="How many image tokens know the class behind the last block?",
-    )  # fmt: skip
-    return fig
+    fig = panels(
+        list(shown.values()),
+        "How many image tokens know the class behind the last layer?",
+        "Share of image tokens, or of images, with the true class first and alone; blue: trained, grey: random weights",
+        x="model",
+        y="share",
+        y_range=(0, 1.12),
+        height=400,
+    )
+    for number, column in enumerate(shown):
+        kinds = (("trained", BLUE, column), ("random weights", SOFT_GREY, f"{column}_random"))
+        for name, colour, key in kinds:
+            if key in table:
+                values = table[key]
+                written = [f"{v:.0%}" for v in values]
+                rows = pd.DataFrame({"value": values})
+                bars(fig, place(fig, number), table["model"], rows, name, colour, text=written, textposition="outside")
+    return fig.update_yaxes(tickformat=".0%", title_standoff=4)
 
 
 def figures_of_parts(result: Result) -> dict[str, Callable[[Result], go.Figure]]:
     """Heading and drawing function of every figure of every part of this result."""
     found: dict[str, Callable[[Result], go.Figure]] = {}
+    if result.meta.get("published"):
+        found["Published values and ours"] = _beside
     for name in result.meta["parts"]:
         entry = get_analysis(name)
         drawn = {entry.summary: entry.figure, **entry.figures(result.part(name))}
@@ -70,6 +75,10 @@ def figures_of_parts(result: Result) -> dict[str, Callable[[Result], go.Figure]]
                 title = heading if heading == entry.summary else f"{name.replace('-', ' ').capitalize()}: {heading}"
                 found[title] = partial(_drawn, name, draw)
     return found
+
+
+def _beside(result: Result) -> go.Figure:
+    return comparison_figure(pd.DataFrame(result.meta["published"]))
 
 
 def _drawn(name: str, draw: Callable[[Result], go.Figure], result: Result) -> go.Figure:

@@ -7,64 +7,59 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.marks import COLOURS, LEVEL, LIGHT, PART_NAMES, dotted, head_notes, stars
-from analyses.figures.panels import NAMES, curve, level, over_seeds, panels, place
+from analyses.figures.colours import CHANCE, LIGHT_PARTS, NAMES, PART_NAMES, PARTS
+from analyses.figures.panels import add, curve, each_panel, level, model_panels, stars
+from analyses.figures.rows import LEVEL, head_notes
 from analyses.results import Result
 
 
 def agreement_figure(result: Result) -> go.Figure:
     """One panel per model: the mean over classes of the largest cosine of any value vector with the class."""
     top = float(result.frame.loc[result.frame.measure == "agreement", "high"].max())
-    fig = panels(
-        list(result.frame.model.unique()),
+    fig = model_panels(
+        result,
         "Does a layer hold a value vector that points at each class?",
         "Mean over classes of the largest cosine; dashed: as many random directions; dotted: random weights; "
         "stars: above those (p < .05, Holm)",
-        x="layer",
         y="largest cosine with the class",
         y_range=(0.0, 1.12 * top),
     )
-    for i, (_, rows) in enumerate(result.frame[result.frame.measure == "agreement"].groupby("model", sort=False)):
-        at, layers = place(fig, i), sorted(rows.layer.unique())
+    for at, _, of_model in each_panel(fig, result):
+        rows = of_model[of_model.measure == "agreement"]
         for (part, tokens), mine in rows.groupby(["part", "tokens"], sort=False):
             first = tokens == rows.tokens.iloc[0]
-            colour = (COLOURS if first else LIGHT)[part]
+            colour = (PARTS if first else LIGHT_PARTS)[part]
             label = PART_NAMES[part] + ("" if first else ", class vectors of the second kind of token read")
-            trained, random = mine[mine.control == "trained"], over_seeds(mine[mine.control == "random"])
-            curve(fig, at, trained.layer, trained, label, colour)
-            stars(fig, at, trained[trained.p_adjusted < LEVEL], 0.04 * top, colour)
+            trained = mine[mine.control == "trained"]
+            curve(fig, at, trained, label, colour)
+            clear = trained[trained.p_adjusted < LEVEL]
+            stars(fig, at, clear.layer, clear.high.fillna(clear.value) + 0.04 * top, colour)
             if not first:
                 continue
             luck = float(mine.loc[mine.control == "chance", "value"].iloc[0])
-            line = {"color": colour, "dash": "dash", "width": 1.5}
-            level(fig, at, layers, luck, f"random directions, {PART_NAMES[part]}", line)
-            if len(random):
-                dotted(fig, at, random, colour)
+            line = CHANCE | {"color": colour, "width": 1.5}
+            level(fig, at, [0, int(rows.layer.max())], luck, f"{PART_NAMES[part]}, random directions", line)
+            curve(fig, at, mine[mine.control == "random"], None, colour, dash="dot", bare=True)
     return fig
 
 
 def class_figure(result: Result) -> go.Figure:
     """One panel per model: box plots over classes, for the first kind of token the readout reads."""
-    rows = result.frame[result.frame.measure == "agreement_of_class"]
-    fig = panels(
-        list(result.frame.model.unique()),
+    cosines = result.frame[result.frame.measure == "agreement_of_class"]
+    fig = model_panels(
+        result,
         "Is there a value vector for every class, or for some?",
         "Largest cosine of any value vector of the layer with each class: quartiles and whiskers over classes",
-        x="layer",
         y="largest cosine with the class",
-        y_range=(0.0, 1.05 * float(rows.value.max())),
+        y_range=(0.0, 1.05 * float(cosines.value.max())),
     )
-    for i, (_, mine) in enumerate(rows.groupby("model", sort=False)):
+    for at, name, _ in each_panel(fig, result):
+        mine = cosines[cosines.model == name]
         mine = mine[mine.tokens == mine.tokens.iloc[0]]
         for part, label in PART_NAMES.items():
             one = mine[mine.part == part]
-            fig.add_trace(
-                go.Box(
-                    x=one.layer, y=one.value, name=label, legendgroup=label, showlegend=i == 0, boxpoints=False,
-                    marker_color=COLOURS[part], offsetgroup=part,
-                ),
-                **place(fig, i),
-            )  # fmt: skip
+            box = go.Box(x=one.layer, y=one.value, boxpoints=False, marker_color=PARTS[part], offsetgroup=part)
+            add(fig, at, box, label)
     return fig.update_layout(boxmode="group")
 
 

@@ -5,43 +5,54 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.curves import BLUE, GREEN, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
+from analyses.figures.colours import BLUE, FLOOR, GREEN, ORANGE, PURPLE, UNTOUCHED
+from analyses.figures.panels import curve, each_panel, level, model_panels
+from analyses.figures.rows import by_model, value_of
 from analyses.results import Result
 
 CURVES = {
     "probe": ("ridge probe on CLS: what is decodable", BLUE),
-    "shuffled": ("accuracy with CLS shuffled at that layer: what is used", ORANGE),
+    "shuffled": ("accuracy with CLS shuffled after that layer: what is used", ORANGE),
     "shuffled_cls_readout": ("the same, reading CLS alone", GREEN),
 }
 
 
 def main_figure(result: Result) -> go.Figure:
     """One panel per model: decodable (blue), used (orange), used by a CLS-only readout (green)."""
-    fig = _panels(result, "accuracy")
-    for place, (name, rows) in _by_model(result):
-        at = panel(place)
-        flat = {m: rows.loc[rows.measure == m, "value"].iloc[0] for m in ("clean", "chance", "floor")}
-        last = int(rows.layer.max())
-        for measure, label, dash in (("clean", "unperturbed", "dash"), ("floor", "floor: another image's CLS", "dot")):
-            add_level(fig, flat[measure], last, label, at, show=place == 0, dash=dash)
+    fig = model_panels(
+        result,
+        "From which layer on is the class decodable from CLS, and from which on does the model use it?",
+        "Blue: what a probe reads behind a layer. Orange: what the model still answers right when CLS behind that "
+        "layer is exchanged between images: low where CLS is used. 95 % intervals over images",
+        y="accuracy",
+    )
+    for at, _, rows in each_panel(fig, result):
+        ends = [0, int(rows.layer.max())]
+        level(fig, at, ends, value_of(rows, "clean"), "the model, unperturbed", UNTOUCHED)
+        level(fig, at, ends, value_of(rows, "chance"), "chance: always the most frequent class")
+        level(fig, at, ends, value_of(rows, "floor"), "floor: expected of another image's CLS", FLOOR)
         for measure, (label, colour) in CURVES.items():
-            curve = rows[rows.measure == measure]
-            if len(curve):
-                add_curve(fig, curve, label, colour, at, show=_first_with(result, measure) == name)
+            curve(fig, at, rows[rows.measure == measure], label, colour)
     return fig
 
 
 def lens_figure(result: Result) -> go.Figure:
     """One panel per model: the model's own head on CLS, against the probe (methods section 4)."""
-    fig = _panels(result, "accuracy or score")
-    for place, (_, rows) in _by_model(result):
-        at = panel(place)
+    fig = model_panels(
+        result,
+        "Does the model's own head read the class from CLS as early as a probe does?",
+        "Purple: identifiability, 1 − rank of the true class / classes: high where the class is near the top though "
+        "not first",
+        y="accuracy, or identifiability",
+    )
+    for at, _, rows in each_panel(fig, result):
+        level(fig, at, [0, int(rows.layer.max())], value_of(rows, "chance"), "accuracy by chance")
         for measure, label, colour, dash in (
             ("probe", "ridge probe: accuracy", BLUE, "solid"),
             ("head_on_cls", "final norm and head on CLS: accuracy", BLUE, "dash"),
-            ("identifiability", "the same head: 1 - rank of the true class / classes", PURPLE, "dash"),
+            ("identifiability", "the same head: identifiability", PURPLE, "dash"),
         ):
-            add_curve(fig, rows[rows.measure == measure], label, colour, at, show=place == 0, dash=dash)
+            curve(fig, at, rows[rows.measure == measure], label, colour, dash=dash)
     return fig
 
 
@@ -52,7 +63,7 @@ def summary_table(result: Result) -> pd.DataFrame:
     `used_from`: the first layer from which shuffling costs more than five points at every later layer too.
     """
     table = []
-    for _, (name, rows) in _by_model(result):
+    for name, rows in by_model(result):
         value = {m: rows.loc[rows.measure == m, "value"].iloc[0] for m in ("clean", "chance", "floor")}
         probe = rows[rows.measure == "probe"].set_index("layer")["value"]
         used = rows[rows.measure == "shuffled"].groupby("layer")["value"].mean()
@@ -74,16 +85,3 @@ def summary_table(result: Result) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(table).astype({"decodable_from": "Int64", "used_from": "Int64"})
-
-
-def _by_model(result: Result) -> list[tuple[int, tuple[str, pd.DataFrame]]]:
-    return list(enumerate(result.frame.groupby("model", sort=False)))
-
-
-def _first_with(result: Result, measure: str) -> str | None:
-    having = result.frame.loc[result.frame.measure == measure, "model"]
-    return having.iloc[0] if len(having) else None
-
-
-def _panels(result: Result, unit: str) -> go.Figure:
-    return panel_grid(list(result.frame.model.unique()), int(result.frame.layer.max()), unit)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from analyses.figures.colours import BLUE, ORANGE
+from analyses.figures.panels import curve, level, panels, place
+from analyses.figures.rows import ranges
 from analyses.results import Result
 
-BLUE, ORANGE, LIGHT, GREY = "#1f77b4", "#ff7f0e", "#fdbf6f", "dimgray"
+LIGHT = "#fdbf6f"
 GROUPS = {
     "cls": "CLS",
     "removed": "the removed object's patches",
@@ -22,7 +24,6 @@ GROUPS = {
     "all": "all tokens",
 }
 HALF = 0.5
-PANELS = 4
 
 
 def main_figure(result: Result) -> go.Figure:
@@ -138,57 +139,34 @@ def _cautions(result: Result, name: str, about: dict[str, Any]) -> list[str]:
 
 
 def _figure(result: Result, *, cumulative: bool) -> go.Figure:
-    panels = _by_group(result)
+    cells = _by_group(result)
     several = result.frame.model.nunique() > 1
-    titles = [
-        f"{name}: {GROUPS.get(group, group)}" if several else GROUPS.get(group, group) for name, group, _ in panels
-    ]
-    n_rows = -(-len(panels) // PANELS)
-    fig = make_subplots(
-        rows=n_rows, cols=PANELS, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03,
-        vertical_spacing=0.3 / n_rows,
-    )  # fmt: skip
-    depths = "patched at this depth and before" if cumulative else "patched at this depth"
-    for place, (name, _, rows) in enumerate(panels):
-        at = {"row": place // PANELS + 1, "col": place % PANELS + 1}
-        chance, last = _value(result, name, "chance"), int(rows.depth.max())
-        fig.add_trace(_flat(chance, last, "most frequent count", show=place == 0), **at)
-        probe = rows[rows.measure == "probe_accuracy"]
-        fig.add_trace(_line(probe, "ridge probe on the group's mean: accuracy", BLUE, "solid", place == 0), **at)
-        for way, says, colour, dash in (
-            ("denoise", f"recovery, {depths} (denoise: is it enough?)", ORANGE, "solid"),
-            ("noise", "the same the other way round (noise: is it needed?)", LIGHT, "dash"),
-        ):
-            curve = rows[(rows.measure == "recovery") & (rows.direction == way) & (rows.cumulative == cumulative)]
-            fig.add_trace(_line(curve, says, colour, dash, place == 0), **at)
-    fig.update_xaxes(title_text="depth", dtick=1 if result.frame.depth.max() < 13 else None, showgrid=False)
-    fig.update_yaxes(range=[-0.12, 1.12], gridcolor="#eeeeee")
-    fig.update_yaxes(title_text="accuracy, or share recovered", col=1)
-    fig.update_annotations(font_size=13)
-    fig.update_layout(
-        template="plotly_white", height=300 * n_rows + 130, width=1080, margin={"l": 60, "r": 20, "t": 40, "b": 100},
-        legend={"orientation": "h", "y": -0.2 / n_rows - 0.04, "x": 0},
-    )  # fmt: skip
-    return fig
-
-
-def _line(rows: pd.DataFrame, label: str, colour: str, dash: str, show: bool) -> go.Scatter:
-    rows = rows.sort_values("depth")
-    error = {
-        "type": "data", "symmetric": False, "array": rows.high - rows.value, "arrayminus": rows.value - rows.low,
-        "thickness": 1, "width": 2,
-    }  # fmt: skip
-    return go.Scatter(
-        x=rows.depth.astype(int), y=rows.value, error_y=error, mode="lines+markers", name=label, legendgroup=label,
-        showlegend=show, line={"color": colour, "dash": dash}, marker={"size": 5},
-    )  # fmt: skip
-
-
-def _flat(value: float, last: int, label: str, *, show: bool) -> go.Scatter:
-    line = {"color": GREY, "dash": "dot", "width": 1.5}
-    return go.Scatter(
-        x=[0, last], y=[value, value], mode="lines", name=label, legendgroup=label, showlegend=show, line=line
+    depths = "at this depth and before" if cumulative else "at this depth alone"
+    fig = panels(
+        [f"{name}: {GROUPS.get(group, group)}" if several else GROUPS.get(group, group) for name, group, _ in cells],
+        "Where can the number of objects be read, and where does the model take it from?",
+        f"Recovery: share of the way to the other picture's answer when tokens are patched {depths}, mean over pairs; "
+        "1: all of it. Depth 0 is in front of the first block. 95 % intervals",
+        x="depth (blocks passed)",
+        y="accuracy, or share recovered",
+        columns=4,
+        y_range=(-0.12, 1.12),
+        height=310,
+        last=int(result.frame.depth.max()),
     )
+    for number, (name, _, rows) in enumerate(cells):
+        at = place(fig, number)
+        chance = _value(result, name, "chance")
+        level(fig, at, [0, int(rows.depth.max())], chance, "accuracy by chance: the most frequent count")
+        probe = rows[rows.measure == "probe_accuracy"]
+        curve(fig, at, probe, "ridge probe on the group's mean: accuracy", BLUE, x="depth")
+        for way, says, colour, dash in (
+            ("denoise", "recovery, denoise: is it enough?", ORANGE, "solid"),
+            ("noise", "the other way round, noise: is it needed?", LIGHT, "dash"),
+        ):
+            some = rows[(rows.measure == "recovery") & (rows.direction == way) & (rows.cumulative == cumulative)]
+            curve(fig, at, some, says, colour, x="depth", dash=dash)
+    return fig.update_annotations(font_size=13)
 
 
 def _by_group(result: Result) -> list[tuple[str, str, pd.DataFrame]]:
@@ -216,11 +194,4 @@ def _value(result: Result, model: str, measure: str) -> float:
 
 def _depths(curve: pd.Series) -> str:
     """Depths at which a curve is at least one half, as ranges."""
-    there = [int(depth) for depth in curve.index[curve >= HALF]]
-    runs: list[list[int]] = []
-    for depth in there:
-        if runs and depth == runs[-1][-1] + 1:
-            runs[-1].append(depth)
-        else:
-            runs.append([depth])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "–"
+    return ", ".join(ranges([int(depth) for depth in curve.index[curve >= HALF]])) or "–"

@@ -9,86 +9,88 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from analyses.figures.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
+from analyses.figures.colours import BLUE, BROWN, CYAN, GREEN, MIDGREY, OLIVE, ORANGE, PINK, READ_FROM, RED
+from analyses.figures.panels import Place, add, band, curve, each_panel, level, model_panels, place
+from analyses.figures.rows import picked, value_of
 from analyses.results import Result
+from analyses.token_roles import LABELS
 
-COLOURS = {"cls": BLUE, "dist": PURPLE, "registers": GREEN, "patches": ORANGE, "random_patch": "#8c564b"}
-MORE = ("#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#d62728")
-NAMES = {
-    "cls": "CLS",
-    "dist": "distillation token",
-    "registers": "mean register",
-    "patches": "mean patch",
-    "random_patch": "one random patch",
-    "head_input": "what the head reads",
-}
+COLOURS = {**READ_FROM, "random_patch": BROWN}
+MORE = (PINK, MIDGREY, OLIVE, CYAN, RED)
+NAMES = {**LABELS, "head_input": "what the head reads"}
+CHANCE_LABEL = "chance: always the most frequent"
 
 
 def main_figure(result: Result) -> go.Figure:
     """One panel per model: accuracy by role, with random weights, and where probes of permuted labels fall."""
-    fig = _grid(result, f"What can a {result.meta['probe']} probe tell about {_asked(result)} from each kind of token?")
-    shown: set[str] = set()
-    for place, rows in _by_model(result):
-        at = panel(place)
-        _band(fig, rows, at, shown)
+    fig = model_panels(
+        result,
+        f"What can a {result.meta['probe']} probe tell about {_asked(result)} from each kind of token?",
+        "Accuracy on images the probe was not fitted on, 95 % intervals over images",
+        y="accuracy",
+    )
+    for at, _, rows in each_panel(fig, result):
+        band(
+            fig, at, _in_layers(rows[rows.measure == "permuted"]), "probes of permuted labels", "rgba(120,120,120,0.25)"
+        )
+        _chance(fig, rows, at)
         for role, colour in _roles(result).items():
-            mine = rows[rows.role == role]
-            for measure, dash, what in (("accuracy", "solid", ""), ("random_weights", "dot", ", random weights")):
-                part = _in_layers(mine[mine.measure == measure])
-                if len(part):
-                    label = f"{_name(role)}{what}"
-                    add_curve(fig, part, label, colour, at, show=not what and _first(label, shown), dash=dash)
-        _chance(fig, rows, at, shown)
+            mine = _in_layers(rows[rows.role == role])
+            curve(fig, at, mine[mine.measure == "accuracy"], _name(role), colour)
+            curve(fig, at, mine[mine.measure == "random_weights"], None, colour, dash="dot")
     if (result.frame.measure == "random_weights").any():
-        dotted = {"color": "black", "dash": "dot"}
-        label = "dotted: the same token in models of random weights"
-        fig.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=dotted, name=label), row=1, col=1)
+        dotted = go.Scatter(x=[None], y=[None], mode="lines", line={"color": "black", "dash": "dot"})
+        add(fig, place(fig, 0), dotted, "dotted: the same token in models of random weights")
     return fig
 
 
 def control_figure(result: Result) -> go.Figure:
     """One panel per model: on its first role, accuracy, from few components, and what the probe memorises."""
     role = next(iter(_roles(result)))
-    fig = _grid(result, f"How much is the probe's own doing? Probes on {_name(role)}")
-    shown: set[str] = set()
+    least = float(result.frame.loc[result.frame.measure == "selectivity", "low"].min())
+    fig = model_panels(
+        result,
+        f"How much is the probe's own doing? Probes on {_name(role)}",
+        "Orange: how well the probe learns labels drawn at random by heart. Green: what it reads beyond that. "
+        "95 % intervals over images",
+        y="accuracy",
+        y_range=(min(0.0, least) if least == least else 0.0, 1.03),
+    )
     k = result.meta["components"]
-    for place, rows in _by_model(result):
-        at = panel(place)
-        mine = rows[rows.role == role]
+    for at, _, rows in each_panel(fig, result):
+        mine = _in_layers(rows[rows.role == role])
+        _chance(fig, rows, at)
         for measure, label, colour, dash in (
             ("accuracy", "accuracy on new images", BLUE, "solid"),
             ("pca", f"the same from {k} principal components", BLUE, "dash"),
             ("control_task", "accuracy on random labels, on the images it was fitted on", ORANGE, "solid"),
-            ("selectivity", "selectivity: the first less the third", GREEN, "solid"),
+            ("selectivity", "selectivity: solid blue − orange", GREEN, "solid"),
         ):
-            part = _in_layers(mine[mine.measure == measure])
-            if len(part):
-                add_curve(fig, part, label, colour, at, show=_first(label, shown), dash=dash)
-        _chance(fig, rows, at, shown)
+            curve(fig, at, mine[mine.measure == measure], label, colour, dash=dash)
     return fig
 
 
 def curve_figure(result: Result) -> go.Figure:
     """One panel per model: accuracy on its first role against the images fitted on, a line per layer."""
     role = next(iter(_roles(result)))
-    rows = result.frame[result.frame.measure == "learning_curve"]
-    fig = panel_grid(
-        list(result.frame.model.unique()), 99, "accuracy", x_title="images fitted on (each step doubles them)",
-        title=f"How many images does a probe on {_name(role)} need? Light: early layers, dark: late",
-    )  # fmt: skip
-    fig.update_xaxes(type="log", dtick=None, tickvals=sorted(rows.n_fit.dropna().astype(int).unique()))
-    shown: set[str] = set()
+    rows = picked(result.frame, measure="learning_curve", role=role)
+    fig = model_panels(
+        result,
+        f"How many images does a probe on {_name(role)} need?",
+        "Accuracy on new images, a line per layer; light: early layers, dark: late. 95 % intervals over images",
+        x="images fitted on (each step doubles them)",
+        y="accuracy",
+    )
+    fig.update_xaxes(type="log", tickvals=sorted(rows.n_fit.dropna().astype(int).unique()))
     last = max(1, int(rows.layer.max())) if len(rows) else 1
-    for place, mine in _by_model(result):
-        at = panel(place)
-        curves = mine[(mine.measure == "learning_curve") & (mine.role == role)]
-        for layer, line in curves.groupby("layer"):
+    for at, name, mine in each_panel(fig, result):
+        lines = rows[rows.model == name]
+        if len(lines):
+            level(fig, at, [lines.n_fit.min(), lines.n_fit.max()], value_of(mine, "chance"), CHANCE_LABEL)
+        for layer, line in lines.groupby("layer"):
             colour = sample_colorscale("Blues", 0.25 + 0.75 * max(0, int(layer)) / last)[0]
             label = "embedding" if layer < 0 else f"layer {layer}"
-            add_curve(fig, line, label, colour, at, show=_first(label, shown), x="n_fit")
-        chance = mine.loc[mine.measure == "chance", "value"]
-        if len(curves) and len(chance):
-            fig.add_hline(y=chance.iloc[0], line={"color": GREY, "dash": "dash", "width": 1.5}, **at)
+            curve(fig, at, line, label, colour, x="n_fit")
     return fig
 
 
@@ -149,44 +151,10 @@ def _asked(result: Result) -> str:
     return f"whether {column} is {value}" if presence else f"the {column}"
 
 
-def _grid(result: Result, title: str) -> go.Figure:
-    layers = result.frame.layer.dropna()
-    last = int(layers.max()) if len(layers) else 0
-    low = min(0.0, float(result.frame.loc[result.frame.measure == "selectivity", "low"].min()))
-    y_range = (0.0 if pd.isna(low) else low, 1.02)
-    y_range = y_range if "own doing" in title else (0.0, 1.02)
-    return panel_grid(list(result.frame.model.unique()), last, "accuracy", y_range=y_range, title=title)
-
-
-def _band(fig: go.Figure, rows: pd.DataFrame, at: dict[str, int], shown: set[str]) -> None:
-    """Between which accuracies probes of permuted labels fall, whatever they read."""
-    permuted = _in_layers(rows[rows.measure == "permuted"])
-    if permuted.empty:
-        return
-    bounds = permuted.groupby("layer").agg(low=("low", "min"), high=("high", "max")).reset_index()
-    label = "probes of permuted labels: where another would fall"
-    x = [*bounds.layer.astype(int), *bounds.layer.astype(int)[::-1]]
-    y = [*bounds.high, *bounds.low[::-1]]
-    fig.add_trace(
-        go.Scatter(
-            x=x, y=y, fill="toself", fillcolor="rgba(120,120,120,0.25)", line={"width": 0}, mode="lines",
-            name=label, legendgroup=label, showlegend=_first(label, shown), hoverinfo="skip",
-        ),
-        **at,
-    )  # fmt: skip
-
-
-def _chance(fig: go.Figure, rows: pd.DataFrame, at: dict[str, int], shown: set[str]) -> None:
-    value = rows.loc[rows.measure == "chance", "value"].iloc[0]
+def _chance(fig: go.Figure, rows: pd.DataFrame, at: Place) -> None:
     layers = rows.layer.dropna()
-    label = "always the most frequent"
-    last = int(layers.max()) if len(layers) else 0
-    add_level(fig, value, last, label, at, show=_first(label, shown), dash="dash")
-
-
-def _by_model(result: Result) -> Iterator[tuple[int, pd.DataFrame]]:
-    for place, (_, rows) in enumerate(result.frame.groupby("model", sort=False)):
-        yield place, rows
+    ends = [int(layers.min()), int(layers.max())] if len(layers) else [0, 0]
+    level(fig, at, ends, value_of(rows, "chance"), CHANCE_LABEL)
 
 
 def _sites(result: Result) -> Iterator[tuple[Any, Any, pd.DataFrame]]:
@@ -207,9 +175,3 @@ def _roles(result: Result) -> dict[str, str]:
 
 def _name(role: str) -> str:
     return NAMES.get(role, role.replace("_", " "))
-
-
-def _first(label: str, shown: set[str]) -> bool:
-    new = label not in shown
-    shown.add(label)
-    return new

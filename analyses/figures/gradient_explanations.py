@@ -15,9 +15,11 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from analyses.class_space.explanations import overlay
+from analyses.figures.colours import BLUE, GREEN, ORANGE
+from analyses.figures.panels import curve, level, panels, place, sentence
+from analyses.figures.rows import by_model, last_layer, value_of
 from analyses.results import Result
 
-BLUE, ORANGE, GREEN, GREY = "#1f77b4", "#ff7f0e", "#2ca02c", "#8a8a8a"
 CELL = 170  # pixels of a picture in a figure
 
 
@@ -25,7 +27,7 @@ def overlay_figure(result: Result) -> go.Figure:
     """Pictures, the global map of the class of interest, and that of the strongest other class."""
     shown = _examples(result, most=6)
     if not shown:
-        return _empty("no example images were asked for (examples=0)")
+        return sentence("No example images were asked for (examples=0).")
     n, several = len(shown), result.frame.model.nunique() > 1
     fig = make_subplots(rows=3, cols=n, horizontal_spacing=0.012, vertical_spacing=0.07, subplot_titles=[" "] * 3 * n)
     for column, (name, image, picture) in enumerate(shown, start=1):
@@ -52,7 +54,7 @@ def heads_figure(result: Result) -> go.Figure:
     """The first picture's map for the class of interest, in every block and head."""
     shown = _examples(result, most=1)
     if not shown:
-        return _empty("no example images were asked for (examples=0)")
+        return sentence("No example images were asked for (examples=0).")
     name, image, picture = shown[0]
     rows = _maps(result, name, image).query("of == 'label' and layer.notna()")
     heads, layers = rows.dropna(subset="head"), range(int(rows.layer.max()) + 1)
@@ -60,7 +62,7 @@ def heads_figure(result: Result) -> go.Figure:
     titles = ["sum over heads" if h is None else f"head {h}" for h in columns]
     fig = make_subplots(
         rows=len(layers), cols=len(columns), horizontal_spacing=0.008, vertical_spacing=0.1 / len(layers),
-        column_titles=titles, row_titles=[f"block {layer}" for layer in layers],
+        column_titles=titles, row_titles=[f"layer {layer}" for layer in layers],
     )  # fmt: skip
     for layer in layers:
         for column, head in enumerate(columns, start=1):
@@ -70,7 +72,7 @@ def heads_figure(result: Result) -> go.Figure:
     fig.update_annotations(font_size=12)
     of = rows.class_name.iloc[0]
     fig.update_layout(
-        title=f"Importance for class {of} by block and head<br><sup>{name}, image {image}; each map is stretched from "
+        title=f"Importance for class {of} by layer and head<br><sup>{name}, image {image}; each map is stretched from "
         "blue, least, to red, most</sup>",
         template="plotly_white", width=max(len(columns) * 120 + 80, 640), height=len(layers) * 120 + 110,
         margin={"l": 20, "r": 50, "t": 90, "b": 10},
@@ -81,43 +83,42 @@ def heads_figure(result: Result) -> go.Figure:
 def curves_figure(result: Result) -> go.Figure:
     """Per block: how much of the importance, how particular to the class, how like attention, how often on objects."""
     frame = result.frame[result.frame["head"].isna() & result.frame.layer.notna()]
-    names = list(result.frame.model.unique())
-    with_objects = bool((frame.measure == "on_object").any())
-    panels = ["share of all absolute importance", "correlation with another map"]
-    panels += ["most important patch shows an object"] if with_objects else []
-    fig = make_subplots(
-        rows=len(names), cols=len(panels), horizontal_spacing=0.07, vertical_spacing=0.25 / len(names),
-        subplot_titles=[f"{name}: {p}" if len(names) > 1 else p for name in names for p in panels],
-    )  # fmt: skip
-    for r, name in enumerate(names, start=1):
-        rows, show = frame[frame.model == name], r == 1
-        curves = [
-            (1, "strength", "label", "map of the class", BLUE),
-            (2, "other_class", None, "with the map of the strongest other class", ORANGE),
-            (2, "attention", "label", "with what CLS attends to", GREEN),
-            (3, "on_object", "label", "map of the class", BLUE),
-            (3, "on_object", "other", "map of the strongest other class", ORANGE),
-            (3, "on_object", "attention", "attention of CLS", GREEN),
-        ]
-        for column, measure, of, label, colour in curves:
-            part = rows[(rows.measure == measure) & (rows.of.isna() if of is None else rows.of == of)]
-            if len(part):
-                legend = show and (column, label) not in ((3, "map of the class"),)
-                fig.add_trace(_curve(part.sort_values("layer"), label, colour, legend), row=r, col=column)
-        fig.update_yaxes(range=[0, None], row=r, col=1)
-        fig.update_yaxes(range=[-1.02, 1.02], row=r, col=2)
-        if with_objects:
-            fig.update_yaxes(range=[0, 1.02], row=r, col=3)
-            chance = _value(result, name, "chance")
-            fig.add_trace(_flat(chance, int(rows.layer.max()), "share of patches with an object", show), row=r, col=3)
-    fig.update_xaxes(title_text="block", dtick=1 if frame.layer.max() < 13 else None, showgrid=False)
-    fig.update_annotations(font_size=13)
-    fig.update_layout(
-        title="How gradient maps change over the blocks", template="plotly_white", width=1080,
-        height=300 * len(names) + 150, margin={"l": 50, "r": 20, "t": 90, "b": 90},
-        legend={"orientation": "h", "y": -0.2 / len(names), "x": 0},
-    )  # fmt: skip
-    return fig
+    kinds = ["share of all absolute importance", "correlation with another map"]
+    kinds += ["images: first patch on an object"] if (frame.measure == "on_object").any() else []
+    drawn = [
+        (0, "strength", "label", "map of the class", BLUE),
+        (1, "other_class", None, "correlation with the map of the strongest other class", ORANGE),
+        (1, "attention", "label", "correlation with what CLS attends to", GREEN),
+        (2, "on_object", "label", "map of the class", BLUE),
+        (2, "on_object", "other", "map of the strongest other class", ORANGE),
+        (2, "on_object", "attention", "attention of CLS", GREEN),
+    ]
+    models = by_model(result)
+    fig = panels(
+        [f"{name}: {kind}" if len(models) > 1 else kind for name, _ in models for kind in kinds],
+        "In which layers is the importance of patches, and is it particular to the class?",
+        "Gradient maps of single layers: means over images with 95 % intervals. Right: share of images whose most "
+        "important patch shows an object",
+        y="",
+        columns=len(kinds),
+        y_range=None,
+        shared=False,
+        last=last_layer(result),
+    )
+    ranges = ([0, None], [-1.02, 1.02], [0, 1.02])
+    for row, (name, whole) in enumerate(models):
+        rows = frame[frame.model == name]
+        for k in range(len(kinds)):
+            at = place(fig, row * len(kinds) + k)
+            fig.update_yaxes(range=ranges[k], title_text=("share", "correlation", "share")[k], title_standoff=4, **at)
+            if k == 2:
+                chance = value_of(whole, "chance")
+                level(fig, at, [0, int(rows.layer.max())], chance, "chance: share of patches with an object")
+            for column, measure, of, label, colour in drawn:
+                if column == k:
+                    here = rows[(rows.measure == measure) & (rows.of.isna() if of is None else rows.of == of)]
+                    curve(fig, at, here, label, colour)
+    return fig.update_annotations(font_size=13)
 
 
 def summary_table(result: Result) -> list[dict[str, Any]]:
@@ -128,7 +129,7 @@ def summary_table(result: Result) -> list[dict[str, Any]]:
         strength = rows[rows.measure == "strength"].set_index("layer")["value"]
         row: dict[str, Any] = {
             "model": name,
-            "strongest_block": int(strength.idxmax()),
+            "strongest_layer": int(strength.idxmax()),
             "its_share": float(strength.max()),
             "other_class": _value(result, name, "other_class"),
             "attention": _value(result, name, "attention"),
@@ -188,25 +189,3 @@ def _picture(picture: np.ndarray) -> go.Image:
 def _bare(fig: go.Figure) -> None:
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
-
-
-def _empty(why: str) -> go.Figure:
-    return go.Figure(layout={"title": f"Nothing to show: {why}", "template": "plotly_white", "height": 120})
-
-
-def _curve(rows: pd.DataFrame, label: str, colour: str, show: bool) -> go.Scatter:
-    error = {
-        "type": "data", "symmetric": False, "array": rows.high - rows.value, "arrayminus": rows.value - rows.low,
-        "thickness": 1, "width": 2,
-    }  # fmt: skip
-    return go.Scatter(
-        x=rows.layer.astype(int), y=rows.value, error_y=error, mode="lines+markers", name=label, legendgroup=label,
-        showlegend=show, line={"color": colour}, marker={"size": 5},
-    )  # fmt: skip
-
-
-def _flat(value: float, last: int, label: str, show: bool) -> go.Scatter:
-    return go.Scatter(
-        x=[0, last], y=[value, value], mode="lines", name=label, legendgroup=label, showlegend=show,
-        line={"color": GREY, "dash": "dot", "width": 1.5},
-    )  # fmt: skip

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.marks import COLOURS, LEVEL, LIGHT, PART_NAMES, dotted, head_notes, stars
-from analyses.figures.panels import NAMES, curve, level, panels, place
+from analyses.figures.colours import CHANCE, LIGHT_PARTS, NAMES, PART_NAMES, PARTS
+from analyses.figures.panels import add, curve, each_panel, level, model_panels, note, panels, stars
+from analyses.figures.rows import LEVEL, by_model, head_notes, last_layer
 from analyses.results import Result
 
 
@@ -36,22 +37,21 @@ def text_figure(result: Result) -> go.Figure:
 
 
 def _agreement(result: Result, definition: str, question: str, explained: str) -> go.Figure:
-    fig = panels(list(result.frame.model.unique()), question, explained, x="layer", y="share of tokens")
-    rows = result.frame[(result.frame.definition == definition) & (result.frame.tokens == "all")]
-    for i, (_, mine) in enumerate(rows.groupby("model", sort=False)):
-        at, layers = place(fig, i), sorted(mine.layer.unique())
+    fig = model_panels(result, question, explained, y="share of tokens")
+    for at, _, rows in each_panel(fig, result):
+        mine = rows[(rows.definition == definition) & (rows.tokens == "all")]
         for part, label in PART_NAMES.items():
             shown = mine[(mine.part == part) & (mine.measure == "agreement")]
             of = dict(list(shown.groupby("control")))
             dots = mine[(mine.part == part) & (mine.measure == "agreement_of_class")]
             shift = -0.12 if part == "attn" else 0.12
-            faint = {"size": 4, "color": LIGHT[part]}
-            scatter = go.Scatter(x=dots.layer + shift, y=dots.value, mode="markers", marker=faint, showlegend=False)
-            fig.add_trace(scatter, **at)
-            curve(fig, at, of["trained"].layer, of["trained"], label, COLOURS[part])
-            dotted(fig, at, of["random_class"], COLOURS[part], f"{label}, wrong classes")
-            dashed = {"color": COLOURS[part], "dash": "dash", "width": 1.5}
-            level(fig, at, layers, float(of["chance"].value.iloc[0]), f"{label}, random memories", dashed)
+            faint = {"size": 4, "color": LIGHT_PARTS[part]}
+            add(fig, at, go.Scatter(x=dots.layer + shift, y=dots.value, mode="markers", marker=faint), None)
+            curve(fig, at, of["trained"], label, PARTS[part])
+            curve(fig, at, of["random_class"], f"{label}, wrong classes", PARTS[part], dash="dot", bare=True)
+            line = CHANCE | {"color": PARTS[part], "width": 1.5}
+            luck = float(of["chance"].value.iloc[0])
+            level(fig, at, [0, int(mine.layer.max())], luck, f"{label}, random memories", line)
     return fig
 
 
@@ -61,46 +61,46 @@ def difference_figure(result: Result) -> go.Figure:
     known = rows.dropna(subset=["value"])
     reach = 1.15 * max(0.1, known.high.fillna(known.value).max(), -known.low.fillna(known.value).min())
     fig = panels(
-        [_sizes(name, mine) for name, mine in rows.groupby("model", sort=False)],
+        [_sizes(name, mine[mine.measure == "right_minus_wrong"]) for name, mine in by_model(result)],
         "Are the class's memories more active in images the model gets right?",
-        "Agreement (A) in right minus wrong images, 95 % intervals; stars: p < .05"
+        "Share of tokens whose most active memories are among the class's best: right minus wrong images, 95 % "
+        "intervals; stars: p < .05"
         + (" (published test)" if result.meta["repro"] else ", permutation of images, Holm over layers"),
-        x="layer",
         y="difference of shares",
         y_range=(-reach, reach) if reach == reach else (-1.0, 1.0),
+        last=last_layer(result),
     )
-    for i, (_, mine) in enumerate(rows.groupby("model", sort=False)):
-        at = place(fig, i)
-        level(fig, at, sorted(mine.layer.unique()), 0.0, "no difference")
-        for tokens, colours in (("cls", LIGHT), ("patches", COLOURS), ("first", COLOURS)):
+    for at, _, mine in each_panel(fig, result):
+        mine = mine[mine.measure == "right_minus_wrong"]
+        level(fig, at, [0, int(mine.layer.max())], 0.0, "no difference")
+        if mine.value.isna().all():
+            note(fig, at, "nothing to compare")
+        for tokens, colours in (("cls", LIGHT_PARTS), ("patches", PARTS), ("first", PARTS)):
             for part, label in PART_NAMES.items():
                 one = mine[(mine.part == part) & (mine.tokens == tokens)].dropna(subset=["value"])
-                if one.empty:
-                    continue
                 said = "first token" if tokens == "first" else NAMES[tokens]
-                curve(fig, at, one.layer, one, f"{label}, {said}", colours[part])
-                p = one.p if result.meta["repro"] else one.p_adjusted
-                stars(fig, at, one[p < LEVEL], 0.05 * reach, colours[part])
+                curve(fig, at, one, f"{label}, {said}", colours[part])
+                clear = one[(one.p if result.meta["repro"] else one.p_adjusted) < LEVEL]
+                stars(fig, at, clear.layer, clear.high.fillna(clear.value) + 0.05 * reach, colours[part])
     return fig
 
 
 def match_figure(result: Result) -> go.Figure:
     """One panel per model: how often a sub-layer predicts what one of its active memories promotes most."""
-    fig = panels(
-        list(result.frame.model.unique()),
+    fig = model_panels(
+        result,
         "Is what a sub-layer predicts the class of one active memory, or a mixture?",
         f"Share of all tokens where it is the first class of one of the {result.meta['top']} most active memories; "
         "dotted: of as many random memories",
-        x="layer",
         y="share of tokens",
     )
-    rows = result.frame[(result.frame.measure == "match") & (result.frame.tokens == "all")]
-    for i, (_, mine) in enumerate(rows.groupby("model", sort=False)):
+    for at, _, rows in each_panel(fig, result):
+        mine = rows[(rows.measure == "match") & (rows.tokens == "all")]
         for part, label in PART_NAMES.items():
             one = mine[mine.part == part]
-            trained, random = (one[one.control == control] for control in ("trained", "random_memories"))
-            curve(fig, place(fig, i), trained.layer, trained, label, COLOURS[part])
-            dotted(fig, place(fig, i), random, COLOURS[part], f"{label}, random memories")
+            curve(fig, at, one[one.control == "trained"], label, PARTS[part])
+            random = one[one.control == "random_memories"]
+            curve(fig, at, random, f"{label}, random memories", PARTS[part], dash="dot", bare=True)
     return fig
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.curves import BLUE, GREY, ORANGE, PURPLE, add_curve, add_level, panel, panel_grid
+from analyses.figures.colours import BLUE, DARK, ORANGE, PURPLE, UNTRAINED
+from analyses.figures.panels import add, curve, each_panel, level, model_panels
 from analyses.results import Result
 
 READERS = {
@@ -21,109 +22,90 @@ HALF = 0.5
 def main_figure(result: Result) -> go.Figure:
     """One panel per model with two axes: accuracy of every reader (blue) and identifiability of the heads (purple)."""
     frame = result.frame
-    fig = panel_grid(
-        list(frame.model.unique()),
-        int(frame.layer.max()),
-        f'<span style="color:{BLUE}">accuracy</span>',
+    fig = model_panels(
+        result,
+        f"Which readers find the label in {_tokens(result)}, and at which layer?",
+        "Blue, left axis: accuracy. Purple, right axis: identifiability, 1 − rank of the true class / classes: high "
+        "where the class is near the top though not first. Grey: the head of a model with random weights",
+        y=f'<span style="color:{BLUE}">accuracy</span>',
         second_axis=True,
-        title=f"Which readers find the label in {_tokens(result)}, and at which layer?<br><sup>Blue, left: accuracy. "
-        "Purple, right: identifiability, 1 − rank of the true class / classes: high where the class is near the top "
-        "though not first.</sup>",
+        right=70,
     )
+    fig.update_yaxes(tickfont={"color": BLUE}, secondary_y=False)
     fig.update_yaxes(
-        title_text=f'<span style="color:{PURPLE}">identifiability</span>',
         range=[_least(frame), 1.005],
+        tickfont={"color": PURPLE},
         tickmode="array",
         tickvals=[k / 10 for k in range(11)],
         secondary_y=True,
         showgrid=False,
     )
-    for place, (_, rows) in enumerate(frame.groupby("model", sort=False)):
-        left, right = ({**panel(place), "secondary_y": second} for second in (False, True))
-        show, last = place == 0, int(rows.layer.max())
+    title = f'<span style="color:{PURPLE}">identifiability</span>'
+    for at, name, rows in each_panel(fig, result):
+        if at["col"] == len(fig._grid_ref[0]) or name == frame.model.iloc[-1]:
+            fig.update_yaxes(title_text=title, secondary_y=True, **at)
+        left, right = ({**at, "secondary_y": second} for second in (False, True))
         chance = _only(rows, "accuracy", "chance").value.iloc[0]
-        add_level(fig, chance, last, "accuracy by chance", left, show=show, dash="dot")
+        level(fig, left, [0, int(rows.layer.max())], chance, "accuracy by chance")
         for reader, (label, dash, _) in READERS.items():
-            curve = _only(rows, "accuracy", reader)
-            add_curve(fig, curve, f"accuracy: {label}", BLUE, left, show=show, dash=dash)
+            curve(fig, left, _only(rows, "accuracy", reader), f"accuracy: {label}", BLUE, dash=dash)
         for reader in ("head", "translator"):
             label, dash, _ = READERS[reader]
-            curve = _only(rows, "identifiability", reader)
-            add_curve(fig, curve, f"identifiability: {label}", PURPLE, right, show=show, dash=dash)
-        for measure, at, dash in (("accuracy", left, "solid"), ("identifiability", right, "dash")):
+            curve(fig, right, _only(rows, "identifiability", reader), f"identifiability: {label}", PURPLE, dash=dash)
+        for measure, side, dash in (("accuracy", left, "solid"), ("identifiability", right, "dash")):
             untrained = _only(rows, measure, "random_head")
-            if len(untrained):
-                label = f"{measure}: head of a model with random weights"
-                add_curve(fig, untrained, label, "#bbbbbb", at, show=show, dash=dash)
+            curve(fig, side, untrained, f"{measure}: head of random weights", UNTRAINED, dash=dash)
     return fig
 
 
 def path_figure(result: Result) -> go.Figure:
     """One panel per model: identifiability against accuracy, layer after layer, for every reader."""
-    frame = result.frame
-    fig = panel_grid(
-        list(frame.model.unique()),
-        99,
-        "identifiability",
-        x_title="accuracy",
-        y_range=(_least(frame), 1.02),
-        title="Does the true class come near the top before it comes first?<br><sup>Each line goes through the layers "
-        "of a model, from the one numbered. Above the grey line identifiability is further from chance to perfect than "
-        "accuracy is.</sup>",
+    fig = model_panels(
+        result,
+        "Does the true class come near the top before it comes first?",
+        "Each line goes through the layers of a model, from layer 0, which is marked. Above the dashed line "
+        "identifiability (1 − rank of the true class / classes) has come further from chance to 1 than accuracy has",
+        x="accuracy",
+        y="identifiability",
+        y_range=(_least(result.frame), 1.02),
     )
-    fig.update_xaxes(range=[-0.02, 1.02], dtick=0.2)
-    for place, (_, rows) in enumerate(frame.groupby("model", sort=False)):
-        at = panel(place)
-        for reader, (label, dash, colour) in READERS.items():
+    fig.update_xaxes(range=[-0.02, 1.05], dtick=0.2)
+    for at, _, rows in each_panel(fig, result):
+        chance = [float(_only(rows, m, "chance").value.iloc[0]) for m in ("accuracy", "identifiability")]
+        straight = pd.DataFrame({"accuracy": [chance[0], 1.0], "value": [chance[1], 1.0], "low": None, "high": None})
+        curve(fig, at, straight, "from chance to 1", DARK, x="accuracy", dash="dash", bare=True)
+        for reader, (label, _, colour) in READERS.items():
             x, y = (
                 _only(rows, m, reader).set_index("layer").value.sort_index() for m in ("accuracy", "identifiability")
             )
-            fig.add_trace(
-                go.Scatter(
-                    x=x,
-                    y=y,
-                    text=["0", *[""] * (len(x) - 1)],
-                    textposition="bottom center",
-                    mode="lines+markers+text",
-                    line={"color": colour, "dash": dash},
-                    name=label,
-                    legendgroup=label,
-                    showlegend=place == 0,
-                ),
-                **at,
+            drawn = go.Scatter(
+                x=x,
+                y=y,
+                text=["0", *[""] * (len(x) - 1)],
+                textposition="bottom center",
+                hovertext=[f"layer {layer}" for layer in x.index],
+                mode="lines+markers+text",
+                marker={"size": 6},
+                line={"color": colour},
             )
-        chance = [_only(rows, m, "chance").value.iloc[0] for m in ("accuracy", "identifiability")]
-        fig.add_trace(
-            go.Scatter(
-                x=[chance[0], 1],
-                y=[chance[1], 1],
-                mode="lines+markers",
-                marker={"symbol": "x", "size": [9, 0], "color": GREY},
-                line={"color": "#bbbbbb", "width": 1},
-                name="from chance to perfect",
-                legendgroup="chance",
-                showlegend=place == 0,
-            ),
-            **at,
-        )
+            add(fig, at, drawn, label)
     return fig
 
 
 def divergence_figure(result: Result) -> go.Figure:
     """One panel per model: KL divergence of the head's and the translator's reading from the model's answer."""
-    rows = result.frame[result.frame.measure == "kl"]
-    fig = panel_grid(
-        list(result.frame.model.unique()),
-        int(rows.layer.max()),
-        "KL divergence (nats)",
-        y_range=(0.0, 1.05 * float(rows.high.max())),
-        title="How far is each layer's reading from the model's answer, before and after an affine change of code?",
+    divergence = result.frame[result.frame.measure == "kl"]
+    fig = model_panels(
+        result,
+        "How far is each layer's reading from the model's answer, before and after an affine change of code?",
+        "KL divergence of what the head says at a layer from what the model says in the end; 0: the same",
+        y="KL divergence (nats)",
+        y_range=(0.0, 1.05 * float(divergence.high.max())),
     )
-    for place, (_, cells) in enumerate(rows.groupby("model", sort=False)):
+    for at, _, rows in each_panel(fig, result):
         for reader in ("head", "translator"):
             label, dash, colour = READERS[reader]
-            curve = cells[cells.reader == reader]
-            add_curve(fig, curve, label, colour, panel(place), show=place == 0, dash=dash)
+            curve(fig, at, _only(rows, "kl", reader), label, colour, dash=dash)
     return fig
 
 
@@ -177,10 +159,10 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
 
 
 def _half(rows: pd.DataFrame, measure: str, reader: str) -> int | None:
-    """The first layer at which a reader has come half the way from chance to its best."""
-    curve = _only(rows, measure, reader).set_index("layer").value.sort_index()
-    chance = _only(rows, measure, "chance").value.iloc[0]
-    if curve.max() <= chance:
+    """The first layer at which a reader has come half the way from chance to its best; None where that is chance."""
+    curves = _only(rows, measure, reader).set_index("layer").sort_index()
+    curve, chance = curves.value, _only(rows, measure, "chance").value.iloc[0]
+    if curves.low[curve.idxmax()] <= chance:
         return None
     reached = curve.index[curve >= chance + HALF * (curve.max() - chance)]
     return int(reached[0])

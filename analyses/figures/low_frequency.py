@@ -7,24 +7,22 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.model_panels import CHANCE_LINE, add_bars, by_model, each_panel, model_panels, picked, value_of
-from analyses.figures.panels import MODELS, curve, level
+from analyses.figures.colours import BLUE, BROWN, DARK, ORANGE, READ_FROM, RED, UNTOUCHED
+from analyses.figures.panels import bars, curve, each_panel, level, model_panels
+from analyses.figures.rows import by_model, picked, value_of
 from analyses.results import Result
 from analyses.token_roles import LABELS
 
-COLOURS = dict(zip(LABELS, MODELS, strict=False))
-GREY = "dimgray"
+COLOURS = {**READ_FROM, "random_patch": BROWN}
 FILTERS = {"low": ("low-pass", "solid"), "high": ("high-pass", "dot")}
 PIXELS = "random projection of pixels"
-
-
 SWAPS = {
     "learned": "",
     "normal": "N(0, 0.02²)",
     "zeros": "zeros",
     "mean patch": "the data's mean patch",
 }
-POSITIONS = {True: ("with the position of CLS", MODELS[0]), False: ("without it", MODELS[1])}
+POSITIONS = {True: ("with the position embedding of CLS", BLUE), False: ("without it", ORANGE)}
 
 
 def main_figure(result: Result) -> go.Figure:
@@ -32,8 +30,8 @@ def main_figure(result: Result) -> go.Figure:
     fig = model_panels(
         result,
         "How much of a token stays when spatial frequencies are filtered out of the picture?",
-        "cosine between the token of the whole and of the filtered picture, last block, about the token's mean; "
-        "0: nothing stays; solid: low-pass, dotted: high-pass; 95 % intervals",
+        "Cosine between the token of the whole and of the filtered picture, last layer, about the token's mean; "
+        "1: all stays. Low-pass keeps what is below the radius, high-pass what is above; 95 % intervals over images",
         x="radius of the filter (cycles per picture)",
         y="centred cosine",
         y_range=(-0.35, 1.03),
@@ -42,8 +40,8 @@ def main_figure(result: Result) -> go.Figure:
         last = rows[(rows.measure == "centred_cosine") & (rows.layer == rows.layer.max())]
         for token in _tokens(last):
             for kind, (label, dash) in FILTERS.items():
-                some = _line(last, "radius", token=token, filter=kind)
-                curve(fig, at, some.radius.astype(float), some, f"{LABELS[token]}, {label}", COLOURS[token], dash=dash)
+                some = picked(last, token=token, filter=kind)
+                curve(fig, at, some, f"{LABELS[token]}, {label}", COLOURS[token], x="radius", dash=dash)
         level(fig, at, _ends(last.radius), 0.0, "nothing stays")
     return fig
 
@@ -55,19 +53,15 @@ def gain_figure(result: Result) -> go.Figure:
         "Does CLS keep more of low frequencies than the mean patch does, and less of high ones?",
         "CLS minus mean patch, paired over images, 95 % intervals. Solid: centred cosine to the whole picture's token, "
         "mean over radii; dotted: R² of log band energy, mean over half of the bands",
-        x="block",
         y="CLS − mean patch",
         y_range=None,
     )
-    colours = {"low": MODELS[0], "high": MODELS[3]}
+    colours = {"low": BLUE, "high": RED}
     for at, _, rows in each_panel(fig, result):
         for measure, label, dash in (("cosine_gain", "cosine", "solid"), ("r2_gain", "R² of band energy", "dot")):
             for kind in FILTERS:
-                some = _line(rows, "layer", measure=measure, filter=kind)
-                if len(some):
-                    curve(
-                        fig, at, some.layer.astype(int), some, f"{label}, {kind} frequencies", colours[kind], dash=dash
-                    )
+                some = picked(rows, measure=measure, filter=kind)
+                curve(fig, at, some, f"{label}, {kind} frequencies", colours[kind], dash=dash)
         level(fig, at, [0, int(rows.layer.max())], 0.0, "no difference")
     return fig
 
@@ -77,7 +71,7 @@ def spectrum_figure(result: Result) -> go.Figure:
     fig = model_panels(
         result,
         "Which frequency bands of the picture can be read from a token?",
-        "held-out R² of ridge regressions of log energy per band, last block; every source has the same number of "
+        "Held-out R² of ridge regressions of log energy per band, last layer; every source has the same number of "
         "units; 0: no better than the mean; 95 % intervals",
         x="band (upper edge, cycles per picture)",
         y="R²",
@@ -86,15 +80,17 @@ def spectrum_figure(result: Result) -> go.Figure:
     for at, name, rows in each_panel(fig, result):
         edges = result.meta["models"][name]["band_edges"][1:]
         ticks = [f"{edge:.3g}" for edge in edges]
-        r2 = rows[rows.measure == "r2"]
+        r2 = rows[rows.measure == "r2"].dropna(subset=["band"]).sort_values("band")
+        r2 = r2.assign(edge=[ticks[int(band)] for band in r2.band])
         last = r2[r2.layer == r2.layer.max()]
         for token in _tokens(last):
-            curve(fig, at, ticks, _line(last, "band", token=token, variant="trained"), LABELS[token], COLOURS[token])
+            some = picked(last, token=token, variant="trained")
+            curve(fig, at, some, LABELS[token], COLOURS[token], x="edge")
         for token in ("cls", "patches"):
-            some = _line(last, "band", token=token, variant="random weights")
-            if len(some):
-                curve(fig, at, ticks, some, f"{LABELS[token]}, random weights", COLOURS[token], dash="dot")
-        curve(fig, at, ticks, _line(r2, "band", variant=PIXELS), PIXELS, GREY, dash="dash")
+            some = picked(last, token=token, variant="random weights")
+            curve(fig, at, some, f"{LABELS[token]}, random weights", COLOURS[token], x="edge", dash="dot")
+        curve(fig, at, picked(r2, variant=PIXELS), PIXELS, DARK, x="edge", dash="dot")
+        level(fig, at, ticks, 0.0, "no better than the mean")
     return fig
 
 
@@ -103,8 +99,8 @@ def decodability_figure(result: Result) -> go.Figure:
     fig = model_panels(
         result,
         "What does a probe fitted on whole pictures still read from filtered ones?",
-        "accuracy of ridge probes on tokens of the last block, fitted without a filter; grey: the model's own answer; "
-        "solid: low-pass, dotted: high-pass; 95 % Wilson intervals",
+        "Accuracy of ridge probes on tokens of the last layer, fitted without a filter; grey: the model's own answer. "
+        "Low-pass keeps what is below the radius, high-pass what is above; 95 % intervals over images",
         x="radius of the filter (cycles per picture)",
         y="accuracy",
     )
@@ -112,15 +108,13 @@ def decodability_figure(result: Result) -> go.Figure:
         probes = rows[(rows.measure == "probe") & (rows.layer == rows.layer.max())]
         for token in ("cls", "patches"):
             for kind, (label, dash) in FILTERS.items():
-                some = _line(probes, "radius", token=token, filter=kind)
-                if len(some):
-                    x = some.radius.astype(float)
-                    curve(fig, at, x, some, f"probe on {LABELS[token]}, {label}", COLOURS[token], dash=dash)
+                some = picked(probes, token=token, filter=kind)
+                curve(fig, at, some, f"probe on {LABELS[token]}, {label}", COLOURS[token], x="radius", dash=dash)
         for kind, (label, dash) in FILTERS.items():
-            some = _line(rows, "radius", measure="accuracy", filter=kind)
-            curve(fig, at, some.radius.astype(float), some, f"model, {label}", GREY, dash=dash)
-        level(fig, at, _ends(probes.radius), value_of(rows, "chance"), "chance", CHANCE_LINE)
-        level(fig, at, _ends(probes.radius), _whole(rows), "model on whole pictures")
+            some = picked(rows, measure="accuracy", filter=kind)
+            curve(fig, at, some, f"model, {label}", DARK, x="radius", dash=dash)
+        level(fig, at, _ends(probes.radius), value_of(rows, "chance"), "chance")
+        level(fig, at, _ends(probes.radius), _whole(rows), "model on whole pictures", UNTOUCHED)
     return fig
 
 
@@ -129,8 +123,8 @@ def swap_figure(result: Result) -> go.Figure:
     fig = model_panels(
         result,
         "What does the learned CLS embedding add?",
-        "accuracy with another vector in its place (normal: N(0, 0.02²), mean over draws; mean patch: of the data), "
-        "95 % Wilson intervals; without orange: CLS has no position embedding",
+        "Accuracy with another vector in its place (normal: N(0, 0.02²), mean over draws; mean patch: of the data), "
+        "95 % intervals over images; without orange: CLS has no position embedding",
         x="in the place of the CLS embedding",
         y="accuracy",
     )
@@ -143,11 +137,11 @@ def swap_figure(result: Result) -> go.Figure:
         for position, (label, colour) in POSITIONS.items():
             some = both[both.position == position].groupby("variant", sort=False)[["value", "low", "high"]].mean()
             some = some.reindex([name for name in SWAPS if name in some.index])
-            add_bars(fig, at, list(some.index), some, label, colour)
+            bars(fig, at, list(some.index), some, label, colour)
         if len(swaps):
             ends = [next(iter(SWAPS)), [*SWAPS][-1]]
-            level(fig, at, ends, _whole(rows), "the model as it is")
-            level(fig, at, ends, value_of(rows, "chance"), "chance", CHANCE_LINE)
+            level(fig, at, ends, _whole(rows), "the model as it is", UNTOUCHED)
+            level(fig, at, ends, value_of(rows, "chance"), "chance")
     fig.update_xaxes(categoryorder="array", categoryarray=list(SWAPS))
     return fig
 
@@ -210,6 +204,12 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         "A log energy is no linear function of pixels, which is why projected pixels tell little of it; the model with "
         "random weights is the control that is not linear. Transforms are in float64: float32 would leave rounding of "
         "the size of a smooth picture's finest band. An energy counts the rounding to 256 grey values.",
+    ]
+    constant = result.frame[(result.frame.measure == "centred_cosine") & result.frame.value.isna()]
+    notes += [
+        f"{place.model}: {LABELS[place.token]} behind layer {place.layer} is the same in every image, so that a "
+        "centred cosine and CKA are not defined there."
+        for place in constant[["model", "token", "layer"]].drop_duplicates().itertuples()
     ]
     if result.meta["repro"]:
         notes.append(
@@ -284,10 +284,6 @@ def _blocks(layers: list[int]) -> str:
 
 def _tokens(rows: pd.DataFrame) -> list[str]:
     return [token for token in LABELS if (rows.token == token).any()]
-
-
-def _line(rows: pd.DataFrame, by: str, **where: Any) -> pd.DataFrame:
-    return picked(rows, **where).dropna(subset=[by]).sort_values(by)
 
 
 def _ends(x: pd.Series) -> list[float]:

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analyses.figures.colours import BLUE
 from analyses.results import Result
 
 COLOURS = "RdBu_r"
@@ -41,8 +42,10 @@ def patching_map(
     fig = go.Figure(heat)
     fig.update_xaxes(title_text="head" if across == "head" else "tokens", type="category", showgrid=False)
     fig.update_yaxes(title_text="depth" if shown["site"] == "resid" else "layer", autorange="reversed", showgrid=False)
-    fig.update_layout(template="plotly_white", title=f"{shown['site']}, {shown['direction']}", height=420, width=860)
-    return fig
+    what = "heads" if across == "head" else "tokens"
+    title = f"At which layers and {what} does patching {shown['site']} move the answer?"
+    said = f"{shown['direction']}; colour: {shown['metric']}, white: as in the run that is patched"
+    return fig.update_layout(template="plotly_white", title=f"{title}<br><sup>{said}</sup>", height=440, width=860)
 
 
 def patch_maps(result: Result, grid: tuple[int, int], *, n_prefix: int, site: str | None = None) -> go.Figure:
@@ -72,8 +75,10 @@ def patch_maps(result: Result, grid: tuple[int, int], *, n_prefix: int, site: st
     for picture in fig.data:  # patches are square
         fig.layout[f"yaxis{picture.yaxis[1:]}"].scaleanchor = picture.xaxis
     axis = {"colorscale": COLOURS, "cmid": _middle(rows), "colorbar": {"title": rows.metric.iloc[0]}}
-    fig.update_layout(template="plotly_white", coloraxis=axis, height=190 * n_rows + 60, width=1000)
-    return fig
+    title = "Where in the picture does patching a single patch move the answer, layer by layer?"
+    return fig.update_layout(
+        template="plotly_white", title=title, coloraxis=axis, height=190 * n_rows + 100, width=1000, margin_t=90
+    )
 
 
 def _middle(rows: pd.DataFrame) -> float:
@@ -85,7 +90,7 @@ def senders_figure(result: Result) -> go.Figure:
     """A bar per sender of `path_patching`: what sending it along its path does to the first metric."""
     rows = result.frame[result.frame.metric == result.frame.metric.iloc[0]]
     receiver, metric = rows.receiver.iloc[0], rows.metric.iloc[0]
-    return _bars(rows, rows.sender, f"Sent from the donor run to {receiver}, along the direct path only", metric)
+    return _bars(rows, rows.sender, f"Which senders move {receiver}, by the direct path alone?", metric)
 
 
 def terms_figure(result: Result) -> go.Figure:
@@ -93,14 +98,14 @@ def terms_figure(result: Result) -> go.Figure:
     parts = [column for column in ("component", "layer", "head") if result.frame[column].notna().any()]
     rows = result.frame.groupby(parts, sort=False, dropna=False, as_index=False)[["value"]].sum()
     names = rows[parts].apply(lambda row: " ".join(str(x) for x in row if not pd.isna(x)), axis=1)
-    return _bars(rows, names, "What each part of the network adds to the logit", "logits")
+    return _bars(rows, names, "What does each part of the network add to the logit?", "logits")
 
 
 def _bars(rows: pd.DataFrame, names: pd.Series, title: str, unit: str) -> go.Figure:
     errors = None
     if {"low", "high"} <= set(rows.columns):
         errors = {"type": "data", "array": rows.high - rows.value, "arrayminus": rows.value - rows.low}
-    fig = go.Figure(go.Bar(x=names, y=rows.value, error_y=errors))
+    fig = go.Figure(go.Bar(x=names, y=rows.value, error_y=errors, marker_color=BLUE))
     fig.update_xaxes(type="category")
     fig.update_yaxes(title_text=unit)
     fig.update_layout(template="plotly_white", title=title, height=420, width=860)

@@ -2,126 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from analyses.figures.colours import BLUE, BROWN, CYAN, GREEN, OLIVE, ORANGE, PINK, PURPLE, RED, UNTOUCHED
+from analyses.figures.panels import Place, add, band, curve, level, panels, place, sentence
+from analyses.figures.rows import last_layer, model_names, picked
 from analyses.results import Result
 from hooked_vit import HookedViT
 
-GREY = "#8a8a8a"
 ORDERS = {
-    "gradient": ("gradient map", "#1f77b4"),
-    "chefer": ("attention × gradient (Chefer)", "#ff7f0e"),
-    "lrp": ("LRP × gradient (Chefer)", "#8c564b"),
-    "rollout": ("attention rollout", "#9467bd"),
-    "attention_last": ("attention of CLS, last block", "#e377c2"),
-    "attention_mean": ("attention of CLS, mean of blocks", "#bcbd22"),
-    "projection": ("ranks of the class projection", "#17becf"),
-    "probe": ("ranks of 10-shot probes", "#d62728"),
-    "random": ("random order", "#2ca02c"),
+    "gradient": ("gradient map", BLUE),
+    "chefer": ("attention × gradient (Chefer)", ORANGE),
+    "lrp": ("LRP × gradient (Chefer)", BROWN),
+    "rollout": ("attention rollout", PURPLE),
+    "attention_last": ("attention of CLS, last block", PINK),
+    "attention_mean": ("attention of CLS, mean of blocks", OLIVE),
+    "projection": ("ranks of the class projection", CYAN),
+    "probe": ("ranks of 10-shot probes", RED),
+    "random": ("random order", GREEN),
 }
 DIRECTIONS = {"negative": "least important first", "positive": "most important first"}
 SITES = {
-    "resid_post": ("block output", "#1f77b4"),
-    "attn_out": ("attention's update", "#ff7f0e"),
-    "mlp_out": ("MLP's update", "#2ca02c"),
+    "resid_post": ("block output", BLUE),
+    "attn_out": ("attention's update", ORANGE),
+    "mlp_out": ("MLP's update", GREEN),
 }
 
 
 def curves_figure(result: Result) -> go.Figure:
     """Accuracy by share of image tokens deleted, least and most important first."""
-    names = list(result.frame.model.unique())
-    fig = make_subplots(
-        rows=len(names), cols=2, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.25 / len(names),
-        subplot_titles=[_titled(names, name, f"{d}: {says}") for name in names for d, says in DIRECTIONS.items()],
-    )  # fmt: skip
-    for r, name in enumerate(names, start=1):
-        rows = result.frame[(result.frame.model == name) & (result.frame.measure == "accuracy")]
-        for c, direction in enumerate(DIRECTIONS, start=1):
-            show = (r, c) == (1, 1)
-            for measure, label, dash in (
-                ("clean", "nothing deleted", "dash"),
-                ("chance", "most frequent class", "dot"),
-            ):
-                fig.add_trace(_flat([0, 100], _value(result, name, measure), label, dash, show), row=r, col=c)
-            for order, (label, colour) in ORDERS.items():
-                here = rows[(rows.order == order) & (rows.direction.isna() | (rows.direction == direction))]
-                if len(here):
-                    band, line = _curve(here.sort_values("removed"), label, colour, show)
-                    fig.add_trace(band, row=r, col=c)
-                    fig.add_trace(line, row=r, col=c)
-    fig.update_xaxes(title_text="image tokens deleted, %", showgrid=False)
-    fig.update_yaxes(range=[0, 1.02], gridcolor="#eeeeee")
-    fig.update_yaxes(title_text="accuracy", col=1)
-    return _dressed(fig, "Does what is called important matter? Accuracy while image tokens are deleted", len(names))
+    fig = _grid(
+        result,
+        list(DIRECTIONS.values()),
+        "Does what is called important matter? Accuracy while image tokens are deleted",
+        "Least important first: the longer a curve stays up, the better the order; most important first: the sooner it "
+        "falls. Bands: 95 % intervals over images",
+        x="image tokens deleted (%)",
+        y="accuracy",
+    )
+    for at, name, direction in _cells(fig, result, DIRECTIONS):
+        rows = picked(result.frame, model=name, measure="accuracy")
+        level(fig, at, [0, 100], _value(result, name, "clean"), "nothing deleted", UNTOUCHED)
+        level(fig, at, [0, 100], _value(result, name, "chance"), "chance: always the most frequent class")
+        for order, (label, colour) in ORDERS.items():
+            here = rows[(rows.order == order) & (rows.direction.isna() | (rows.direction == direction))]
+            here = here.assign(percent=100 * here.fraction)
+            red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+            band(fig, at, here, None, f"rgba({red},{green},{blue},0.12)", x="percent")
+            curve(fig, at, here, label, colour, x="percent", bare=True)
+    return fig
 
 
 def areas_figure(result: Result) -> go.Figure:
     """Area under each deletion curve, with its interval; random order as the line to beat."""
-    names = list(result.frame.model.unique())
-    fig = make_subplots(
-        rows=len(names), cols=2, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.25 / len(names),
-        subplot_titles=[
-            _titled(names, name, f"{d}: {'higher' if d == 'negative' else 'lower'} is better")
-            for name in names for d in DIRECTIONS
-        ],
-    )  # fmt: skip
-    for r, name in enumerate(names, start=1):
-        rows = result.frame[(result.frame.model == name) & (result.frame.measure == "auc")]
-        luck = rows[rows.order == "random"].iloc[0]
-        for c, direction in enumerate(DIRECTIONS, start=1):
-            here = rows[rows.direction == direction].iloc[::-1]
-            error = {"type": "data", "symmetric": False, "array": here.high - here.value}
-            error |= {"arrayminus": here.value - here.low, "thickness": 1.5, "width": 4}
-            trace = go.Scatter(
-                x=here.value, y=[ORDERS[o][0] for o in here.order], mode="markers", error_x=error, showlegend=False,
-                marker={"size": 10, "color": [ORDERS[o][1] for o in here.order]},
-            )  # fmt: skip
-            fig.add_trace(trace, row=r, col=c)
-            fig.add_vrect(luck.low, luck.high, fillcolor=ORDERS["random"][1], opacity=0.2, line_width=0, row=r, col=c)
-            fig.add_vline(luck.value, line={"color": ORDERS["random"][1], "dash": "dot"}, row=r, col=c)
-    fig.update_xaxes(title_text="area under the accuracy curve, over shares deleted", gridcolor="#eeeeee")
-    fig.update_layout(legend={"visible": False})
-    return _dressed(
-        fig, "Areas under the deletion curves, 95 % intervals over images (green: random order)", len(names), left=230
+    fig = _grid(
+        result,
+        [f"{says}: {'higher' if d == 'negative' else 'lower'} is better" for d, says in DIRECTIONS.items()],
+        "Which order of importance beats a random one?",
+        "Area under the accuracy curve while tokens are deleted, 95 % intervals over images; green: random order",
+        x="area under the accuracy curve",
+        y="",
+        y_range=None,
+        left=230,
     )
+    for at, name, direction in _cells(fig, result, DIRECTIONS):
+        rows = picked(result.frame, model=name, measure="auc")
+        luck, here = rows[rows.order == "random"].iloc[0], rows[rows.direction == direction].iloc[::-1]
+        error = {"type": "data", "symmetric": False, "array": here.high - here.value}
+        error |= {"arrayminus": here.value - here.low, "thickness": 1.5, "width": 4}
+        points = go.Scatter(
+            x=here.value,
+            y=[ORDERS[o][0] for o in here.order],
+            mode="markers",
+            error_x=error,
+            marker={"size": 10, "color": [ORDERS[o][1] for o in here.order]},
+        )
+        add(fig, at, points, None)
+        fig.add_vrect(luck.low, luck.high, fillcolor=GREEN, opacity=0.2, line_width=0, **at)
+        fig.add_vline(luck.value, line={"color": GREEN, "dash": "dot"}, **at)
+    return fig.update_xaxes(range=[0, 1.02], gridcolor="#eeeeee", showgrid=True)
 
 
 def probes_figure(result: Result) -> go.Figure:
     """How often probes and the class projection put the label first at an image token, by block and site."""
     frame = result.frame[(result.frame.tokens == "patches") & result.frame.layer.notna()]
     if frame.empty:
-        return go.Figure(layout={"title": "Neither probes nor projection were asked for", "height": 120})
-    names = list(frame.model.unique())
+        return sentence("Neither probes nor the class projection were asked for.")
     kinds = {"probe_accuracy": "ridge probes on a few images per class", "projection_accuracy": "class projection"}
-    fig = make_subplots(
-        rows=len(names), cols=2, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.25 / len(names),
-        subplot_titles=[_titled(names, name, says) for name in names for says in kinds.values()],
-    )  # fmt: skip
-    for r, name in enumerate(names, start=1):
+    fig = _grid(
+        result,
+        list(kinds.values()),
+        "Is the label read from single image tokens?",
+        "Share of image tokens at which the label comes first, mean over positions; 95 % intervals over images",
+        y="share of image tokens",
+        last=last_layer(result),
+    )
+    for at, name, measure in _cells(fig, result, kinds):
         rows = frame[frame.model == name]
-        for c, measure in enumerate(kinds, start=1):
-            show = (r, c) == (1, 1)
-            span = [0, int(rows.layer.max())]
-            chance = _value(result, name, "chance")
-            fig.add_trace(_flat(span, chance, "most frequent class", "dot", show), row=r, col=c)
-            for site, (label, colour) in SITES.items():
-                here = rows[(rows.measure == measure) & (rows.site == site)].sort_values("layer")
-                error = {"type": "data", "symmetric": False, "array": here.high - here.value, "thickness": 1}
-                error |= {"arrayminus": here.value - here.low, "width": 2}
-                line = go.Scatter(
-                    x=here.layer.astype(int), y=here.value, error_y=error, mode="lines+markers", name=label,
-                    legendgroup=label, showlegend=show, line={"color": colour}, marker={"size": 5},
-                )  # fmt: skip
-                fig.add_trace(line, row=r, col=c)
-    fig.update_xaxes(title_text="block", dtick=1 if frame.layer.max() < 13 else None, showgrid=False)
-    fig.update_yaxes(range=[0, 1.02], gridcolor="#eeeeee")
-    fig.update_yaxes(title_text="image tokens with the label first", col=1)
-    return _dressed(fig, "Is the label read from single image tokens? Mean over positions", len(names))
+        chance = _value(result, name, "chance")
+        level(fig, at, [0, int(rows.layer.max())], chance, "chance: always the most frequent class")
+        for site, (label, colour) in SITES.items():
+            curve(fig, at, rows[(rows.measure == measure) & (rows.site == site)], label, colour)
+    return fig
+
+
+def _grid(result: Result, columns: list[str], question: str, explained: str, **kw: Any) -> go.Figure:
+    """A row of panels per model, a panel per column."""
+    names = model_names(result)
+    titles = [f"{name}: {says}" if len(names) > 1 else says for name in names for says in columns]
+    return panels(titles, question, explained, columns=len(columns), height=370, **kw)
+
+
+def _cells(fig: go.Figure, result: Result, columns: Iterable[str]) -> Iterator[tuple[Place, str, str]]:
+    """(place, model, column) of every panel of `_grid`."""
+    for number, (name, column) in enumerate(product(model_names(result), columns)):
+        yield place(fig, number), name, column
 
 
 def summary_table(result: Result) -> list[dict[str, Any]]:
@@ -208,38 +208,3 @@ def _like_for_like(rows: pd.DataFrame, name: str) -> list[str]:
 def _value(result: Result, model: str, measure: str) -> float:
     rows = result.frame
     return float(rows.loc[(rows.model == model) & (rows.measure == measure), "value"].iloc[0])
-
-
-def _titled(names: list[str], name: str, says: str) -> str:
-    return f"{name}: {says}" if len(names) > 1 else says
-
-
-def _dressed(fig: go.Figure, title: str, n: int, left: int = 60) -> go.Figure:
-    fig.update_annotations(font_size=13)
-    fig.update_layout(
-        title=title, template="plotly_white", width=1080, height=360 * n + 190,
-        margin={"l": left, "r": 20, "t": 90, "b": 120},
-    )  # fmt: skip
-    fig.update_layout(legend={"orientation": "h", "y": -0.22 / n, "x": 0, "yanchor": "top"})
-    return fig
-
-
-def _flat(span: list[int], value: float, label: str, dash: str, show: bool) -> go.Scatter:
-    return go.Scatter(
-        x=span, y=[value, value], mode="lines", name=label, legendgroup=label, showlegend=show,
-        line={"color": GREY, "dash": dash, "width": 1.5},
-    )  # fmt: skip
-
-
-def _curve(rows: pd.DataFrame, label: str, colour: str, show: bool) -> tuple[go.Scatter, go.Scatter]:
-    """A line and the band of its intervals."""
-    x = 100 * rows.fraction
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    band = go.Scatter(
-        x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="lines", line={"width": 0},
-        fillcolor=f"rgba({red},{green},{blue},0.12)", legendgroup=label, showlegend=False, hoverinfo="skip",
-    )  # fmt: skip
-    line = go.Scatter(
-        x=x, y=rows.value, mode="lines", name=label, legendgroup=label, showlegend=show, line={"color": colour}
-    )
-    return band, line

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from analyses.figures.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, add_curve
+from analyses.figures.colours import BLUE, GREEN, ORANGE, PURPLE
+from analyses.figures.panels import curve, level, panels, place
+from analyses.figures.rows import by_model, last_layer, model_names, value_of
 from analyses.results import Result
 
 MODES = {
@@ -18,72 +17,54 @@ MODES = {
     "augment": ("augment: random token beside CLS", GREEN, "solid"),
     "deterministic": ("one learned token in the place of CLS", PURPLE, "dot"),
 }
-HEAD, FOOT = 130, 50  # pixels above and below the panels
 
 
 def main_figure(result: Result) -> go.Figure:
     """Per model: accuracy of every readout over layers, and random tokens in and beside CLS's place, closer."""
     split = "validation" if result.meta["repro"] else "test"
-    frame = result.frame[(result.frame.split == split) & result.frame.epoch.isna()]
-    names = list(frame.model.unique())
-    fig = _panels(
-        [title for name in names for title in (f"{name}: all readouts", f"{name}: replace and augment, closer")],
-        2,
+    fig = panels(
+        [t for name in model_names(result) for t in (f"{name}: all readouts", f"{name}: replace and augment, closer")],
         f"How much of the label can one block write into a token that knows nothing of the image? ({split} images)",
+        "Each readout runs the block of a layer once more and is trained on its output; 95 % intervals over images",
+        x="layer of the block that is run once more",
+        y="accuracy",
+        columns=2,
+        shared=False,
+        last=last_layer(result),
     )
-    for row, name in enumerate(names, start=1):
-        rows = frame[(frame.model == name) & (frame.measure == "accuracy")]
+    for row, (_, rows) in enumerate(by_model(result)):
+        left, right = place(fig, 2 * row), place(fig, 2 * row + 1)
+        rows = rows[(rows.split == split) & rows.epoch.isna()]
+        accuracy = rows[rows.measure == "accuracy"]
+        layers = [int(accuracy.layer.min()) - 0.2, int(accuracy.layer.max()) + 0.2]
+        level(fig, left, layers, value_of(rows, "chance"), "chance")
         for mode, (label, colour, dash) in MODES.items():
-            for col in (1, 2) if mode in ("replace", "augment") else (1,):
-                curve = rows[rows["mode"] == mode]
-                add_curve(fig, curve, label, colour, {"row": row, "col": col}, show=row == col == 1, dash=dash)
-        chance = frame.loc[(frame.model == name) & (frame.measure == "chance"), "value"].iloc[0]
-        layers = [int(rows.layer.min()) - 0.2, int(rows.layer.max()) + 0.2]
-        line = {"color": GREY, "dash": "dash", "width": 1.5}
-        fig.add_trace(
-            go.Scatter(x=layers, y=[chance] * 2, mode="lines", line=line, name="chance", showlegend=row == 1),
-            row=row,
-            col=1,
-        )
-    fig.update_xaxes(dtick=1)
-    fig.update_xaxes(title_text="layer of the block that is run once more", row=len(names))
-    fig.update_yaxes(range=[0, 1.02], col=1, title_text="accuracy")
+            for at in (left, right) if mode in ("replace", "augment") else (left,):
+                curve(fig, at, accuracy[accuracy["mode"] == mode], label, colour, dash=dash)
+    fig.update_yaxes(range=None, col=2)
     return fig
 
 
 def curves_figure(result: Result) -> go.Figure:
     """One panel per model and layer: validation accuracy after every epoch."""
     frame = result.frame[result.frame.measure == "validation_accuracy"]
-    names = list(frame.model.unique())
-    layers = {name: sorted(frame[frame.model == name].layer.unique()) for name in names}
-    cols = max(map(len, layers.values()))
-    places = [(name, layers[name][i] if i < len(layers[name]) else None) for name in names for i in range(cols)]
-    fig = _panels(
-        [f"{name}, layer {layer}" if layer is not None else "" for name, layer in places],
-        cols,
-        "Validation accuracy while the readouts are trained (the learning rate falls to nearly nothing at the end)",
-        shared_yaxes=True,
+    cells = [
+        (name, layer) for name in model_names(result) for layer in sorted(frame[frame.model == name].layer.unique())
+    ]
+    fig = panels(
+        [f"{name}, layer {layer}" for name, layer in cells],
+        "Had the readouts learned all they could when training ended?",
+        "Accuracy on validation images after every epoch, mean over seeds; the learning rate falls to nearly 0 at "
+        "the end",
+        x="epoch",
+        y="accuracy",
+        columns=min(4, frame.layer.nunique()),
+        height=280,
     )
-    for place, (name, layer) in enumerate(places):
-        if layer is None:
-            continue
-        rows = frame[(frame.model == name) & (frame.layer == layer)]
+    for number, (name, layer) in enumerate(cells):
+        rows = frame[(frame.model == name) & (frame.layer == layer)].assign(low=float("nan"), high=float("nan"))
         for mode, (label, colour, dash) in MODES.items():
-            line = rows[rows["mode"] == mode].groupby("epoch")["value"].mean()
-            trace = go.Scatter(
-                x=line.index.astype(int),
-                y=line,
-                mode="lines+markers",
-                marker={"size": 4},
-                name=label,
-                legendgroup=label,
-                showlegend=place == 0,
-                line={"color": colour, "dash": dash, "width": 1.7},
-            )
-            fig.add_trace(trace, row=place // cols + 1, col=place % cols + 1)
-    fig.update_yaxes(range=[0, 1.02])
-    fig.update_yaxes(title_text="accuracy", col=1)
-    fig.update_xaxes(title_text="epoch", row=len(names))
+            curve(fig, place(fig, number), rows[rows["mode"] == mode], label, colour, x="epoch", dash=dash)
     return fig
 
 
@@ -100,22 +81,3 @@ def summary_table(result: Result) -> pd.DataFrame:
     order = {name: i for i, name in enumerate(frame.model.unique())}
     table = table.reset_index()
     return table.sort_values(["model", "layer"], key=lambda c: c.map(order) if c.name == "model" else c)
-
-
-def _panels(titles: list[str], cols: int, title: str, **kw: Any) -> go.Figure:
-    rows = -(-len(titles) // cols)
-    height = 230 * rows + HEAD + FOOT
-    fig = make_subplots(
-        rows=rows, cols=cols, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.26 / rows, **kw
-    )
-    fig.update_xaxes(showgrid=False)
-    fig.update_yaxes(gridcolor="#eeeeee")
-    fig.update_layout(
-        template="plotly_white",
-        title={"text": title, "x": 0.01, "font": {"size": 16}, "yref": "container", "y": 1 - 24 / height},
-        height=height,
-        width=1080,
-        margin={"l": 60, "r": 20, "t": HEAD, "b": FOOT},
-        legend={"orientation": "h", "x": 0, "yref": "container", "y": 1 - 42 / height, "yanchor": "top"},
-    )
-    return fig

@@ -6,14 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.figures.model_panels import by_model, picked, value_of
+from analyses.figures.rows import by_model, picked, value_of
 from analyses.results import Result
 
 ROLES = ("cls", "dist", "registers", "patches")
 
 
 def summary_table(result: Result) -> pd.DataFrame:
-    """One row per model: prefix, the most outliers there are at a block, and what shuffles leave at their worst."""
+    """One row per model: prefix, the most outliers there are behind a layer, and what shuffles leave at their worst."""
     table = []
     for name, rows in by_model(result):
         layer = busiest(rows)
@@ -23,14 +23,14 @@ def summary_table(result: Result) -> pd.DataFrame:
             "model": name,
             "prefix": ", ".join(result.meta["models"][name]["prefix"]) or "none",
             "accuracy": value_of(rows, "accuracy"),
-            "outliers_at_block": layer,
+            "outliers_at_layer": layer,
             "outlier_share": 0.0 if layer is None else value_of(rows, "outlier_share", layer=layer, variant="trained"),
             "random_weights_share": _untrained_share(rows),
         }
         row |= {f"best_probe_{token}": value for token, value in probes.items() if token in ROLES}
         row |= {f"least_shuffled_{token}": value for token, value in shuffled.items()}
         table.append(row)
-    return pd.DataFrame(table).astype({"outliers_at_block": "Int64"})
+    return pd.DataFrame(table).astype({"outliers_at_layer": "Int64"})
 
 
 def in_words(result: Result) -> tuple[list[str], list[str]]:
@@ -43,8 +43,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
             found.append(f"{name}: {told}")
         elif busiest(rows) is not None:
             notes.append(
-                f"{name}: at the block with the most outliers fewer than {result.meta['min_images']} images have one "
-                "to fit on, or to measure on, so that no probes compare them with other patches."
+                f"{name}: behind the layer with the most outliers fewer than {result.meta['min_images']} images "
+                "have one to fit on, or to measure on, so that no probes compare them with other patches."
             )
         if "registers" in about["prefix"]:
             probes = rows[rows.measure == "probe"].groupby("token").value.max()
@@ -60,16 +60,21 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         if len(shuffled):
             told = ", ".join(f"{value:.1%} for {token}" for token, value in shuffled.items())
             found.append(
-                f"{name}: accuracy {value_of(rows, 'accuracy'):.1%}; with tokens of other images, at the block where "
-                f"that costs most: {told}."
+                f"{name}: accuracy {value_of(rows, 'accuracy'):.1%}; with tokens of other images, after the layer "
+                f"where that costs most: {told}."
             )
         if about["undefined"]:
             notes.append(
-                f"{name}: at blocks {about['undefined']} more than half of the norms are equal, so that a robust z is "
-                "not defined and no token is called an outlier; give a cutoff."
+                f"{name}: behind layers {about['undefined']} more than half of the norms are equal, so that a robust z "
+                "is not defined and no token is called an outlier; give a cutoff."
             )
+    if (result.frame.measure == "content_r2").any():
+        notes.append(
+            "R² of a patch's content is a share of the variance among patches of that kind: where outliers lie on what "
+            "is all alike there is less of it, and R² is lower for the same errors."
+        )
     notes.append(
-        f"Outlier: {result.meta['rule']}, of image tokens, per model and block, with the median and MAD of the first "
+        f"Outlier: {result.meta['rule']}, of image tokens, per model and layer, with the median and MAD of the first "
         f"{result.meta['calibration']} images that probes are fitted on. The rule is one of spread, not of a second "
         "mode: a long tail has outliers too, and so may random weights; look at the histogram before speaking of a "
         "kind of token."
@@ -81,7 +86,7 @@ def _census_sentence(rows: pd.DataFrame) -> str:
     layer = busiest(rows)
     control = _untrained_share(rows)
     if layer is None:
-        return f"no image token is an outlier at any block (random weights: at most {control:.2%})."
+        return f"no image token is an outlier behind any layer (random weights: at most {control:.2%})."
     share, images = (
         value_of(rows, m, layer=layer, variant="trained") for m in ("outlier_share", "images_with_outliers")
     )
@@ -92,7 +97,7 @@ def _census_sentence(rows: pd.DataFrame) -> str:
             f"{_TRAITS[str(trait)]} are {value['outlier']:.0%} of them and {value['other']:.0%} of the others"
         )
     return (
-        f"outliers are most frequent behind block {layer}, {share:.2%} of image tokens, in {images:.1%} of images "
+        f"outliers are most frequent behind layer {layer}, {share:.2%} of image tokens, in {images:.1%} of images "
         f"(random weights: at most {control:.2%}); {'; '.join(traits)}."
     )
 
@@ -111,18 +116,18 @@ def _contents_sentence(rows: pd.DataFrame) -> str | None:
         return None
     value = here.set_index(["measure", "token"]).value
     return (
-        f"at that block a probe reads the class with {value['class_probe', 'outlier']:.1%} from an outlier and "
+        f"there a probe reads the class with {value['class_probe', 'outlier']:.1%} from an outlier and "
         f"{value['class_probe', 'other']:.1%} from another patch of the same image; R² of the patch's own colour and "
         f"contrast is {value['content_r2', 'outlier']:.2f} against {value['content_r2', 'other']:.2f}."
     )
 
 
 def busiest(rows: pd.DataFrame) -> int | None:
-    """The block with the most outliers; None where no block has any."""
+    """The layer with the most outliers; None where none has any."""
     share = rows[(rows.measure == "outlier_share") & (rows.variant == "trained")]
     return int(share.layer.loc[share.value.idxmax()]) if len(share) and share.value.max() > 0 else None
 
 
 def _untrained_share(rows: pd.DataFrame) -> float:
-    """The largest share of outliers at any block of the model with random weights."""
+    """The largest share of outliers behind any layer of the model with random weights."""
     return float(picked(rows, measure="outlier_share", variant="random weights").value.max())

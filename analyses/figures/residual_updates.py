@@ -7,51 +7,57 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.marks import dotted, head_notes
-from analyses.figures.panels import BLUE, GREEN, GREY, NAMES, YELLOW, curve, level, over_seeds, panels, place
+from analyses.figures.colours import (
+    DARK_BLUE,
+    DARK_GREEN,
+    LIGHT_BLUE,
+    LIGHT_GREEN,
+    NAMES,
+    SOFT_BLUE,
+    SOFT_GREEN,
+    SOFT_GREY,
+    SOFT_YELLOW,
+)
+from analyses.figures.panels import add, bars, curve, each_panel, level, model_panels
+from analyses.figures.rows import by_model, head_notes
 from analyses.results import Result
 
 PAIRED = {
-    ("attn", "cls"): ("attention update of [CLS]", "#a6cee3"),
-    ("attn", "patches"): ("attention update of image tokens", "#1f78b4"),
-    ("mlp", "cls"): ("MLP update of [CLS]", "#b2df8a"),
-    ("mlp", "patches"): ("MLP update of image tokens", "#33a02c"),
+    ("attn", "cls"): ("attention update of CLS", LIGHT_BLUE),
+    ("attn", "patches"): ("attention update of image tokens", DARK_BLUE),
+    ("mlp", "cls"): ("MLP update of CLS", LIGHT_GREEN),
+    ("mlp", "patches"): ("MLP update of image tokens", DARK_GREEN),
 }
 MATCH = {
-    "prev": ("the stream before", GREEN),
-    "attn": ("the attention update", BLUE),
-    "mlp": ("the MLP update", YELLOW),
-    "composition": ("none of these", GREY),
+    "prev": ("the stream before", SOFT_GREEN),
+    "attn": ("the attention update", SOFT_BLUE),
+    "mlp": ("the MLP update", SOFT_YELLOW),
+    "composition": ("none of these", SOFT_GREY),
 }
 PARTITION = {
-    "prev only": ("the stream before alone", GREEN),
-    "attn only": ("the attention update alone", BLUE),
-    "mlp only": ("the MLP update alone", YELLOW),
+    "prev only": ("the stream before alone", SOFT_GREEN),
+    "attn only": ("the attention update alone", SOFT_BLUE),
+    "mlp only": ("the MLP update alone", SOFT_YELLOW),
     "several": ("several of these", "#e78ac3"),
-    "composition": ("none of these", GREY),
+    "composition": ("none of these", SOFT_GREY),
 }
 
 
 def similarity_figure(result: Result) -> go.Figure:
     """One panel per model: how often each update alone scores the true class higher than what it was computed from."""
     against = "the block's input" if result.meta["reference"] == "block_input" else "its input"
-    fig = panels(
-        list(result.frame.model.unique()),
+    fig = model_panels(
+        result,
         f"Does an update alone score the image's class higher than {against} does?",
         "Share of tokens where it does, with 95 % intervals over images; thin dotted lines: random weights and head",
-        x="layer",
         y="share of tokens",
     )
-    for i, (_, rows) in enumerate(result.frame.groupby("model", sort=False)):
-        at, layers = place(fig, i), sorted(rows.layer.unique())
-        level(fig, at, layers, 0.5, "chance")
+    for at, _, rows in each_panel(fig, result):
+        level(fig, at, [0, int(rows.layer.max())], 0.5, "chance")
         for (part, tokens), (label, colour) in PAIRED.items():
             mine = rows[(rows.measure == "class_similarity") & (rows.part == part) & (rows.tokens == tokens)]
-            trained, random = mine[mine.control == "trained"], over_seeds(mine[mine.control == "random"])
-            if len(trained):
-                curve(fig, at, trained.layer, trained, label, colour)
-            if len(random):
-                dotted(fig, at, random, colour)
+            curve(fig, at, mine[mine.control == "trained"], label, colour)
+            curve(fig, at, mine[mine.control == "random"], None, colour, dash="dot", bare=True)
     return fig
 
 
@@ -61,7 +67,10 @@ def composition_figure(result: Result) -> go.Figure:
         fig = _bars(result, "match", MATCH, "Stacked as published: MLP-only matches count as none, and bars pass 1")
         return fig.update_layout(barmode="stack").update_yaxes(range=None)
     fig = _bars(
-        result, "match", MATCH, "Share of all tokens; bars overlap. Black: the same with another image's sources"
+        result,
+        "match",
+        MATCH,
+        "Share of all tokens; some in several bars. Black: the same with another image's sources",
     )
     return fig.update_layout(barmode="group", bargap=0.15)
 
@@ -73,25 +82,22 @@ def partition_figure(result: Result) -> go.Figure:
 
 
 def _bars(result: Result, measure: str, parts: dict[str, tuple[str, str]], explained: str) -> go.Figure:
-    question = "Whose top class is the top class after a block?"
-    fig = panels(list(result.frame.model.unique()), question, explained, x="layer", y="share of tokens")
-    rows = result.frame[(result.frame.measure == measure) & (result.frame.tokens == "all")]
+    question = "Whose top class is the top class behind a layer?"
+    fig = model_panels(result, question, explained, y="share of tokens")
     overlapping = measure == "match" and not result.meta["repro"]
-    for i, name in enumerate(result.frame.model.unique()):
+    for at, _, rows in each_panel(fig, result):
+        here = rows[(rows.measure == measure) & (rows.tokens == "all")]
         for k, (part, (label, colour)) in enumerate(parts.items()):
-            mine = rows[(rows.model == name) & (rows.part == part)]
+            mine = here[here.part == part]
             trained, luck = mine[mine.control == "trained"], mine[mine.control == "chance"]
-            bar = go.Bar(
-                x=trained.layer, y=trained.value, name=label, legendgroup=label, showlegend=i == 0,
-                marker_color=colour, offsetgroup=part if overlapping else None,
-            )  # fmt: skip
-            fig.add_trace(bar, **place(fig, i))
+            shown = trained[["value"]]
+            bars(fig, at, trained.layer.astype(int), shown, label, colour, offsetgroup=part if overlapping else None)
             if overlapping and len(luck):
-                fig.add_trace(_marks(luck, k, len(parts), show=i == 0 and k == 0), **place(fig, i))
+                add(fig, at, _marks(luck, k, len(parts)), "expected of another image")
     return fig
 
 
-def _marks(luck: pd.DataFrame, k: int, n: int, *, show: bool) -> go.Scatter:
+def _marks(luck: pd.DataFrame, k: int, n: int) -> go.Scatter:
     """A short black line at the height of chance, over bar k of n."""
     width = (1 - 0.15) / n
     x: list[float | None] = []
@@ -100,10 +106,7 @@ def _marks(luck: pd.DataFrame, k: int, n: int, *, show: bool) -> go.Scatter:
         left = layer - (1 - 0.15) / 2 + k * width
         x += [left, left + width, None]
         y += [value, value, None]
-    return go.Scatter(
-        x=x, y=y, mode="lines", line={"color": "black", "width": 1.5}, name="expected of another image",
-        legendgroup="chance", showlegend=show, hoverinfo="skip",
-    )  # fmt: skip
+    return go.Scatter(x=x, y=y, mode="lines", line={"color": "black", "width": 1.5}, hoverinfo="skip")
 
 
 def summary_table(result: Result) -> list[dict[str, Any]]:
@@ -123,7 +126,7 @@ def summary_table(result: Result) -> list[dict[str, Any]]:
 def in_words(result: Result) -> tuple[list[str], list[str]]:
     """What was found, and what to keep in mind."""
     found = [_sentence(row) for row in summary_table(result) if row["tokens"] != "registers"]
-    found += [_of_composition(str(name), rows) for name, rows in result.frame.groupby("model", sort=False)]
+    found += [_of_composition(name, rows) for name, rows in by_model(result)]
     notes = [
         "An update is projected alone, through the final norm, which makes a small one as long as a large one: the "
         "rates say where updates point, not how much they move."

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import plotly.colors
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from analyses.figures.curves import COLUMNS, GREY, panel
+from analyses.figures.colours import CHANCE, DARK, MODELS
+from analyses.figures.panels import curve, each_panel, model_panels, panels, place
+from analyses.figures.rows import by_model
 from analyses.results import Result
 
-PANEL_COLUMNS = 4
 NONE = "none"
 WRITTEN = 10  # up to so many layers a cell has room for its number
 
@@ -30,65 +29,31 @@ def restored_figure(result: Result) -> go.Figure:
 
 def panels_figure(result: Result) -> go.Figure:
     """One panel per probed layer: accuracy against the layer shuffled; `none` is the probe without a shuffle."""
-    frame = result.frame[result.frame.measure == "accuracy"]
-    layers = _layers(frame)
-    n_rows = -(-len(layers) // PANEL_COLUMNS)
-    fig = make_subplots(
-        rows=n_rows,
-        cols=PANEL_COLUMNS,
-        subplot_titles=[f"probe behind layer {p}" for p in layers],
-        shared_yaxes=True,
-        horizontal_spacing=0.02,
-        vertical_spacing=0.32 / n_rows,
-    )
-    colours = plotly.colors.qualitative.D3
-    for k, (name, rows) in enumerate(frame.groupby("model", sort=False)):
-        for p in layers:
-            at = {"row": p // PANEL_COLUMNS + 1, "col": p % PANEL_COLUMNS + 1}
-            cells = rows[rows.probe_layer == p].groupby("shuffled_layer", dropna=False)
-            line = cells.agg(value=("value", "mean"), low=("low", "min"), high=("high", "max"))
-            order = [np.nan if pd.isna(i) else i for i in line.index]
-            line = line.assign(x=[NONE if pd.isna(i) else str(i) for i in order])
-            line = pd.concat([line[line.x == NONE], line[line.x != NONE]])
-            error = {"type": "data", "symmetric": False, "array": line.high - line.value, "thickness": 1, "width": 0}
-            fig.add_trace(
-                go.Scatter(
-                    x=line.x,
-                    y=line.value,
-                    error_y={**error, "arrayminus": line.value - line.low},
-                    mode="lines+markers",
-                    name=str(name),
-                    legendgroup=str(name),
-                    showlegend=p == 0,
-                    line={"color": colours[k % len(colours)], "width": 1.5},
-                    marker={"size": 5},
-                ),
-                **at,
-            )
-    chance = float(result.frame[result.frame.measure == "chance"].value.iloc[0])
-    for p in layers:
-        at = {"row": p // PANEL_COLUMNS + 1, "col": p % PANEL_COLUMNS + 1}
-        fig.add_vline(x=p + 1, line={"color": GREY, "dash": "dot", "width": 1}, **at)
-        fig.add_hline(y=chance, line={"color": GREY, "dash": "dash", "width": 1}, **at)
+    layers = _layers(result.frame[result.frame.measure == "accuracy"])
     shuffles = [NONE, *map(str, layers)]
-    fig.update_xaxes(type="category", categoryorder="array", categoryarray=shuffles, showgrid=False)
-    fig.update_xaxes(title_text="layer shuffled", row=n_rows)
-    fig.update_yaxes(range=[0, 1.02], gridcolor="#eeeeee")
-    fig.update_yaxes(title_text="accuracy", col=1)
-    height = 230 * n_rows + 170
-    return fig.update_layout(
-        template="plotly_white",
-        title=_title(
-            f"Which shuffles of {_shuffled(result)} hurt what is read from {_probed(result)} later?<br><sup>"
-            f"{_reading(result)}. Right of the dotted line the shuffle comes after the probe and cannot matter; "
-            "dashed: chance.</sup>",
-            height,
-        ),
-        height=height,
-        width=1080,
-        margin={"l": 60, "r": 20, "t": 100, "b": 90},
-        legend={"orientation": "h", "y": -60 / (height - 190), "yanchor": "top", "x": 0},
+    fig = panels(
+        [f"probe behind layer {p}" for p in layers],
+        f"Which shuffles of {_shuffled(result)} hurt what is read from {_probed(result)} later?",
+        f"{_reading(result)}. Right of the dotted line the shuffle comes after the probe and cannot matter; "
+        "horizontal, dashed: chance; none: no shuffle",
+        x="layer shuffled",
+        y="accuracy",
+        columns=4,
+        height=260,
     )
+    for k, (name, rows) in enumerate(by_model(result)):
+        cells = rows[rows.measure == "accuracy"].sort_values("shuffled_layer", na_position="first")
+        cells = cells.assign(shuffle=cells.shuffled_layer.map(str, na_action="ignore").fillna(NONE))
+        for number, p in enumerate(layers):
+            read = cells[cells.probe_layer == p]
+            curve(fig, place(fig, number), read, name, MODELS[k % len(MODELS)], x="shuffle")
+    chance = float(result.frame[result.frame.measure == "chance"].value.iloc[0])
+    for number, p in enumerate(layers):
+        fig.add_vline(x=p + 1, line={"color": DARK, "dash": "dot", "width": 1}, **place(fig, number))
+        fig.add_hline(y=chance, line={**CHANCE, "width": 1}, **place(fig, number))
+    every = 1 if len(shuffles) < 10 else 2
+    fig.update_xaxes(type="category", categoryorder="array", categoryarray=shuffles, tickvals=shuffles[::every])
+    return fig.update_xaxes(tickangle=0, range=[-0.5, len(shuffles) - 0.5])
 
 
 def summary_table(result: Result) -> pd.DataFrame:
@@ -151,20 +116,21 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
 
 
 def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[str], colours: str) -> go.Figure:
-    frame = result.frame[result.frame.measure == measure]
-    names = list(result.frame.model.unique())
     layers = _layers(result.frame)
-    n_rows = -(-len(names) // COLUMNS)
-    fig = make_subplots(
-        rows=n_rows,
-        cols=COLUMNS,
-        subplot_titles=names,
-        horizontal_spacing=0.07,
-        vertical_spacing=0.28 / n_rows,
-    )
     shuffles = [*extra, *map(str, layers)]
-    for place, name in enumerate(names):
-        cells = frame[frame.model == name]
+    fig = model_panels(
+        result,
+        title,
+        f"{_reading(result)}. Numbers are percent. Below the diagonal the shuffle comes after the probe",
+        x="layer probed",
+        y="layer shuffled",
+        y_range=None,
+        height=350,
+        right=110,
+    )
+    fig.update_layout(width=380 * len(fig._grid_ref[0]) + 180 if len(fig._grid_ref[0]) < 3 else fig.layout.width)
+    for at, _, rows in each_panel(fig, result):
+        cells = rows[rows.measure == measure]
         row = cells.shuffled_layer.map(str, na_action="ignore").fillna(NONE)
         mean = cells.assign(row=row).groupby(["row", "probe_layer"]).value.mean().unstack()
         table = mean.reindex(index=shuffles, columns=layers).to_numpy(float)
@@ -182,33 +148,13 @@ def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[s
                 xgap=1,
                 ygap=1,
             ),
-            **panel(place),
+            **at,
         )
-    fig.update_xaxes(title_text="layer probed", type="category", showgrid=False)
+    fig.update_xaxes(type="category")
     fig.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    fig.update_yaxes(title_text="layer shuffled", col=1)
-    height = 340 * n_rows + 110
-    return fig.update_layout(
-        template="plotly_white",
-        title=_title(
-            f"{title}<br><sup>{_reading(result)}. Numbers are percent. Below the diagonal the shuffle comes after the "
-            "probe.</sup>",
-            height,
-        ),
-        height=height,
-        width=1080,
-        margin={"l": 60, "r": 20, "t": 110, "b": 60},
-        coloraxis={
-            "colorscale": colours,
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"title": f"{unit}<br> ", "thickness": 14, "tickformat": ".0%"},
-        },
-    )
-
-
-def _title(text: str, height: int) -> dict:
-    return {"text": text, "x": 0.01, "yref": "container", "y": 1 - 30 / height}
+    bar = {"title": f"{unit}<br> ", "thickness": 14, "tickformat": ".0%", "len": 250, "lenmode": "pixels"}
+    bar |= {"y": 1, "yanchor": "top", "x": 1.02}
+    return fig.update_layout(coloraxis={"colorscale": colours, "cmin": 0, "cmax": 1, "colorbar": bar})
 
 
 def _layers(frame: pd.DataFrame) -> list[int]:

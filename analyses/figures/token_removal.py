@@ -5,46 +5,43 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.panels import bars, panels, place
+from analyses.figures.colours import DARK_BLUE, SOFT_GREY
+from analyses.figures.panels import bars, each_panel, model_panels
 from analyses.results import Result
 
 BARS = {
-    ("clean", None): ("untouched image", "#1f78b4"),
-    ("removed", None): ("all other image tokens removed", "#e31a1c"),
-    ("random", None): ("as many removed at random", "#b3b3b3"),
+    "clean": ("untouched image", DARK_BLUE),
+    "removed": ("all other image tokens removed", "#e31a1c"),
+    "random": ("as many removed at random", SOFT_GREY),
 }
 GROUPS = {"class": "class tokens,<br>context removed", "context": "context tokens,<br>class removed"}
 
 
 def removal_figure(result: Result) -> go.Figure:
     """One panel per model: rate of the tokens that stay, and accuracy, clean, removed and at random."""
-    frame = result.frame
-    models = list(frame.model.unique())
-    fig = panels(
-        models,
+    fig = model_panels(
+        result,
         "Do tokens on the object and tokens around it need each other?",
-        "share of the tokens that stay which put the class first in the last block, and accuracy; 95 % intervals over "
-        "images",
+        "Share of the tokens that stay which put the class first behind the last layer, and accuracy; 95 % intervals "
+        "over images",
         x="",
         y="share",
         columns=2,
         height=360,
     )
-    for number, model in enumerate(models):
-        at, rows = place(fig, number), frame[frame.model == model]
-        for (control, _), (label, colour) in BARS.items():
+    for at, _, rows in each_panel(fig, result):
+        for control, (label, colour) in BARS.items():
             parts = []
             for kept, name in GROUPS.items():
                 for measure, what in (("rate", name), ("accuracy", f"accuracy,<br>{name.partition('>')[2]}")):
                     part = _pick(rows, measure, control, kept)
                     if len(part):
-                        parts.append({"x": what, "value": part.value.mean(), "low": part.low.min(),
-                                      "high": part.high.max()})  # fmt: skip
+                        ends = {"value": part.value.mean(), "low": part.low.min(), "high": part.high.max()}
+                        parts.append({"x": what, **ends})
             if parts:
                 table = pd.DataFrame(parts)
                 bars(fig, at, table.x, table, label, colour)
-    fig.update_layout(barmode="group")
-    return fig
+    return fig.update_layout(barmode="group")
 
 
 def summary_table(frame: pd.DataFrame) -> pd.DataFrame:

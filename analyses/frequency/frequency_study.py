@@ -143,6 +143,7 @@ class FrequencyStudy:
         self.spectra: dict[str, LinearMap] = spectra.fit()
         self.answers = self.own or with_ridge_head(pooling, probes["head"], data)
         self.means = {site: total / n for site, total in totals.items()}
+        self.varies = {site: not classes.moments(site.key).is_constant(classes.n) for site in totals}
         has_cls = self.answers.model.cfg.has_cls
         self.swaps = cls_swaps(self.answers.model, patches / n, seeds=self.seeds) if has_cls else []
 
@@ -183,9 +184,7 @@ class FrequencyStudy:
             self._answer(("swap_accuracy", None, None, what), answer, batch.labels)
             for site, x in swapped.items():
                 if site.token in ("cls", "patches"):
-                    mean = self.means[site]
-                    value = cosine(clean[site].cpu().double() - mean, x.cpu().double() - mean)
-                    self._add(("swap_cosine", site, None, what), value)
+                    self._add(("swap_cosine", site, None, what), self._centred_cosine(site, clean[site], x))
 
     def _filtered(self, f: Filter, pixels: Tensor, batch: Any, clean: Mapping[Site, Tensor], pairs: Mapping) -> None:
         if self.repro:
@@ -200,9 +199,15 @@ class FrequencyStudy:
             yy, xy = pairs[f, site]
             yy.update(x, x)
             xy.update(clean[site], x)
-            a, b, mean = clean[site].cpu().double(), x.cpu().double(), self.means[site]
-            self._add(("cosine", site, f, None), cosine(a, b))
-            self._add(("centred_cosine", site, f, None), cosine(a - mean, b - mean))
+            self._add(("cosine", site, f, None), cosine(clean[site], x))
+            self._add(("centred_cosine", site, f, None), self._centred_cosine(site, clean[site], x))
+
+    def _centred_cosine(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        """Cosine about the site's mean; NaN where a token is the same in every image, and only rounding is left."""
+        if not self.varies[site]:
+            return torch.full((len(x),), torch.nan, dtype=torch.float64)
+        mean = self.means[site]
+        return cosine(x.cpu().double() - mean, y.cpu().double() - mean)
 
     def _answer(self, key: tuple, logits: Tensor, labels: Tensor) -> None:
         self._add(key, correct(rank(logits.cpu(), self.answers.labels(labels))).double())
@@ -223,7 +228,9 @@ class FrequencyStudy:
         for key, x in columns.items():
             if key in means:
                 low, high = intervals[key]
-                yield _row(key, {"value": np.nanmean(x), "low": low, "high": high, "n": n})
+                known = x[np.isfinite(x)]
+                value = known.mean() if len(known) else float("nan")
+                yield _row(key, {"value": value, "low": low, "high": high, "n": n})
             elif key[0] != "errors":
                 yield _row(key, rate_row(int(x.sum()), n))
         for (measure, site, f), value in self.cka.items():
@@ -252,11 +259,13 @@ class FrequencyStudy:
         for layer in range(self.model.cfg.n_layers):
             cls, patches = Site("cls", layer), Site("patches", layer)
             for kind, half in halves.items():
-                sides = [
+                sides = np.stack([
                     np.mean([columns["centred_cosine", site, f, None] for f in self.filters if f.kind == kind], axis=0)
                     for site in (cls, patches)
-                ]
-                value, low, high = paired_bootstrap(*sides, seed=self.seed)
+                ])  # fmt: skip
+                known = sides[:, np.isfinite(sides).all(0)]
+                nothing = (float("nan"),) * 3
+                value, low, high = paired_bootstrap(*known, seed=self.seed) if known.size else nothing
                 numbers = {"value": value, "low": low, "high": high, "n": n}
                 yield _row(("cosine_gain", cls, None, None), numbers) | {"filter": kind}
                 errors = [columns["errors", f"{TRAINED}|{site.key}"][:, half] for site in (cls, patches)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -154,6 +155,7 @@ class FittedProbes:
         }  # fmt: skip
         # the tensors first: a folder with the description is complete
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "probes.safetensors")
+        stored["checksum"] = _checksum(folder / "probes.safetensors")
         (folder / "probes.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
         return folder
 
@@ -161,7 +163,7 @@ class FittedProbes:
     def load(cls, folder: str | Path) -> FittedProbes:
         """Read back what `save` wrote, number for number.
 
-        Raises FileNotFoundError for a folder without probes, ValueError for those of another version.
+        Raises FileNotFoundError for a folder without probes, ValueError for those of another version and damaged ones.
         """
         folder = Path(folder)
         if missing := [f for f in ("probes.json", "probes.safetensors") if not (folder / f).is_file()]:
@@ -169,6 +171,8 @@ class FittedProbes:
         stored = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
         if stored.get("format") != FORMAT:
             raise ValueError(f"{folder} holds probes of format {stored.get('format')}; this version reads {FORMAT}")
+        if stored.get("checksum") != _checksum(folder / "probes.safetensors"):
+            raise ValueError(f"the probes in {folder} are damaged: their checksum is another; fit and save them again")
         tensors = load_file(folder / "probes.safetensors")
         probes = {}
         for site, about in stored["probes"].items():
@@ -279,6 +283,11 @@ def _ranks(panel: _Panel, x: Float[Tensor, "b d"], labels: Int64[Tensor, "b k"],
     if bad := int((~torch.isfinite(x)).any(1).sum()):
         raise ValueError(f"features of {site!r} hold NaN or infinity in {bad} of {len(x)} rows; a probe needs numbers")
     return rank(panel.scores(x).cpu(), labels)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _some(names: Sequence[str]) -> str:

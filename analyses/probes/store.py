@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -61,14 +63,26 @@ def feature_store(
         return
     with tempfile.TemporaryDirectory(prefix="hooked-vit-probes-", dir=scratch) as folder:
         free = shutil.disk_usage(folder).free
+        no_room = OSError(
+            errno.ENOSPC,
+            f"the features of {n} images at {len(widths)} sites take {needed / 1e9:.1f} GB, and there are "
+            f"{free / 1e9:.1f} GB where temporary files go; read fewer roles or layers, choose another folder with "
+            "scratch=…, or use probe='ridge', which keeps none",
+        )
         if needed > free:
-            raise OSError(
-                f"the features of {n} images at {len(widths)} sites take {needed / 1e9:.1f} GB, and there are "
-                f"{free / 1e9:.1f} GB where temporary files go; read fewer roles or layers, choose another folder with "
-                "scratch=…, or use probe='ridge', which keeps none"
-            )
-        arrays: dict[str, np.ndarray] = {
-            site: np.memmap(Path(folder) / f"{i}.f32", np.float32, "w+", shape=(n, d))
-            for i, (site, d) in enumerate(widths.items())
-        }
+            raise no_room
+        try:
+            arrays = {site: _on_disk(Path(folder) / f"{i}.f32", n, d) for i, (site, d) in enumerate(widths.items())}
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise no_room from error
         yield FeatureStore(arrays, False)
+
+
+def _on_disk(path: Path, n: int, d: int) -> np.ndarray:
+    """An array in a file whose room is taken at once: writing to a map of a full disk would kill the process."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 4 * n * d)
+    return np.memmap(path, np.float32, "r+", shape=(n, d))

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from analyses.data import ImageData, as_data
 from analyses.data.imagedata import Batch
-from analyses.study import about_data, count_classes
+from analyses.study import about_data, common_names, count_classes
 
 LABEL, ORIGIN = "label", "dataset"
 
@@ -185,10 +185,7 @@ def _classes(target: str, parts: Sequence[ImageData]) -> tuple[str, ...]:
                 raise ValueError(f"{part.name} has no class {wanted!r}; it has {', '.join(names[:10])}")
         return f"not {wanted}", wanted
     if all(column in (LABEL, part.label) for part in parts):
-        named = [part.class_names for part in parts if part.class_names is not None]
-        if named and any(names != named[0] for names in named):
-            raise ValueError("data sets that are pooled or compared name their classes alike; these do not")
-        return tuple(named[0]) if named else tuple(map(str, range(count_classes(*parts))))
+        return tuple(common_names(*parts) or map(str, range(count_classes(*parts))))
     found: set[Any] = set()
     for part in parts:
         values = _values(part, column)
@@ -224,10 +221,27 @@ def _is_present(value: Any, wanted: str, names: Sequence[str] | None) -> bool:
 def target_data(data: Any, target: Target | str) -> TargetData:
     """Images with the answers of a target: of one that is given, numbered as there; of a spec, as `with_target` does.
 
-    Raises what `as_data` and `with_target` raise.
+    Raises ValueError for data whose classes have other names than the target's, and what `as_data` and `with_target`
+    raise.
     """
     if isinstance(data, TargetData):
         return data
     parts = data if isinstance(data, list) else [data]
     group = [as_data(part) for part in parts]
-    return with_target(target, group)[0] if isinstance(target, str) else TargetData(group, target)
+    if isinstance(target, str):
+        return with_target(target, group)[0]
+    for part in group:
+        _check_names(part, target)
+    return TargetData(group, target)
+
+
+def _check_names(part: ImageData, target: Target) -> None:
+    """Refuse labels that mean other classes than those a probe was asked for."""
+    if target.spec not in (LABEL, part.label) or part.class_names is None:
+        return
+    numbered = list(map(str, range(target.n_classes)))  # it was fitted on classes without names
+    if list(target.classes) not in (part.class_names, numbered):
+        raise ValueError(
+            f"the probe knows the classes {', '.join(target.classes[:5])} …, and {part.name} has "
+            f"{', '.join(part.class_names[:5])} …: the same number would be another class"
+        )

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pandas as pd
 import plotly.graph_objects as go
 
-OURS, THEIRS, LINE = "#1f77b4", "#ff7f0e", "#696969"
+from analyses.figures.colours import BLUE, CHANCE, ORANGE
+from analyses.figures.panels import curve, panels, place
 
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:
@@ -32,9 +33,7 @@ def comparison_figure(frame: pd.DataFrame) -> go.Figure:
     edges = [0.0, 1.0]
     if len(frame):
         edges = [min(0.0, frame[["published", "low"]].min().min()), max(1.0, frame[["published", "high"]].max().max())]
-    figure.add_scatter(
-        x=edges, y=edges, mode="lines", line={"color": LINE, "dash": "dash", "width": 2}, name="equal", hoverinfo="skip"
-    )
+    figure.add_scatter(x=edges, y=edges, mode="lines", line=CHANCE, name="equal", hoverinfo="skip")
     figure.update_layout(
         title="Do we find what was published? On the dashed line both are equal"
         "<br><sup>bars: our 95 % interval over images, and how exactly the published number could be read</sup>",
@@ -55,25 +54,19 @@ def curve_figures(frame: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
 
 
 def _curves(part: pd.DataFrame, what: str) -> go.Figure:
-    from plotly.subplots import make_subplots
-
     models = list(dict.fromkeys(part["model"]))
-    figure = make_subplots(1, len(models), subplot_titles=models, shared_yaxes=True)
-    for column, model in enumerate(models, start=1):
-        one = part[part["model"] == model].sort_values("at")
-        x = one["at"].astype(int)
-        figure.add_scatter(
-            x=x, y=one["published"], name="published", line={"color": THEIRS, "dash": "dot"},
-            mode="lines+markers", showlegend=column == 1, row=1, col=column,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=x, y=one["value"], name="ours, 95 % interval", line={"color": OURS}, mode="lines+markers",
-            error_y={"array": one["high"] - one["value"], "arrayminus": one["value"] - one["low"]},
-            showlegend=column == 1, row=1, col=column,
-        )  # fmt: skip
-    figure.update_xaxes(title_text=str(part["by"].iloc[0]), dtick=1)
-    figure.update_yaxes(title_text=what, col=1)
-    figure.update_layout(
-        title=f"{what}: published and ours", template="simple_white", width=max(520, 300 * len(models)), height=420
+    figure = panels(
+        models,
+        f"{what}: do we find what was published?",
+        "Bars: our 95 % interval over images",
+        x=str(part["by"].iloc[0]),
+        y=what,
+        y_range=None,
+        last=int(part["at"].max()),
     )
+    for number, model in enumerate(models):
+        at, one = place(figure, number), part[part["model"] == model]
+        published = one.assign(value=one["published"], low=float("nan"), high=float("nan"))
+        curve(figure, at, published, "published", ORANGE, x="at", dash="dot")
+        curve(figure, at, one, "ours", BLUE, x="at")
     return figure

@@ -14,9 +14,10 @@ from analyses.data import load_data
 from analyses.models import load_model
 from analyses.registry import get_analysis
 from analyses.report import Section, write_report
+from analyses.reproductions.beside import COLUMNS, rows_beside
 from analyses.reproductions.figures import comparison_figure, curve_figures
 from analyses.reproductions.missing import missing
-from analyses.reproductions.recipe import PublishedValue, Recipe, RecipeError, Step
+from analyses.reproductions.recipe import Recipe, Step
 from analyses.results import Result, check_writable
 
 NOT_ALL_THERE = "this machine lacks what the recipe needs, and nothing was run"
@@ -55,7 +56,7 @@ def compare(recipe: Recipe, results: dict[str, Result]) -> Result:
         {"step": step.name, "analysis": step.analysis, **row}
         for step in recipe.steps
         for value in step.published
-        for row in _rows(recipe, step, value, results[step.name].frame)
+        for row in rows_beside(f"{recipe.name}, step {step.name}", value, step.models, results[step.name].frame)
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS).astype({"at": "Int64", "n": "Int64"})
     notes = [*recipe.not_reproduced, *_notes(recipe)]
@@ -73,56 +74,6 @@ def compare(recipe: Recipe, results: dict[str, Result]) -> Result:
         "table": _table(frame),
     }
     return Result(frame, meta)
-
-
-COLUMNS = [
-    *("step", "analysis", "what", "model", "by", "at", "published", "reading", "value", "low", "high", "n"),
-    *("difference", "agrees", "source"),
-]
-
-
-def _rows(recipe: Recipe, step: Step, told: PublishedValue, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    where = f"{recipe.name}, step {step.name}, {told.what}"
-    for model in (m for m in step.models if m in told.values):
-        ours = _asked(where, frame[frame["model"] == model], told.rows)
-        for at, published in told.pairs(model):
-            row = ours if told.by is None else ours[ours[told.by] == at]
-            if told.by is not None and row.empty:
-                continue  # another model, with fewer layers, was put in its place
-            if len(row) != 1:
-                place = "" if told.by is None else f" at {told.by} {at}"
-                raise RecipeError(f"{where}: {told.rows!r} means {len(row)} rows of {model}{place}; it has to be one")
-            found = row.iloc[0]
-            low, high = (
-                found[edge] if edge in row and pd.notna(found[edge]) else found["value"] for edge in ("low", "high")
-            )
-            yield {
-                "what": told.what,
-                "model": model,
-                "by": told.by,
-                "at": at,
-                "published": published,
-                "reading": told.reading * (0.01 if told.percent else 1.0),
-                "value": float(found["value"]),
-                "low": float(low),
-                "high": float(high),
-                "n": found["n"] if "n" in row and pd.notna(found["n"]) else None,
-                "difference": float(found["value"]) - published,
-                "agrees": bool(low - _slack(told, published) <= published <= high + _slack(told, published)),
-                "source": told.source,
-            }
-
-
-def _asked(where: str, frame: pd.DataFrame, rows: str) -> pd.DataFrame:
-    try:
-        return frame.query(rows, engine="python")
-    except (ValueError, NameError, KeyError, SyntaxError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{where}: {rows!r} cannot be asked of the result: {error}") from error
-
-
-def _slack(told: PublishedValue, published: float) -> float:
-    """What reading a number costs, as a share; what adding in binary costs is never a disagreement."""
-    return told.reading * (0.01 if told.percent else 1.0) + 1e-9 * abs(published)
 
 
 def _run_step(recipe: Recipe, step: Step, folder: Path, device: str) -> Result:
