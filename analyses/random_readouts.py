@@ -43,7 +43,7 @@ def random_readouts(
     layers: tuple[int, ...] | None = None,
     start: int | None = None,
     decoder: Decoder = "linear",
-    epochs: int = 6,
+    epochs: int = 5,
     batch_size: int = 64,
     lr: float = 1e-3,
     patience: int = 5,

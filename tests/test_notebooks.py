@@ -13,6 +13,7 @@ SMALL = {
     "01_first_look": "N_IMAGES = 32",
     "02_cls_information_is_not_used": 'N_IMAGES = 64\nMODELS = ["vit", "dinov2"]',
     "03_multiple_readouts": 'N_IMAGES = 64\nN_FIT = 128\nEPOCHS = 1\nLAYERS = (6, 7)\nMODELS = ["vit"]',
+    "04_class_embedding_space": "N_IMAGES = 24\nN_EXPLAINED = 12",
     "05_activation_patching_counting": "N_SCENES = 60\nN_PAIRS = 8",
     "07_write_your_own_intervention": "N_IMAGES = 64",
 }
