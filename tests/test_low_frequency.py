@@ -251,7 +251,7 @@ def test_a_token_that_is_the_same_in_every_image_has_no_centred_cosine() -> None
         rows = pick(run, "vit", measure, token="cls")
         assert rows[rows.layer == 0].value.isna().all()
         assert not rows[rows.layer == 1].value.isna().any()
-    assert sum("CLS behind block 0 is the same in every image" in note for note in run.meta["notes"]) == 1
+    assert sum("CLS behind layer 0 is the same in every image" in note for note in run.meta["notes"]) == 1
     for draw in (get_analysis("low-frequency").figure, *get_analysis("low-frequency").more_figures.values()):
         assert draw is not None
         draw(run)
