@@ -26,7 +26,7 @@ def measure(quick: bool) -> Iterator[Ratio]:
 
 
 def _time(quick: bool) -> Iterator[Ratio]:
-    from analyses.ridge import ALPHAS, GramRidge
+    from analyses.probes.ridge import ALPHAS, GramRidge
 
     n, d, layers = (120, 8, 2) if quick else (3000, 256, 6)
     rng = torch.Generator().manual_seed(0)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
 
-    from hooked_vit import architectures, published, zoo
+    from hooked_vit import architectures, zoo
     from hooked_vit.cache import ActivationCache
     from hooked_vit.config import ViTConfig
+    from hooked_vit.loading import published
     from hooked_vit.model import HookedViT
     from hooked_vit.tokens import TokenLayout
 
@@ -28,12 +29,17 @@ _HOMES = {
     "HookPoint": "transformer_lens.hook_points",
     "TokenLayout": "hooked_vit.tokens",
 }
+_ROOMS = {
+    "architectures": "hooked_vit.architectures",
+    "published": "hooked_vit.loading.published",
+    "zoo": "hooked_vit.zoo",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Names are looked up on first use: printing a command's help must not wait for torch."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in ("architectures", "published", "zoo"):
-        return import_module(f"hooked_vit.{name}")
+    if name in _ROOMS:
+        return import_module(_ROOMS[name])
     raise AttributeError(f"module 'hooked_vit' has no attribute {name!r}")

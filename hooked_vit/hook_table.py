@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from hooked_vit.config import Role, ViTConfig
-
-if TYPE_CHECKING:
-    from hooked_vit.model import HookedViT
 
 STREAM = "batch pos d_model"
 HEADS = "batch pos head d_head"
@@ -17,18 +13,18 @@ SCORES = "batch head query key"
 NEURONS = "batch pos d_mlp"
 
 
-def describe_hooks(model: HookedViT) -> list[tuple[str, str, str]]:
-    """(name, shape, meaning) of every hook point, in the order in which a forward pass reaches them.
+def describe_hooks(cfg: ViTConfig, hooks: Iterable[str]) -> list[tuple[str, str, str]]:
+    """(name, shape, meaning) of these hook points, in the order in which a forward pass reaches them.
 
-    >>> describe_hooks(model)[0]  # doctest: +SKIP
+    >>> describe_hooks(model.cfg, model.hook_dict)[0]  # doctest: +SKIP
     ('hook_pixels', '[batch, channel=3, height=48, width=48]', 'normalised pixels, before they are cut into patches')
 
     Shapes are those of an image of the native size; at another size, and after tokens were inserted or removed, `pos`,
     `query`, `key` and `patch` differ. Raises LookupError for a hook point without an entry in the table.
     """
-    table, sizes = _table(model.cfg), _sizes(model.cfg)
+    names, table, sizes = list(hooks), _table(cfg), _sizes(cfg)
     kinds = list(table)
-    if unknown := sorted({kind for name in model.hook_dict if (kind := without_layer(name)) not in table}):
+    if unknown := sorted({kind for name in names if (kind := without_layer(name)) not in table}):
         raise LookupError(
             f"every hook point has a line in hooked_vit/hook_table.py; there is none for {', '.join(unknown)}"
         )
@@ -39,8 +35,8 @@ def describe_hooks(model: HookedViT) -> list[tuple[str, str, str]]:
         after_blocks = kinds.index(kind) > kinds.index("blocks.hook_resid_post")
         return int(kind.startswith("blocks.")) + 2 * after_blocks, layer_of(name), kinds.index(kind)
 
-    names = sorted(model.hook_dict, key=order)
-    return [(name, _shape(table[without_layer(name)][0], sizes), table[without_layer(name)][1]) for name in names]
+    rows = ((name, table[without_layer(name)]) for name in sorted(names, key=order))
+    return [(name, _shape(axes, sizes), meaning) for name, (axes, meaning) in rows]
 
 
 def without_layer(name: str) -> str:

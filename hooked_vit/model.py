@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -11,24 +11,22 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities import Slice
 
-from hooked_vit.cache import ActivationCache
-from hooked_vit.components import Block, LayerNorm, watched
+from hooked_vit.components.block import Block
+from hooked_vit.components.embedding import Embedding, PositionEmbedding, RelativePositionBias
+from hooked_vit.components.norms import LayerNorm
+from hooked_vit.components.readout import Readout
+from hooked_vit.components.watching import watched
 from hooked_vit.config import ViTConfig
-from hooked_vit.errors import UnknownHookError, nearest
-from hooked_vit.positions import Embedding, PositionEmbedding, RelativePositionBias
-from hooked_vit.readout import Readout
+from hooked_vit.hooking import Hooking
+from hooked_vit.loading import checkpoints
+from hooked_vit.processing import preprocess
 from hooked_vit.tokens import Run, TokenLayout
 from hooked_vit.weights import Weights
 
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-Hook = tuple[str | Callable[[str], bool], Callable]
 
-
-class HookedViT(Readout, Weights, HookedRootModule):
+class HookedViT(Readout, Weights, Hooking):
     """ViT, DeiT, BEiT, DINOv2, CLIP and more as one graph of TransformerLens hook points.
 
     >>> model = HookedViT.from_pretrained("facebook/deit-tiny-patch16-224")  # doctest: +SKIP
@@ -65,9 +63,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         Keywords: dtype, device, revision, local_files_only, cache_dir, token. Raises UnsupportedModelError for a class
         without a graph and CheckpointError for a tensor or config attribute without a place in it.
         """
-        from hooked_vit.loading import from_pretrained
-
-        return from_pretrained(str(name_or_path), **kw)
+        return checkpoints.from_pretrained(cls, str(name_or_path), **kw)
 
     @classmethod
     def from_hf(cls, hf_model: nn.Module, *, processor: Any = None) -> HookedViT:
@@ -76,9 +72,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         >>> model = HookedViT.from_hf(transformers.ViTForImageClassification(config))  # doctest: +SKIP
         >>> model = HookedViT.from_hf(timm.create_model("vit_base_patch16_rpn_224"))  # doctest: +SKIP
         """
-        from hooked_vit.loading import from_hf
-
-        return from_hf(hf_model, processor=processor)
+        return checkpoints.from_hf(cls, hf_model, processor=processor)
 
     @classmethod
     def from_state_dict(
@@ -100,9 +94,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
         Raises UnsupportedModelError for an architecture nobody knows, CheckpointError for a tensor without a place, a
         place without a tensor, a name without the prefix, and a pattern in `drop` that fits none.
         """
-        from hooked_vit.loading import from_state_dict
-
-        return from_state_dict(tensors, architecture, prefix=prefix, drop=drop, **settings)
+        return checkpoints.from_state_dict(cls, tensors, architecture, prefix=prefix, drop=drop, **settings)
 
     def forward(
         self,
@@ -249,111 +241,7 @@ class HookedViT(Readout, Weights, HookedRootModule):
 
         >>> pixels = model.preprocess(Image.open("cat.jpg"))  # doctest: +SKIP
         """
-        from hooked_vit.processing import preprocess
-
-        return preprocess(self, images)
-
-    def describe_hooks(self) -> list[tuple[str, str, str]]:
-        """(name, shape, meaning) of every hook point."""
-        from hooked_vit.hook_table import describe_hooks
-
-        return describe_hooks(self)
-
-    @contextmanager
-    def hooks(
-        self,
-        fwd_hooks: Sequence[Hook] = (),
-        bwd_hooks: Sequence[Hook] = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-    ) -> Iterator[HookedViT]:
-        """Attach hooks for the length of a `with`; every name is resolved before the first one is attached.
-
-        Raises UnknownHookError for a name, or a name filter, that fits no hook point.
-        """
-        for name, _ in (*fwd_hooks, *bwd_hooks):
-            self.resolve_hooks(name)
-        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
-            yield self
-
-    def resolve_hooks(self, name: str | Callable[[str], bool]) -> list[str]:
-        """The hook points a name or a name filter means."""
-        if isinstance(name, str):
-            if name not in self.hook_dict:
-                raise UnknownHookError(f"no hook point is called {name!r}{nearest(name, self.hook_dict)}")
-            return [name]
-        found = [known for known in self.hook_dict if name(known)]
-        if not found:
-            raise UnknownHookError("the name filter fits no hook point of this model; see model.describe_hooks()")
-        return found
-
-    def add_hook(self, name: str | Callable[[str], bool], *args: Any, **kw: Any) -> None:
-        """Attach a hook until `reset_hooks()`.
-
-        Raises UnknownHookError for a name that fits no hook point.
-        """
-        self.resolve_hooks(name)
-        super().add_hook(name, *args, **kw)
-
-    def run_with_hooks(
-        self, *model_args: Any, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), **kw: Any
-    ) -> Tensor:
-        """Run once with hooks attached: (name or name filter, function of (activation, hook)) pairs.
-
-        >>> model.run_with_hooks(pixels, fwd_hooks=[("blocks.3.hook_resid_post", edit)])  # doctest: +SKIP
-
-        Other arguments are `forward`'s and TransformerLens'. Raises UnknownHookError for a name that does not exist.
-        """
-        return super().run_with_hooks(*model_args, fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **kw)
-
-    def run_with_cache(
-        self,
-        *model_args: Any,
-        names_filter: NamesFilter = None,
-        device: Any = None,
-        remove_batch_dim: bool = False,
-        incl_bwd: bool = False,
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        pos_slice: Any = None,
-        return_cache_object: bool = True,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor, ActivationCache | dict[str, Tensor]]:
-        """Run and keep activations: all of them except `hook_result`, or those of `names_filter`.
-
-        >>> logits, cache = model.run_with_cache(pixels, names_filter="blocks.3.hook_resid_post")  # doctest: +SKIP
-
-        The arguments are TransformerLens'. Raises UnknownHookError for a name that fits no hook point.
-        """
-        wanted = self._wanted(names_filter)
-        layouts: dict[str, TokenLayout] = {}
-
-        def note(_: Tensor, hook: HookPoint) -> None:
-            layouts[hook.name] = self.run.tokens  # type: ignore[index]
-
-        with self.hooks([(name, note) for name in wanted]):
-            output, kept = super().run_with_cache(
-                *model_args,
-                names_filter=lambda name: name in wanted,
-                device=device,
-                incl_bwd=incl_bwd,
-                remove_batch_dim=remove_batch_dim,
-                reset_hooks_end=reset_hooks_end,
-                clear_contexts=clear_contexts,
-                **model_kwargs,
-            )
-        if pos_slice is not None:
-            kept = _slice_positions(kept, Slice.unwrap(pos_slice), self.cfg)
-        if not return_cache_object:
-            return output, kept
-        return output, ActivationCache(kept, self, not remove_batch_dim, layouts if pos_slice is None else None)
-
-    def _wanted(self, names_filter: NamesFilter) -> set[str]:
-        if names_filter is None:
-            return {name for name in self.hook_dict if not name.endswith("hook_result")}
-        if isinstance(names_filter, str) or callable(names_filter):
-            return set(self.resolve_hooks(names_filter))
-        return {name for wanted in names_filter for name in self.resolve_hooks(wanted)}
+        return preprocess(self.processor, images, like=self.embed.patch.weight)
 
     def _depth(self, layer: int, what: str) -> int:
         """A layer as a depth 0..n_layers, negative from the end."""
@@ -399,17 +287,3 @@ class HookedViT(Readout, Weights, HookedRootModule):
                 nn.init.trunc_normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-
-
-def _slice_positions(kept: dict[str, Tensor], part: Slice, cfg: ViTConfig) -> dict[str, Tensor]:
-    """TransformerLens' position slice, without cutting the batch off activations that have no position axis."""
-    no_position: tuple[str, ...] = ("hook_pixels", "hook_patch", "hook_pooled", "hook_head_logits", "hook_logits")
-    if cfg.final_norm == "pooled":
-        no_position += ("ln_final.hook_scale", "ln_final.hook_normalized")
-    per_head = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
-
-    def cut(name: str, x: Tensor) -> Tensor:
-        bare = name.removesuffix("_grad")
-        return x if bare.endswith(no_position) else part.apply(x, dim=-3 if bare.endswith(per_head) else -2)
-
-    return {name: cut(name, x) for name, x in kept.items()}

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from hooked_vit.model import HookedViT
 
+def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c h w"]:
+    """Pixels of one PIL image, a list of them, or a `datasets` column, on the device and in the dtype of `like`.
 
-def preprocess(model: HookedViT, images: Any) -> Float[Tensor, "b c h w"]:
-    """Pixels of one PIL image, a list of them, or a `datasets` column, on the model's device and in its dtype.
-
-    >>> preprocess(model, [Image.new("RGB", (300, 200))]).shape  # doctest: +SKIP
+    >>> preprocess(model.processor, [Image.new("RGB", (300, 200))], model.W_E).shape  # doctest: +SKIP
     torch.Size([1, 3, 224, 224])
 
     Raises ValueError where the checkpoint came without an image processor, and for something that is no image.
     """
-    if model.processor is None:
+    if processor is None:
         raise ValueError(
             "this model came without an image processor; load one beside the checkpoint, or set "
             "model.processor = AutoImageProcessor.from_pretrained(...)"
@@ -35,8 +32,7 @@ def preprocess(model: HookedViT, images: Any) -> Float[Tensor, "b c h w"]:
         raise ValueError(f"images are PIL images, got {strange}")
     if not pictures:
         raise ValueError("there are no images to preprocess")
-    pixels = model.processor([p.convert("RGB") for p in pictures], return_tensors="pt")["pixel_values"]
-    like = model.embed.patch.weight
+    pixels = processor([p.convert("RGB") for p in pictures], return_tensors="pt")["pixel_values"]
     return torch.as_tensor(pixels).to(like.device, like.dtype)
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooked_vit.components import LayerNorm
+from hooked_vit.components.embedding import Embedding, PositionEmbedding
+from hooked_vit.components.norms import LayerNorm
 from hooked_vit.config import ViTConfig
-from hooked_vit.positions import Embedding, PositionEmbedding
 
 
 class Weights(nn.Module):

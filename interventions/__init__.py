@@ -4,7 +4,7 @@
 >>> with apply(model, shuffle_cls(layer=8, seed=0) + readout("cls")):  # doctest: +SKIP
 ...     logits = model(pixels)
 
-A module of this package that decorates a function with `@intervention` is found by itself.
+A module of `interventions/catalogue/` that decorates a function with `@intervention` is found by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
+from interventions import catalogue
 from interventions.apply import AppliedRun, InterventionNotFired, apply, resolve
 from interventions.checking import check_intervention
 from interventions.core import Factory, Intervention, from_dict, get, intervention, registered
@@ -20,8 +21,8 @@ from interventions.grid import grid
 from interventions.stats import Stats, collect_stats
 from interventions.sweep import sweep
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+for _module in iter_modules(catalogue.__path__):
+    import_module(f"{catalogue.__name__}.{_module.name}")
 globals().update(registered())
 
 if TYPE_CHECKING:  # the catalogue is found at run time

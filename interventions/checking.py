@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vit import HookedViT
-from hooked_vit.components import watched
+from hooked_vit.components.watching import watched
 from interventions.apply import AppliedRun, apply
 from interventions.core import Intervention, from_dict, registered
 from interventions.sweep import sweep

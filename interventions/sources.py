@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vit import ActivationCache, HookedViT
-from hooked_vit.components import watched
+from hooked_vit.components.watching import watched
 from hooked_vit.tokens import Tokens
 from interventions.vocabulary import site_hook, site_shape
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vit import HookedViT, TokenLayout
-from hooked_vit.components import watched
+from hooked_vit.components.watching import watched
 from interventions.apply import AppliedRun, InterventionNotFired
 from interventions.core import Edit, Intervention, flatten
 from interventions.sources import shared_runs

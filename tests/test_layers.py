@@ -106,12 +106,19 @@ def is_analysis(module: Module) -> bool:
 
     def answers(function: ast.FunctionDef) -> bool:
         returned = ast.unparse(function.returns).strip("'\"") if function.returns else ""
-        decorators = {
-            re.sub(r"\(.*", "", ast.unparse(d), flags=re.DOTALL).rpartition(".")[2] for d in function.decorator_list
-        }
-        return returned.rpartition(".")[2] == "Result" or "analysis" in decorators
+        return returned.rpartition(".")[2] == "Result" or is_registered(function)
 
     return any(isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and answers(node) for node in body)
+
+
+def is_registered(function: ast.FunctionDef) -> bool:
+    names = {re.sub(r"\(.*", "", ast.unparse(d), flags=re.DOTALL) for d in function.decorator_list}
+    return "analysis" in {name.rpartition(".")[2] for name in names}
+
+
+def questions(module: Module) -> set[str]:
+    """Names of the analyses registered in a module."""
+    return {n.name for n in module.tree.body if isinstance(n, ast.FunctionDef) and is_registered(n)}
 
 
 def sideways(modules: dict[str, Module]) -> list[str]:
@@ -136,6 +143,83 @@ def sideways(modules: dict[str, Module]) -> list[str]:
                 else:
                     waiting.append((found.target, f"{step}, "))
     return ways
+
+
+def rooms(modules: dict[str, Module]) -> dict[str, set[str]]:
+    """The folders directly inside `analyses`, and the modules in each."""
+    found: dict[str, set[str]] = {}
+    for name in modules:
+        if name.startswith("analyses.") and (len(parts := name.split(".")) > 2 or modules[name].is_package):
+            found.setdefault(parts[1], set()).add(name)
+    return found
+
+
+def across(modules: dict[str, Module]) -> list[str]:
+    """Imports from one subject into another, and from one question's folder into another's.
+
+    A subject is a room with a question in it. What two of them share stands in a room without questions, what two
+    questions of one subject share stands in that subject.
+    """
+    subjects = {room: held for room, held in rooms(modules).items() if any(questions(modules[name]) for name in held)}
+    homes = {name.rpartition(".")[0] for held in subjects.values() for name in held if questions(modules[name])}
+    folders = {folder for folder in homes if folder.count(".") > 1}
+    found = []
+    for room, held in subjects.items():
+        for name in sorted(held):
+            home = next((folder for folder in folders if name.startswith(f"{folder}.")), None)
+            for there in imports(name, modules):
+                other = next((r for r, names in subjects.items() if r != room and there.target in names), None)
+                folder = next((f for f in folders if f != home and there.target.startswith(f"{f}.")), None)
+                if other or (folder and there.target in held):
+                    found.append(f"{modules[name].path}:{there.line} imports {there.name}")
+    return found
+
+
+def circles(modules: dict[str, Module]) -> list[str]:
+    """Modules that import each other, and rooms of `analyses` that do, directly or by way of others."""
+    edges = {name: {i.target for i in imports(name, modules) if i.target in modules} for name in modules}
+    home = {name: room for room, held in rooms(modules).items() for name in held}
+    between: dict[str, set[str]] = {}
+    for name, targets in edges.items():
+        if name in home:
+            between.setdefault(home[name], set()).update(
+                home[t] for t in targets & home.keys() if home[t] != home[name]
+            )
+    return [" -> ".join(way) for graph in (edges, between) if (way := _circle(graph))]
+
+
+def _circle(edges: dict[str, set[str]]) -> list[str] | None:
+    done: set[str] = set()
+
+    def walk(here: str, way: list[str]) -> list[str] | None:
+        if here in way:
+            return [*way[way.index(here) :], here]
+        if here in done:
+            return None
+        for there in sorted(edges.get(here, ())):
+            if found := walk(there, [*way, here]):
+                return found
+        done.add(here)
+        return None
+
+    return next((found for start in sorted(edges) if (found := walk(start, []))), None)
+
+
+def shadowed(modules: dict[str, Module]) -> list[str]:
+    """Rooms called like an analysis: `from analyses import NAME` would mean one before and the other afterwards."""
+    return sorted(set().union(*map(questions, modules.values())) & rooms(modules).keys())
+
+
+def crowded(root: Path) -> list[str]:
+    """Files nobody reads in one sitting, and folders nobody takes in at a glance."""
+    found = []
+    for package in MAY_IMPORT:
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix == ".py" and (n := len(path.read_text(encoding="utf-8").splitlines())) > 300:
+                found.append(f"{path.relative_to(root)} has {n} lines")
+            if path.is_dir() and (n := sum(p.name != "__pycache__" for p in path.iterdir())) > 16:
+                found.append(f"{path.relative_to(root)}/ has {n} entries")
+    return found
 
 
 def family_names(modules: dict[str, Module]) -> set[str]:
@@ -221,6 +305,22 @@ def test_analyses_do_not_know_each_other(house):
     assert sideways(house) == []
 
 
+def test_subjects_and_questions_keep_to_themselves(house):
+    assert across(house) == []
+
+
+def test_there_are_no_circles(house):
+    assert circles(house) == []
+
+
+def test_no_room_is_called_like_an_analysis(house):
+    assert shadowed(house) == []
+
+
+def test_files_and_folders_stay_small():
+    assert crowded(ROOT) == []
+
+
 def test_only_architectures_know_families(house):
     assert family_lore(house) == []
 
@@ -230,9 +330,13 @@ def test_third_party_imports_are_declared(house):
 
 
 LEAVES = {
-    "analyses/__init__.py": "from analyses.first import first",
+    "analyses/__init__.py": "from analyses.one.first import first",
     "analyses/results.py": "class Result: ...\ndef load(folder) -> Result: ...",
-    "analyses/first.py": "from analyses.results import Result\ndef first() -> Result: ...",
+    "analyses/floor/ridge.py": "import torch",
+    "analyses/one/first.py": "from analyses.results import Result\n@analysis\ndef first() -> Result: ...",
+    "analyses/one/shared.py": "import analyses.floor.ridge",
+    "analyses/two/second/second.py": "import analyses.floor.ridge\n@analysis()\ndef second(): ...",
+    "analyses/two/second/part.py": "",
     "hooked_vit/architectures/beit.py": "FAMILY = 'beit'\nassert FAMILY == 'beit'",
 }
 
@@ -245,9 +349,19 @@ LEAVES = {
         (upward, "hooked_vit/sub/__init__.py", "from ...analyses import data", "analyses.data"),
         (upward, "interventions/a.py", "import importlib\nimportlib.import_module('analyses.data')", "analyses.data"),
         (upward, "analyses/a.py", "from recipes.train_zoo import main", "recipes.train_zoo.main"),
-        (sideways, "analyses/a.py", "from .first import first\ndef a() -> 'Result': ...", "analyses.first"),
-        (sideways, "analyses/a.py", "import analyses.first\n@analysis(data=1)\ndef a(): ...", "analyses.first"),
-        (sideways, "analyses/a.py", "from analyses import Result\ndef a() -> results.Result: ...", "analyses.first"),
+        (sideways, "analyses/a.py", "from .one.first import first\ndef a() -> 'Result': ...", "analyses.one.first"),
+        (sideways, "analyses/a.py", "import analyses.one.first\n@analysis(data=1)\ndef a(): ...", "analyses.one.first"),
+        (
+            sideways,
+            "analyses/a.py",
+            "from analyses import Result\ndef a() -> results.Result: ...",
+            "analyses.one.first",
+        ),
+        (across, "analyses/one/a.py", "import analyses.two.second.part", "analyses.two.second.part"),
+        (across, "analyses/two/a.py", "def f():\n    from analyses.one import shared", "analyses.one.shared"),
+        (across, "analyses/two/third/third.py", "import analyses.two.second.part\n@analysis\ndef third(): ...", "part"),
+        (circles, "analyses/floor/a.py", "def f():\n    from analyses.floor import a", "analyses.floor.a"),
+        (circles, "analyses/floor/a.py", "def f():\n    import analyses.one.shared", "floor -> one -> floor"),
         (family_lore, "hooked_vit/a.py", "if cfg.family == x: ...", "cfg.family == x"),
         (family_lore, "analyses/a.py", "ok = config['model_type'] in ('new', 'old')", "model_type"),
         (family_lore, "analyses/a.py", "y = 1 if name == 'beit' else 2", "name == 'beit'"),
@@ -261,18 +375,18 @@ def test_a_planted_fault_is_found(tmp_path, check, path, source, says):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     found = check(read(tmp_path))
-    assert len(found) == 1
-    assert path in found[0]
+    assert found
     assert says in found[0]
+    assert check is circles or (len(found) == 1 and path in found[0])
 
 
-@pytest.mark.parametrize("check", [upward, sideways, family_lore, undeclared])
+@pytest.mark.parametrize("check", [upward, sideways, across, circles, shadowed, family_lore, undeclared])
 @pytest.mark.parametrize(
     ("path", "source"),
     [
         ("interventions/a.py", "from hooked_vit import HookedViT"),
         ("analyses/a.py", "from . import results\nfrom analyses.results import Result\ndef a() -> Result: ..."),
-        ("analyses/cli.py", "import analyses.first\nimport json, torch, PIL.Image, sklearn.linear_model"),
+        ("analyses/cli.py", "import analyses.one.first\nimport json, torch, PIL.Image, sklearn.linear_model"),
         ("hooked_vit/a.py", "known = cfg.model_type in registry\nfrom transformers import AutoModel"),
     ],
 )

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from hooked_vit import HookedViT, architectures
-from tests import timm_reference
+from tests.hooked_vit.architectures import timm_reference
 
 IMAGE, PATCH, CLASSES = 32, 8, 5
 # wider, taller with the native number of patches, and larger on both sides; the first is native

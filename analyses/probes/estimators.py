@@ -19,8 +19,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from analyses.probes.probe import Layer
+from analyses.probes.ridge import ALPHAS, GramRidge
 from analyses.probes.training import Training, train_together
-from analyses.ridge import ALPHAS, GramRidge
 
 SOLVERS = ("scikit-learn", "minibatch")
 SELECTIONS = ("gcv", "held_out")

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from analyses.data import ImageData
-from analyses.metrics import correct, identifiability, rank
 from analyses.probes.probe import Probe
 from analyses.probes.reading import Site, SiteReader
 from analyses.probes.targets import Target, TargetData, target_data
-from analyses.results import check_writable
-from analyses.study import rate_row
+from analyses.running.files import check_writable
+from analyses.statistics.intervals import rate_row
+from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
 from interventions import Intervention, apply
 

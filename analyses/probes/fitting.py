@@ -14,12 +14,12 @@ from analyses.data import ImageData
 from analyses.probes.fitted import FittedProbes
 from analyses.probes.probe import Probe
 from analyses.probes.reading import HEAD_INPUT, SiteReader
+from analyses.probes.ridge import GramRidge
 from analyses.probes.settings import Fits, Probing
 from analyses.probes.store import feature_store
 from analyses.probes.stored_fits import StoredFits
 from analyses.probes.targets import LABEL, TargetData, target_data
-from analyses.ridge import GramRidge
-from analyses.study import about_model
+from analyses.running.notes import about_model
 from hooked_vit import HookedViT
 
 

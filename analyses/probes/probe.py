@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from analyses.ridge import RidgeProbe
+from analyses.probes.ridge import RidgeProbe
 
 Layer = tuple[Tensor, Tensor]
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.streams import read_stream
+from analyses.activations.streams import read_stream
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.errors import nearest
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from analyses.probes.estimators import SELECTIONS
 from analyses.probes.fitted import FittedProbes
+from analyses.probes.ridge import ALPHAS
 from analyses.probes.store import MEMORY
 from analyses.probes.training import Training
-from analyses.ridge import ALPHAS
 
 KINDS = ("ridge", "logistic", "mlp")
 

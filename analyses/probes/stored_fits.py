@@ -11,10 +11,10 @@ from torch import Tensor
 
 from analyses.probes.estimators import LogisticProbeClassifier, layers_of
 from analyses.probes.probe import Layer, Probe, for_all_classes
+from analyses.probes.ridge import GramRidge
 from analyses.probes.settings import Fits, Probing
 from analyses.probes.store import FeatureStore
 from analyses.probes.training import Training, train_together
-from analyses.ridge import GramRidge
 
 Moments = tuple[Tensor, Tensor, Tensor]
 HIDDEN = 64

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from analyses.data import ImageData, as_data
 from analyses.data.imagedata import Batch
-from analyses.study import about_data, common_names, count_classes
+from analyses.data.sets import common_names, count_classes
+from analyses.running.notes import about_data
 
 LABEL, ORIGIN = "label", "dataset"
 

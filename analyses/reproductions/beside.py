@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.models import PUBLISHED
 from analyses.reproductions.recipe import PublishedValue, Recipe, RecipeError
-from hooked_vit.published import get
+from analyses.running.models import PUBLISHED
+from hooked_vit.loading.published import get
 
 COLUMNS = [
     *("step", "analysis", "what", "model", "by", "at", "published", "reading", "value", "low", "high", "n"),

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures.colours import BLUE, CHANCE, ORANGE
-from analyses.figures.panels import curve, panels, place
+from analyses.drawing.colours import BLUE, CHANCE, ORANGE
+from analyses.drawing.panels import curve, panels, place
 
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:

@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from analyses.models import ZOO, check_model, locate
 from analyses.reproductions.recipe import Recipe
+from analyses.running.models import ZOO, check_model, locate
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
 
 PATIENCE = 4.0  # seconds for one answer of the hub

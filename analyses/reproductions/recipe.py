@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from analyses.models import PUBLISHED, ZOO
-from analyses.registry import get_analysis
+from analyses.running.catalogue import get_analysis
+from analyses.running.models import PUBLISHED, ZOO
 from hooked_vit.errors import nearest
 
 T = TypeVar("T")

@@ -11,14 +11,15 @@ from typing import Any
 import pandas as pd
 
 from analyses.data import load_data
-from analyses.models import load_model
-from analyses.registry import get_analysis
-from analyses.report import Section, write_report
 from analyses.reproductions.beside import COLUMNS, rows_beside
 from analyses.reproductions.figures import comparison_figure, curve_figures
 from analyses.reproductions.missing import missing
 from analyses.reproductions.recipe import Recipe, Step
-from analyses.results import Result, check_writable
+from analyses.running.catalogue import get_analysis
+from analyses.running.files import check_writable
+from analyses.running.models import load_model
+from analyses.running.report import Section, write_report
+from analyses.running.results import Result
 
 NOT_ALL_THERE = "this machine lacks what the recipe needs, and nothing was run"
 

@@ -7,103 +7,25 @@ normalised. A model is known by the name timm gave it, and timm itself is never 
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fractions import Fraction
-from functools import cache
-from importlib.resources import files
-from types import SimpleNamespace
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
+from hooked_vit.architectures._timm_files import DEFAULTS, DISTILLED, PLAIN, Settings, known, processor, settings
 from hooked_vit.architectures.base import Architecture, CheckpointFiles, ConfigReader, linears, register
 from hooked_vit.config import Role, ViTConfig
-from hooked_vit.errors import CheckpointError, UnsupportedModelError, nearest
+from hooked_vit.errors import UnsupportedModelError
 
-PLAIN, DISTILLED = "VisionTransformer", "VisionTransformerDistilled"
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
 MODULES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "GeluTanh": "gelu_tanh", "SiLU": "silu"}
 
-# VisionTransformer's own defaults, of everything that inference depends on; `eps` is its norm layer's.
-DEFAULTS: dict[str, Any] = {
-    "img_size": 224,
-    "patch_size": 16,
-    "in_chans": 3,
-    "num_classes": 1000,
-    "global_pool": "token",
-    "embed_dim": 768,
-    "depth": 12,
-    "num_heads": 12,
-    "mlp_ratio": 4.0,
-    "qkv_bias": True,
-    "init_values": None,
-    "class_token": True,
-    "no_embed_class": False,
-    "reg_tokens": 0,
-    "pre_norm": False,
-    "final_norm": True,
-    "fc_norm": None,
-    "pool_include_prefix": False,
-    "act_layer": "gelu",
-    "eps": 1e-6,
-    "block_fn": "Block",
-    "label_names": None,
-}
 # of no effect on inference; another image size than a model was built for is always possible here, padding never
 TRAINING_ONLY = (
     *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
     *("weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad"),
 )
-# what a config.json says besides: where the file came from, and how images were prepared
-TOLD_ELSEWHERE = ("architecture", "num_features", "pretrained_cfg", "label_descriptions", "model_args", "model_type")
-
-
-class Settings(SimpleNamespace):
-    """timm's keyword arguments, as a config that can be read and listed."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of them by name."""
-        return dict(vars(self))
-
-
-@cache
-def known() -> dict[str, dict[str, Any]]:
-    """timm's name of a model -> what it builds it with, beside the defaults."""
-    return json.loads(files(__package__).joinpath("timm_models.json").read_text(encoding="utf-8"))
-
-
-def settings(source: Mapping[str, Any] | str, **changes: Any) -> tuple[str, Settings]:
-    """The class and the settings of a config.json, or of a model of this name, with some of them changed.
-
-    Raises UnsupportedModelError for a model whose graph is not known here, CheckpointError for a setting it has not.
-    """
-    config: dict[str, Any] = {"architecture": source} if isinstance(source, str) else dict(source)
-    name = str(config.get("architecture")).partition(".")[0]  # behind the dot: which weights, not which graph
-    if name not in known():
-        raise UnsupportedModelError(
-            f"timm builds {name!r} from parts this version has no graph for, or under settings it does not know"
-            f"{nearest(name, known())}. Known are: {', '.join(known())}"
-        )
-    built = dict(known()[name])
-    distilled = built.pop("distilled", False)
-    if strange := sorted(set(config) - set(DEFAULTS) - set(TOLD_ELSEWHERE)):
-        raise CheckpointError(f"timm's config.json holds entries nobody here knows: {', '.join(strange)}")
-    given = config.get("pretrained_cfg") or {}
-    if size := given.get("input_size"):
-        built |= {"in_chans": size[0], "img_size": tuple(size[1:])}
-    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
-    root = {key: config[key] for key in ("num_classes", "label_names") if config.get(key) is not None}
-    found = DEFAULTS | built | root | arguments | changes
-    said = config.get("global_pool", found["global_pool"])
-    if said != found["global_pool"] and "global_pool" not in changes:
-        raise CheckpointError(
-            f"config.json says global_pool={said!r}, and timm builds {name} with {found['global_pool']!r}: say "
-            "which it was trained with, global_pool=…"
-        )
-    return DISTILLED if distilled else PLAIN, Settings(**found)
 
 
 def settings_of(model: Any) -> Settings:
@@ -235,43 +157,6 @@ def prepare(cfg: ViTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[key.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")] = tensor
     return split
-
-
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
-
-def processor(config: Mapping[str, Any]) -> Any:
-    """timm's evaluation transform of a config.json: resize, centre crop, scale to 0..1, normalise.
-
-    Raises CheckpointError where the file does not say how, or says it in a way that is not known here.
-    """
-    from hooked_vit.processing import centre_cropping
-
-    how = config.get("pretrained_cfg") or {}
-    needs = ("input_size", "mean", "std", "interpolation", "crop_pct")
-    if missing := [key for key in needs if how.get(key) is None]:
-        raise CheckpointError(f"timm's config.json does not say how images are prepared: no {', '.join(missing)}")
-    mode = how.get("crop_mode") or "center"
-    height, width = how["input_size"][1:]
-    is_known = mode in ("center", "squash") and (mode == "squash" or height == width)
-    if not is_known or how["interpolation"] not in RESAMPLING or not 0 < how["crop_pct"] <= 1:
-        raise CheckpointError(
-            f"images prepared with crop_mode={mode!r}, crop_pct={how['crop_pct']}, "
-            f"interpolation={how['interpolation']!r} to {height} x {width} pixels are not known here"
-        )
-    resized = [math.floor(side / how["crop_pct"]) for side in (height, width)]
-    return centre_cropping(
-        size={"shortest_edge": resized[0]} if mode == "center" else {"height": resized[0], "width": resized[1]},
-        crop=(height, width),
-        resample=RESAMPLING[how["interpolation"]],
-        mean=list(how["mean"]),
-        std=list(how["std"]),
-    )
 
 
 def _keys() -> Iterator[tuple[str, str]]:

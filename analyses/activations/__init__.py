@@ -1,0 +1,1 @@
+"""Activations on their way to a measurement: the stream layer by layer, tokens by role and by group."""

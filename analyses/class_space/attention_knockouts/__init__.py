@@ -1,0 +1,1 @@
+"""What is left of the class when edges of attention are cut?"""

@@ -1,0 +1,1 @@
+"""The whole study of class embedding space, question by question."""

@@ -1,0 +1,1 @@
+"""How identifiable is the class in every token, at every layer?"""

@@ -1,0 +1,1 @@
+"""Do value vectors point at the classes?"""

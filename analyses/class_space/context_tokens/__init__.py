@@ -1,0 +1,1 @@
+"""Is the class clearer on the object than beside it?"""

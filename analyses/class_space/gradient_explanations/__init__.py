@@ -1,0 +1,1 @@
+"""Which tokens speak for a class, by the gradient of its projection?"""

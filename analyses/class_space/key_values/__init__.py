@@ -1,0 +1,1 @@
+"""Do active memories promote the class?"""

@@ -1,0 +1,1 @@
+"""What several questions about class embedding space measure with."""

@@ -1,0 +1,1 @@
+"""Does taking away what a map points at change the answer?"""

@@ -1,0 +1,1 @@
+"""Which sub-layer writes the class?"""

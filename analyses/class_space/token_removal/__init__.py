@@ -1,0 +1,1 @@
+"""Do class tokens need context tokens, and the other way round?"""

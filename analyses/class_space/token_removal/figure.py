@@ -1,0 +1,97 @@
+"""The picture, the table and the sentences of `token_removal`."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses.drawing.colours import DARK_BLUE, SOFT_GREY
+from analyses.drawing.panels import bars, each_panel, model_panels
+from analyses.running.results import Result
+
+BARS = {
+    "clean": ("untouched image", DARK_BLUE),
+    "removed": ("all other image tokens removed", "#e31a1c"),
+    "random": ("as many removed at random", SOFT_GREY),
+}
+GROUPS = {"class": "class tokens,<br>context removed", "context": "context tokens,<br>class removed"}
+
+
+def removal_figure(result: Result) -> go.Figure:
+    """One panel per model: rate of the tokens that stay, and accuracy, clean, removed and at random."""
+    fig = model_panels(
+        result,
+        "Do tokens on the object and tokens around it need each other?",
+        "Share of the tokens that stay which put the class first behind the last layer, and accuracy; 95 % intervals "
+        "over images",
+        x="",
+        y="share",
+        columns=2,
+        height=360,
+    )
+    for at, _, rows in each_panel(fig, result):
+        for control, (label, colour) in BARS.items():
+            parts = []
+            for kept, name in GROUPS.items():
+                for measure, what in (("rate", name), ("accuracy", f"accuracy,<br>{name.partition('>')[2]}")):
+                    part = _pick(rows, measure, control, kept)
+                    if len(part):
+                        ends = {"value": part.value.mean(), "low": part.low.min(), "high": part.high.max()}
+                        parts.append({"x": what, **ends})
+            if parts:
+                table = pd.DataFrame(parts)
+                bars(fig, at, table.x, table, label, colour)
+    return fig.update_layout(barmode="group")
+
+
+def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per model and kept group: rates and accuracies, clean, removed and at random, and the images skipped."""
+    table = []
+    for (model, kept), rows in frame.groupby(["model", "kept"], sort=False):
+        row = {"model": model, "kept": kept}
+        for measure in ("rate", "rate_micro", "accuracy"):
+            for control in ("clean", "removed", "random"):
+                part = _pick(rows, measure, control, kept)
+                row[f"{measure}_{control}"] = float(part.value.mean()) if len(part) else None
+        change = _pick(rows, "rate_change", "removed", kept)
+        row["p"] = float(change.p.iloc[0]) if len(change) else None
+        row["skipped"] = int(rows[rows.measure == "skipped"].value.sum())
+        row["images"] = int(_pick(rows, "accuracy", "clean", kept).n.max()) if row["rate_clean"] is not None else 0
+        table.append(row)
+    return pd.DataFrame(table).astype(object).where(lambda t: t.notna(), None)
+
+
+def in_words(result: Result) -> list[str]:
+    """One sentence per model and group."""
+    sentences = []
+    for row in result.meta["table"]:
+        other = "context" if row["kept"] == "class" else "class"
+        if row["rate_clean"] is None:
+            sentences.append(f"{row['model']}: no image has {row['kept']} tokens beside others.")
+            continue
+        random = "" if row["rate_random"] is None else f" (as many at random: {row['rate_random']:.1%})"
+        sentences.append(
+            f"{row['model']}: without {other} tokens, {row['kept']} tokens that put the class first go from "
+            f"{row['rate_clean']:.1%} to {row['rate_removed']:.1%}{random}; accuracy from {row['accuracy_clean']:.1%} "
+            f"to {row['accuracy_removed']:.1%} (at random {row['accuracy_random']:.1%})."
+        )
+    return sentences
+
+
+def notes(result: Result) -> list[str]:
+    """What was left out, and what to keep in mind."""
+    found = [
+        f"{row['model']}: {row['skipped']} images were skipped, which have no {row['kept']} token or nothing else."
+        for row in result.meta["table"]
+        if row["skipped"]
+    ]
+    if result.meta["repro"]:
+        found.append(
+            "As published, the removed run averages tokens per image with CLS among them and the clean run pools "
+            "tokens without CLS: the two are not the same quantity."
+        )
+    return found
+
+
+def _pick(rows: pd.DataFrame, measure: str, control: str, kept: str) -> pd.DataFrame:
+    return rows[(rows.measure == measure) & (rows.control == control) & (rows.kept == kept)]

@@ -1,0 +1,1 @@
+"""How far are decodability and causal effect apart?"""

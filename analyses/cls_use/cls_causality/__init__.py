@@ -1,0 +1,1 @@
+"""Where is CLS decodable, and where is it used?"""

@@ -1,0 +1,1 @@
+"""What can be read through CLS tokens the network has never seen?"""

@@ -1,0 +1,260 @@
+"""Residual streams on disk: written in one pass over the images, checked by checksum, read a batch at a time.
+
+A file is one page of JSON, the stream [n t d] row by row, and the labels [n] as int64. Its name holds a key of the
+model's weights, the data and the settings, so that what is found under it is what would be written again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analyses.data import ImageData
+from analyses.running.notes import progress_batches
+from hooked_vit import HookedViT, TokenLayout
+from hooked_vit.components.watching import watched
+from interventions.storing import digest
+
+MAGIC = "hooked-vit stream 1"
+PAGE = 4096
+CHUNK = 1 << 22
+SAMPLE = 8  # images looked at beforehand, for the size of the stream and to tell data sets apart
+
+
+class DamagedError(RuntimeError):
+    """A file of ours that does not hold what its checksum says."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The streams of one model over one data set: where each is kept, and how much room it takes."""
+
+    paths: dict[int, Path]
+    keys: dict[int, str]
+    grid: tuple[int, int]
+    shape: tuple[int, int, int]
+    dtype: str
+
+    @property
+    def bytes_each(self) -> int:
+        """Size of one file."""
+        return PAGE + self.shape[0] * (self.shape[1] * self.shape[2] * np.dtype(self.dtype).itemsize + 8)
+
+    @property
+    def bytes_missing(self) -> int:
+        """Room that is still needed."""
+        return self.bytes_each * sum(not path.exists() for path in self.paths.values())
+
+
+class Stream(NamedTuple):
+    """The stream entering one block over a data set, memory-mapped [n t d], and the labels [n]."""
+
+    x: np.ndarray[Any, Any]
+    labels: Int[Tensor, "n"]
+    layout: TokenLayout
+    checksum: str
+
+    def batch(self, rows: Int[Tensor, "b"]) -> tuple[Float[Tensor, "b t d"], Int[Tensor, "b"]]:
+        """These images, read from disk."""
+        return torch.from_numpy(self.x[rows.numpy()]), self.labels[rows]
+
+
+def plan(
+    model: HookedViT, data: ImageData, layers: Sequence[int], folder: Path, *, dtype: str = "float32", name: str
+) -> Plan:
+    """Where the streams entering these blocks go, and how large they get; reads a few images, runs nothing.
+
+    Raises ValueError for data whose number is not known, a model with hooks attached, another type than float32 or
+    float16.
+    """
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"streams are kept as float32 or float16; got {dtype!r}")
+    if data.n is None:
+        raise ValueError(
+            f"{data.name} is a stream of unknown length, so the room it needs is unknown; load it with n=…"
+        )
+    if any(watched(point) for point in model.hook_points()):
+        raise ValueError("the streams are those of the unaltered model, and hooks are attached to it; reset_hooks()")
+    pixels = model.preprocess(next(iter(data.batches(SAMPLE))).images)
+    layout = model.check_pixels(pixels)
+    facts = {
+        "weights": digest(dict(model.state_dict())),
+        "config": repr(model.cfg.replace(name=None)),
+        "processor": repr(model.processor),
+        "data": [data.fingerprint(), data.skip_bad, digest(pixels)],
+        "dtype": dtype,
+    }
+    keys = {
+        layer: hashlib.sha256(json.dumps([MAGIC, facts, layer], sort_keys=True).encode()).hexdigest()
+        for layer in layers
+    }
+    paths = {layer: folder / f"{name}-layer{layer}-{key[:16]}.stream" for layer, key in keys.items()}
+    return Plan(paths, keys, layout.grid, (data.n, layout.n_tokens, model.cfg.d_model), dtype)
+
+
+def check_room(plans: Iterable[Plan], folder: Path) -> int:
+    """The bytes these plans still need in `folder`, which must be free there.
+
+    Raises OSError (ENOSPC), naming both numbers, where they are not.
+    """
+    needed, free = sum(plan.bytes_missing for plan in plans), shutil.disk_usage(folder).free
+    if needed > free:
+        raise _no_room(needed, f"{size(free)} are free", folder)
+    return needed
+
+
+def size(n_bytes: int) -> str:
+    """Bytes to read: "1.6 GB".
+
+    >>> size(1_600_000_000), size(0)
+    ('1.6 GB', '0 bytes')
+    """
+    for unit, per in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= per:
+            return f"{n_bytes / per:.1f} {unit}"
+    return f"{n_bytes} bytes"
+
+
+def streams(
+    plan: Plan, model: HookedViT, data: ImageData, *, batch_size: int, what: str
+) -> tuple[dict[int, Stream], list[str]]:
+    """The streams of a plan, by layer, and a note for each damaged file that was written anew.
+
+    What is there and whole is used, the rest is written in one pass over the images.
+    Raises ValueError for a file of that name that is not ours, OSError where the disk is full: then what was begun is
+    removed.
+    """
+    notes, found = [], {}
+    for layer, path in plan.paths.items():
+        if not path.exists():
+            continue
+        try:
+            found[layer] = read(path, plan.keys[layer], model.cfg.prefix)
+        except DamagedError as error:
+            notes.append(f"{error}; it was written anew")
+            path.unlink()
+    missing = [layer for layer in plan.paths if layer not in found]
+    if missing:
+        _write(plan, model, data, missing, batch_size, what)
+        found |= {layer: read(plan.paths[layer], plan.keys[layer], model.cfg.prefix) for layer in missing}
+    return found, notes
+
+
+def read(path: Path, key: str, prefix: tuple[Any, ...]) -> Stream:
+    """Open a stream file whose content is what its checksum says.
+
+    Raises ValueError for a file of something else, DamagedError for one of ours that is damaged or of another key.
+    """
+    with path.open("rb") as file:
+        page = file.read(PAGE)
+        if not page.startswith(MAGIC.encode()):
+            raise ValueError(f"{path} is not a file of hooked-vit; move it away, or choose another folder")
+        try:
+            header = json.loads(page[len(MAGIC) :])
+            shape, dtype, grid = tuple(header["shape"]), np.dtype(header["dtype"]), tuple(header["grid"])
+            key_seen, checksum = header["key"], header.pop("checksum")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"the header of {path.name} is damaged") from error
+        if key_seen != key:
+            raise DamagedError(f"{path.name} holds another stream than its name says")
+        if checksum != _sealed(header, _hashed(iter(lambda: file.read(CHUNK), b""))):
+            raise DamagedError(f"{path.name} is damaged: its checksum is not that of its content")
+    x = np.memmap(path, dtype, "r", PAGE, shape)
+    labels = np.fromfile(path, np.int64, offset=PAGE + x.nbytes)
+    return Stream(x, torch.from_numpy(labels), TokenLayout.native(prefix, grid), checksum)
+
+
+class _Writer:
+    """One file being written: the stream, then the labels, then the page in front that says it is whole."""
+
+    def __init__(self, file: BinaryIO, dtype: str) -> None:
+        self.file, self.dtype, self.sha = file, dtype, hashlib.sha256()
+        self.labels: list[Tensor] = []
+        file.write(bytes(PAGE))
+
+    def add(self, resid: Float[Tensor, "b t d"], labels: Int[Tensor, "b"]) -> None:
+        rows = resid.detach().cpu()
+        kept = rows.to(getattr(torch, self.dtype))
+        if not kept.isfinite().all():
+            worst = f"{rows.abs().max().item():.3g}"
+            raise ValueError(f"the stream holds values up to {worst}, which {self.dtype} cannot hold; use float32")
+        self._put(kept.numpy().tobytes())
+        self.labels.append(labels)
+
+    def finish(self, plan: Plan, layer: int) -> None:
+        labels = torch.cat(self.labels)
+        self._put(labels.numpy().tobytes())
+        header = {
+            "shape": [len(labels), *plan.shape[1:]],
+            "dtype": self.dtype,
+            "grid": list(plan.grid),
+            "key": plan.keys[layer],
+        }
+        header["checksum"] = _sealed(header, self.sha.hexdigest())
+        self.file.seek(0)
+        self.file.write((MAGIC + json.dumps(header)).ljust(PAGE - 1).encode() + b"\n")
+
+    def _put(self, content: bytes) -> None:
+        self.file.write(content)
+        self.sha.update(content)
+
+
+@torch.no_grad()
+def _write(plan: Plan, model: HookedViT, data: ImageData, layers: list[int], batch_size: int, what: str) -> None:
+    """Write the streams entering some blocks, in one pass; each appears whole or not at all."""
+    unfinished = {layer: plan.paths[layer].with_suffix(".unfinished") for layer in layers}
+    try:
+        with ExitStack() as stack:
+            files = {layer: stack.enter_context(path.open("wb")) for layer, path in unfinished.items()}
+            writers = {layer: _Writer(file, plan.dtype) for layer, file in sorted(files.items())}
+            for batch in progress_batches(data, batch_size, f"{what} ({size(plan.bytes_each * len(layers))})"):
+                x, at = model.preprocess(batch.images), None
+                for layer, writer in writers.items():
+                    x, at = model(x, start_at_layer=at, stop_at_layer=layer), layer
+                    if x.shape[1:] != plan.shape[1:]:
+                        raise ValueError(f"all images need {plan.shape[1]} tokens, as the first has; got {x.shape[1]}")
+                    writer.add(x, batch.labels)
+            for layer, writer in writers.items():
+                writer.finish(plan, layer)
+        for layer, path in unfinished.items():
+            path.replace(plan.paths[layer])
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        folder = plan.paths[layers[0]].parent
+        raise _no_room(plan.bytes_each * len(layers), "the disk is full", folder) from error
+    finally:
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
+
+
+def _no_room(needed: int, seen: str, folder: Path) -> OSError:
+    return OSError(
+        errno.ENOSPC,
+        f"caching the streams needs {size(needed)} in {folder}, and {seen}; take fewer images or layers, "
+        "cache_dtype='float16' (half as much), or another folder with keep_in",
+    )
+
+
+def _sealed(header: dict[str, Any], content: str) -> str:
+    """One checksum of what a file holds and of what its first page says about it."""
+    return _hashed([json.dumps(header, sort_keys=True).encode(), content.encode()])
+
+
+def _hashed(parts: Iterable[bytes]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()

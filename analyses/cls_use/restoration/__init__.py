@@ -1,0 +1,1 @@
+"""How fast does the network write the label back into a shuffled CLS?"""

@@ -1,0 +1,177 @@
+"""The pictures, the table and the sentences of `restoration`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses.drawing.colours import CHANCE, DARK, MODELS
+from analyses.drawing.panels import curve, each_panel, model_panels, panels, place
+from analyses.drawing.rows import by_model
+from analyses.running.results import Result
+
+NONE = "none"
+WRITTEN = 10  # up to so many layers a cell has room for its number
+
+
+def main_figure(result: Result) -> go.Figure:
+    """One heatmap per model: accuracy of the probe behind each layer (column) under each shuffle (row)."""
+    title = f"What does a probe on {_probed(result)} still read after {_shuffled(result)} was exchanged between images?"
+    return _heatmaps(result, "accuracy", title, "probe's<br>accuracy", [NONE], "Blues")
+
+
+def restored_figure(result: Result) -> go.Figure:
+    """One heatmap per model: the share of what the shuffle took that the probe has back."""
+    title = f"How much of the label is back in {_probed(result)}, how many blocks after the shuffle?"
+    return _heatmaps(result, "restoration", title, "restored<br>share", [], "Greens")
+
+
+def panels_figure(result: Result) -> go.Figure:
+    """One panel per probed layer: accuracy against the layer shuffled; `none` is the probe without a shuffle."""
+    layers = _layers(result.frame[result.frame.measure == "accuracy"])
+    shuffles = [NONE, *map(str, layers)]
+    fig = panels(
+        [f"probe behind layer {p}" for p in layers],
+        f"Which shuffles of {_shuffled(result)} hurt what is read from {_probed(result)} later?",
+        f"{_reading(result)}. Right of the dotted line the shuffle comes after the probe and cannot matter; "
+        "horizontal, dashed: chance; none: no shuffle",
+        x="layer shuffled",
+        y="accuracy",
+        columns=4,
+        height=260,
+    )
+    for k, (name, rows) in enumerate(by_model(result)):
+        cells = rows[rows.measure == "accuracy"].sort_values("shuffled_layer", na_position="first")
+        cells = cells.assign(shuffle=cells.shuffled_layer.map(str, na_action="ignore").fillna(NONE))
+        for number, p in enumerate(layers):
+            read = cells[cells.probe_layer == p]
+            curve(fig, place(fig, number), read, name, MODELS[k % len(MODELS)], x="shuffle")
+    chance = float(result.frame[result.frame.measure == "chance"].value.iloc[0])
+    for number, p in enumerate(layers):
+        fig.add_vline(x=p + 1, line={"color": DARK, "dash": "dot", "width": 1}, **place(fig, number))
+        fig.add_hline(y=chance, line={**CHANCE, "width": 1}, **place(fig, number))
+    every = 1 if len(shuffles) < 10 else 2
+    fig.update_xaxes(type="category", categoryorder="array", categoryarray=shuffles, tickvals=shuffles[::every])
+    return fig.update_xaxes(tickangle=0, range=[-0.5, len(shuffles) - 0.5])
+
+
+def summary_table(result: Result) -> pd.DataFrame:
+    """One row per model: what comes back, on average over the layers shuffled, and where least does.
+
+    `after_one_block`: mean restoration over p = ℓ + 1; `least` and where; `at_the_last_layer`: mean over the layers
+    shuffled. `diagonal` and `floor`: accuracy right behind the shuffle, and its expectation, over all layers.
+    """
+    table = []
+    for name, rows in result.frame.groupby("model", sort=False):
+        back = rows[rows.measure == "restoration"]
+        accuracy = rows[rows.measure == "accuracy"]
+        one = back[back.probe_layer - back.shuffled_layer == 1]
+        last = back[back.probe_layer == accuracy.probe_layer.max()]
+        least = one.loc[one.value.idxmin()] if len(one) else None
+        diagonal = accuracy[accuracy.shuffled_layer == accuracy.probe_layer].groupby("probe_layer").value.mean()
+        clean = accuracy[accuracy.shuffled_layer.isna()]
+        table.append(
+            {
+                "model": name,
+                "best_probe": clean.value.max(),
+                "after_one_block": one.value.mean(),
+                "least": None if least is None else least.value,
+                "least_at": None if least is None else f"{least.shuffled_layer} → {least.probe_layer}",
+                "at_the_last_layer": last.value.mean(),
+                "diagonal": diagonal.mean(),
+                "floor": rows[rows.measure == "floor"].value.mean(),
+                "chance": rows[rows.measure == "chance"].value.iloc[0],
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def in_words(result: Result) -> tuple[list[str], list[str]]:
+    """Findings, and what to keep in mind."""
+    found = []
+    for row in summary_table(result).to_dict("records"):
+        if pd.isna(row["after_one_block"]):
+            found.append(f"{row['model']}: no probe reads enough for anything to be restored.")
+            continue
+        found.append(
+            f"{row['model']}: one block after the shuffle the probe has regained {row['after_one_block']:.0%} of what "
+            f"it lost, on average over layers (least at {row['least_at']}: {row['least']:.0%}); at the last layer "
+            f"{row['at_the_last_layer']:.0%}. Right behind the shuffle it reads {row['diagonal']:.1%}; "
+            f"{row['floor']:.1%} is to be expected of another image's tokens."
+        )
+    kind = {
+        "clean": "Probes were fitted on runs without a shuffle: what they do not read may be there in another code "
+        '(probe_fit="refit" asks for that).',
+        "refit": "Probes were fitted under the same shuffle as they read: they tell whether the label is linearly "
+        'there, not whether it is in its original code (probe_fit="clean" asks for that).',
+    }
+    cells = result.frame[(result.frame.measure == "accuracy") & result.frame.shuffled_layer.notna()]
+    cells = cells[cells.probe_layer > cells.shuffled_layer].drop_duplicates(["model", "shuffled_layer", "probe_layer"])
+    left_out = len(cells) - int((result.frame.measure == "restoration").sum())
+    notes = [kind[result.meta["probe_fit"]]]
+    if left_out:
+        notes.append(f"{left_out} cells have no restoration: the shuffle costs their probe less than five points.")
+    return found, notes
+
+
+def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[str], colours: str) -> go.Figure:
+    layers = _layers(result.frame)
+    shuffles = [*extra, *map(str, layers)]
+    fig = model_panels(
+        result,
+        title,
+        f"{_reading(result)}. Numbers are percent. Below the diagonal the shuffle comes after the probe",
+        x="layer probed",
+        y="layer shuffled",
+        y_range=None,
+        height=350,
+        right=110,
+    )
+    fig.update_layout(width=380 * len(fig._grid_ref[0]) + 180 if len(fig._grid_ref[0]) < 3 else fig.layout.width)
+    for at, _, rows in each_panel(fig, result):
+        cells = rows[rows.measure == measure]
+        row = cells.shuffled_layer.map(str, na_action="ignore").fillna(NONE)
+        mean = cells.assign(row=row).groupby(["row", "probe_layer"]).value.mean().unstack()
+        table = mean.reindex(index=shuffles, columns=layers).to_numpy(float)
+        written = [["" if np.isnan(v) else f"{100 * v:.0f}" for v in line] for line in table]
+        fig.add_trace(
+            go.Heatmap(
+                z=table,
+                x=list(map(str, layers)),
+                y=shuffles,
+                text=written if len(layers) <= WRITTEN else None,
+                texttemplate="%{text}" if len(layers) <= WRITTEN else None,
+                textfont={"size": 10},
+                hovertemplate="shuffled: %{y}<br>probed: %{x}<br>%{z:.3f}<extra></extra>",
+                coloraxis="coloraxis",
+                xgap=1,
+                ygap=1,
+            ),
+            **at,
+        )
+    fig.update_xaxes(type="category")
+    fig.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    bar = {"title": f"{unit}<br> ", "thickness": 14, "tickformat": ".0%", "len": 250, "lenmode": "pixels"}
+    bar |= {"y": 1, "yanchor": "top", "x": 1.02}
+    return fig.update_layout(coloraxis={"colorscale": colours, "cmin": 0, "cmax": 1, "colorbar": bar})
+
+
+def _layers(frame: pd.DataFrame) -> list[int]:
+    return sorted(int(p) for p in frame.probe_layer.dropna().unique())
+
+
+def _shuffled(result: Result) -> str:
+    return "CLS" if result.meta["tokens"] == "cls" else f"the {result.meta['tokens']} tokens"
+
+
+def _probed(result: Result) -> str:
+    tokens = result.meta["probe_tokens"]
+    return "CLS" if tokens == "cls" else f"the mean of the {tokens} tokens"
+
+
+def _reading(result: Result) -> str:
+    fitted = {"clean": "fitted without any shuffle", "refit": "fitted under the same shuffle"}
+    chance = result.frame[result.frame.measure == "chance"].value.iloc[0]
+    within = f"exchanged within batches of {result.meta['batch_size']}; chance is {chance:.0%}"
+    return f"Ridge probes {fitted[result.meta['probe_fit']]}; {within}"

@@ -1,0 +1,1 @@
+"""`hooked-vit` in the terminal."""

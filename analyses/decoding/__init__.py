@@ -1,0 +1,1 @@
+"""What can be read? Probes on every role and layer, and lenses."""

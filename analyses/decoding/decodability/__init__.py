@@ -1,0 +1,1 @@
+"""What can a probe read from every role of token at every layer?"""

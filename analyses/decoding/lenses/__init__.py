@@ -1,0 +1,1 @@
+"""What do the head, a translator and a probe read at every layer?"""

@@ -1,0 +1,1 @@
+"""What figures have in common: colours, panels, and how rows are picked."""

@@ -1,0 +1,245 @@
+"""Grids of panels under a title that asks and explains, and what is drawn into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyses.drawing.colours import CHANCE
+from analyses.drawing.rows import by_model, last_layer, model_names, over_seeds
+from analyses.running.results import Result
+
+Place = dict[str, Any]
+
+WIDTH = 1080
+GAP = 88  # pixels between two rows of panels: tick labels, title of the axis, title of the next panel
+LINE = 22  # pixels of a line of the explanation
+ENTRY = 20  # pixels of a line of the legend
+BOX = ("whisker_low", "quartile_low", "median", "quartile_high", "whisker_high")
+
+
+def panels(
+    titles: Sequence[str],
+    question: str,
+    explained: str = "",
+    *,
+    x: str = "layer",
+    y: str,
+    columns: int = 3,
+    y_range: tuple[int | float, int | float] | None = (0, 1.03),
+    height: int = 330,
+    shared: bool = True,
+    second_axis: bool = False,
+    last: int | None = None,
+    left: int = 70,
+    right: int = 20,
+) -> go.Figure:
+    """Empty panels under a title that asks what they answer, with lines below it that say how to read them.
+
+    `last`: the last layer, where x counts layers, each of which then has its tick. `shared`: one y axis for all.
+    `second_axis`: one on the right of every panel too. `height` is of a row of panels, in pixels.
+    """
+    columns = max(1, min(columns, len(titles)))
+    rows = max(1, -(-len(titles) // columns))
+    area = rows * (height - GAP) + (rows - 1) * GAP
+    cell = {"secondary_y": second_axis}
+    fig = make_subplots(
+        rows=rows,
+        cols=columns,
+        subplot_titles=list(titles),
+        shared_yaxes=shared and not second_axis,
+        horizontal_spacing=0.1 if second_axis else 0.035 if shared else 0.08,
+        vertical_spacing=GAP / area if rows > 1 else 0,
+        specs=[[cell if r * columns + c < max(1, len(titles)) else None for c in range(columns)] for r in range(rows)],
+    )
+    fig.update_xaxes(title_text=x, title_standoff=8, showgrid=False, zeroline=False)
+    if last is not None:
+        fig.update_xaxes(tickmode="linear", tick0=0, dtick=1 if last < 13 else 2 if last < 25 else 4)
+    fig.update_yaxes(gridcolor="#eeeeee", zeroline=False)
+    first = {"secondary_y": False} if second_axis else {}
+    fig.update_yaxes(range=y_range, **first)
+    fig.update_yaxes(title_text=y, col=1, **first)
+    fig.update_annotations(font_size=14)
+    lines = wrap(explained.replace("95 %", "95\u00a0%"), 198, break_on_hyphens=False)
+    top = 62 + LINE * len(lines)
+    fig.update_layout(
+        template="plotly_white",
+        width=WIDTH,
+        height=top + area + 60,
+        margin={"l": left, "r": right, "t": top, "b": 60},
+        title={
+            "text": "<br>".join([*wrap(question, 115), *(f"<sup>{line}</sup>" for line in lines)]),
+            **{"x": 0.01, "yref": "container", "yanchor": "top", "font": {"size": 17}},
+        },
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "x": 0, "tracegroupgap": 0},
+    )
+    return _fit(fig)
+
+
+def model_panels(result: Result, question: str, explained: str = "", *, x: str = "layer", **kw: Any) -> go.Figure:
+    """Empty panels, one per model of the result, with a tick per layer; keywords as in `panels`."""
+    last = last_layer(result) if x.startswith("layer") and "layer" in result.frame else None
+    return panels(model_names(result), question, explained, x=x, last=last, **kw)
+
+
+def place(fig: go.Figure, number: int) -> Place:
+    """Row and column of the n-th panel, from 0."""
+    columns = len(fig._grid_ref[0])
+    return {"row": number // columns + 1, "col": number % columns + 1}
+
+
+def each_panel(fig: go.Figure, result: Result) -> Iterator[tuple[Place, str, pd.DataFrame]]:
+    """(place in the figure, model, its rows) of a figure of `model_panels`."""
+    for number, (name, rows) in enumerate(by_model(result)):
+        yield place(fig, number), name, rows
+
+
+def curve(
+    fig: go.Figure,
+    at: Place,
+    rows: pd.DataFrame,
+    label: str | None,
+    colour: str,
+    *,
+    x: str = "layer",
+    dash: str = "solid",
+    symbol: str = "circle",
+    bare: bool = False,
+) -> None:
+    """A line through `value` against column x: over seeds the mean, and the widest of their intervals.
+
+    `bare`: a thin line without points and intervals, as of a control. Without a label it is not in the legend.
+    """
+    line = over_seeds(rows.dropna(subset=[x]), x)
+    if line.empty:
+        return
+    whole = pd.api.types.is_integer_dtype(line[x])
+    drawn = go.Scatter(
+        x=line[x].astype(int) if whole else line[x],
+        y=line.value,
+        mode="lines" if bare else "lines+markers",
+        line={"color": colour, "dash": dash, "width": 1.5 if bare else 2},
+    )
+    if not bare:
+        drawn.update(error_y=_error(line), marker={"size": 6, "symbol": symbol})
+    add(fig, at, drawn, label)
+
+
+def bars(
+    fig: go.Figure, at: Place, x: Sequence[Any] | pd.Series, rows: pd.DataFrame, label: str, colour: str, **kw: Any
+) -> None:
+    """Bars of `value`, with their intervals where there are any; keywords as of a plotly bar."""
+    if rows.empty:
+        return
+    error = _error(rows) if {"low", "high"} <= set(rows.columns) else None
+    add(fig, at, go.Bar(x=list(x), y=rows.value, error_y=error, marker_color=colour, **kw), label)
+
+
+def boxes(fig: go.Figure, at: Place, rows: pd.DataFrame, label: str, colour: str) -> None:
+    """A box per layer from rows whose measures are the parts of a box plot."""
+    wide = rows[rows.measure.isin(BOX)].pivot_table(index="layer", columns="measure", values="value")
+    if wide.empty:
+        return
+    drawn = go.Box(
+        x=wide.index.astype(int),
+        lowerfence=wide.whisker_low,
+        q1=wide.quartile_low,
+        median=wide["median"],
+        q3=wide.quartile_high,
+        upperfence=wide.whisker_high,
+        offsetgroup=label,
+        marker_color=colour,
+        line={"width": 1},
+    )
+    add(fig, at, drawn, label)
+
+
+def band(fig: go.Figure, at: Place, rows: pd.DataFrame, label: str | None, colour: str, *, x: str = "layer") -> None:
+    """The area between `low` and `high`; of the colour, which is given as red,green,blue, little."""
+    line = over_seeds(rows, x)
+    if line.empty:
+        return
+    drawn = go.Scatter(
+        x=[*line[x], *line[x][::-1]],
+        y=[*line.high, *line.low[::-1]],
+        fill="toself",
+        fillcolor=colour,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+    )
+    add(fig, at, drawn, label)
+
+
+def level(
+    fig: go.Figure,
+    at: Place,
+    x: Sequence[Any],
+    y: float | None,
+    label: str,
+    line: dict[str, Any] = CHANCE,
+) -> None:
+    """A horizontal line from the first to the last x, where there is a value for it."""
+    if y is not None:
+        drawn = go.Scatter(x=[x[0], x[-1]], y=[y, y], mode="lines", line=line, hoverinfo="skip")
+        add(fig, at, drawn, label)
+
+
+def stars(fig: go.Figure, at: Place, x: Sequence[Any] | pd.Series, y: Sequence[Any] | pd.Series, colour: str) -> None:
+    """Stars at these places, which the explanation below the title says the meaning of."""
+    marker = {"symbol": "star", "color": colour, "size": 8}
+    add(fig, at, go.Scatter(x=list(x), y=list(y), mode="markers", marker=marker, hoverinfo="skip"), None)
+
+
+def note(fig: go.Figure, at: Place, text: str) -> None:
+    """A word in a panel with nothing in it."""
+    fig.add_annotation(text=text, showarrow=False, xref="x domain", yref="y domain", x=0.5, y=0.7, **at)
+
+
+def sentence(text: str) -> go.Figure:
+    """A figure of one sentence, where there is nothing to be drawn."""
+    fig = go.Figure(layout={"template": "plotly_white", "width": WIDTH, "height": 120})
+    fig.update_layout(xaxis={"visible": False}, yaxis={"visible": False}, margin={"t": 20, "b": 20})
+    fig.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 14})
+    return fig
+
+
+def add(fig: go.Figure, at: Place, drawn: Any, label: str | None) -> None:
+    """Of all with one label the first stands in the legend, for which room is made below the panels."""
+    new = label is not None and not any(trace.name == label for trace in fig.data)
+    fig.add_trace(drawn.update(name=label, legendgroup=label, showlegend=new), **at)
+    if new:
+        _fit(fig)
+
+
+def _fit(fig: go.Figure) -> go.Figure:
+    """Give the legend the height it needs, and everything else the place it had."""
+    margin = fig.layout.margin
+    room, used, lines = fig.layout.width - margin.l - margin.r, 0.0, 0
+    for trace in fig.data:
+        if getattr(trace, "showlegend", None):
+            wide = 50 + 6.4 * len(trace.name)
+            if not lines or used + wide > room:
+                used, lines = 0.0, lines + 1
+            used += wide
+    bottom = 60 + ENTRY * lines + (10 if lines else 0)
+    height = fig.layout.height - margin.b + bottom
+    return fig.update_layout(
+        height=height, margin_b=bottom, title_y=1 - 22 / height, legend_y=6 / height, showlegend=lines > 0
+    )
+
+
+def _error(rows: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (rows.high - rows.value).fillna(0),
+        "arrayminus": (rows.value - rows.low).fillna(0),
+        "thickness": 1,
+        "width": 2,
+    }

@@ -1,0 +1,66 @@
+"""Rows of a result for a figure, a table or a sentence: those of a model, of a measure, averaged over seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analyses.running.results import Result
+
+LEVEL = 0.05
+"""p-values below it get a star."""
+
+
+def model_names(result: Result) -> list[str]:
+    """The models in the order of the frame."""
+    return [str(name) for name in result.frame["model"].unique()]
+
+
+def by_model(result: Result) -> list[tuple[str, pd.DataFrame]]:
+    """(model, its rows) in the order of the frame."""
+    return [(str(name), rows) for name, rows in result.frame.groupby("model", sort=False)]
+
+
+def picked(rows: pd.DataFrame, **where: Any) -> pd.DataFrame:
+    """The rows whose columns have these values; a missing value is none of them."""
+    for column, value in where.items():
+        rows = rows[(rows[column] == value).fillna(False).astype(bool)]
+    return rows
+
+
+def value_of(rows: pd.DataFrame, measure: str, **where: Any) -> float | None:
+    """The value of the first row of a measure; None where there is none."""
+    some = picked(rows, measure=measure, **where)
+    return None if some.empty else float(some["value"].iloc[0])
+
+
+def last_layer(result: Result) -> int:
+    """The last layer of the deepest model; 0 where nothing has a layer."""
+    last = result.frame["layer"].max()
+    return 0 if pd.isna(last) else int(last)
+
+
+def over_seeds(rows: pd.DataFrame, by: str = "layer") -> pd.DataFrame:
+    """One row per layer, or value of another column: the mean over seeds, and the widest of their intervals, if any."""
+    if "high" not in rows:
+        rows = rows.assign(low=float("nan"), high=float("nan"))
+    groups = rows.groupby(by, sort=pd.api.types.is_numeric_dtype(rows[by]))
+    return groups.agg(value=("value", "mean"), low=("low", "min"), high=("high", "max")).reset_index()
+
+
+def head_notes(meta: dict[str, Any]) -> list[str]:
+    """A sentence for every model whose classes are not those of its training."""
+    fitted = [name for name, about in meta["models"].items() if about["head_fitted"]]
+    return [f"{name}: the classes are those of a ridge head fitted here, not of its training." for name in fitted]
+
+
+def ranges(numbers: list[int]) -> list[str]:
+    """Layers in their order as ranges: "3–5" and "7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]

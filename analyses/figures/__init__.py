@@ -1,1 +1,0 @@
-"""Pictures and sentences: one module per analysis, drawing from its result alone."""

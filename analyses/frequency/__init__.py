@@ -1,1 +1,0 @@
-"""What low frequencies have to do with a token: filters, similarity, regression on band energies."""

@@ -1,1 +1,0 @@
-"""Runs of one image patched with activations of another: sites, runs, metrics and their tally."""

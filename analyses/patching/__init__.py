@@ -1,0 +1,1 @@
+"""Which activations carry a difference? Activation, attribution and path patching, logit attribution, counting."""

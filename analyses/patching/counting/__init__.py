@@ -1,0 +1,1 @@
+"""Which tokens carry a count, against where it can be read?"""

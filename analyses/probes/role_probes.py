@@ -1,0 +1,63 @@
+"""Ridge probes on the tokens of one role at every layer, and a head where the model has none, from one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.activations.streams import read_stream
+from analyses.data import ImageData
+from analyses.probes.heads import Answers, with_family_readout, with_ridge_head
+from analyses.probes.ridge import GramRidge, RidgeProbe
+from analyses.running.notes import progress_batches
+from hooked_vit import HookedViT
+
+
+def read_role(model: HookedViT, tokens: str = "cls") -> Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b d"]]:
+    """A function that takes a stream to the mean over its tokens of a role; CLS is the mean of one.
+
+    >>> read_role(model, "patches")(model(pixels, stop_at_layer=3)).shape  # doctest: +SKIP
+    torch.Size([8, 768])
+    """
+    return lambda resid: resid[:, model.tokens.where(tokens)].mean(1)
+
+
+def check_role(name: str, model: HookedViT, tokens: str, what: str) -> None:
+    """Refuse, before any run, a role the model has not; `what` says for what it would be needed.
+
+    Raises ValueError naming the roles there are.
+    """
+    if tokens not in model.tokens.roles:
+        raise ValueError(
+            f"{name} has no {tokens} token (it has {', '.join(model.tokens.roles)}): there is nothing to {what}"
+        )
+
+
+def fit_role_probes(
+    name: str,
+    model: HookedViT,
+    data: ImageData,
+    n_classes: int,
+    own: Answers | None,
+    batch_size: int,
+    tokens: str = "cls",
+) -> tuple[list[RidgeProbe], Answers]:
+    """A probe for every layer's output, and the head that answers: the model's `own`, or a ridge head where it is None.
+
+    >>> probes, answers = fit_role_probes("vit", model, data, 10, own_head(model, data), 128)  # doctest: +SKIP
+
+    A probe reads the mean over the tokens of the role. The head is fitted in the same pass, on what the family's
+    classifier reads. Raises what `GramRidge` raises.
+    """
+    pooling = model if own is not None else with_family_readout(model)
+    read = read_role(pooling, tokens)
+    ridge = GramRidge(n_classes)
+    for batch in progress_batches(data, batch_size, f"{name}: fitting probes"):
+        pooled, at_layer = read_stream(pooling, pooling.preprocess(batch.images), read)
+        sites = {str(layer): x for layer, x in enumerate(at_layer)}
+        ridge.update(sites if own is not None else {**sites, "head": pooled}, batch.labels)
+    fitted = ridge.fit()
+    answers = own or with_ridge_head(pooling, fitted["head"], data)
+    return [fitted[str(layer)] for layer in range(model.cfg.n_layers)], answers

@@ -1,1 +1,0 @@
-"""A frozen block run once more with a random token, a readout trained on its answer, and its inputs on disk."""

@@ -1,0 +1,172 @@
+"""Which model is meant: `zoo:NAME`, `published:NAME`, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hooked_vit.errors import UnsupportedModelError, nearest
+
+if TYPE_CHECKING:
+    from hooked_vit import HookedViT
+
+ZOO = "zoo:"
+PUBLISHED = "published:"
+
+
+def load_model(spec: str, **kw: Any) -> HookedViT:
+    """The model of a specification; keywords as in `HookedViT.from_pretrained`.
+
+    >>> model = load_model("zoo:vit")  # doctest: +SKIP
+
+    Raises UnsupportedModelError where there is no such model or no hook graph for its class, CheckpointError where its
+    tensors do not fit.
+    """
+    from hooked_vit import HookedViT, published
+
+    if spec.startswith(PUBLISHED):
+        check_model(spec)
+        name, _, weights = spec.removeprefix(PUBLISHED).partition("=")
+        return published.load(name, weights or None, **kw)
+    model = HookedViT.from_pretrained(check_model(spec), **kw)
+    model.cfg = model.cfg.replace(name=spec)  # what was asked for, not where this machine keeps it
+    return model
+
+
+def locate(spec: str) -> str:
+    """The local folder or the hub id a specification stands for; says nothing of whether the hub has it.
+
+    >>> locate("google/vit-base-patch16-224")
+    'google/vit-base-patch16-224'
+
+    `published:NAME` is what its study loaded; `published:NAME=PATH` takes the weights from a file or a folder.
+    Raises UnsupportedModelError for a zoo model or a folder that does not exist, offering the nearest name.
+    """
+    from hooked_vit import published, zoo
+
+    if spec.startswith(PUBLISHED):
+        name, _, weights = spec.removeprefix(PUBLISHED).partition("=")
+        known = published.get(name)
+        if not weights and known.checkpoint is None:
+            raise UnsupportedModelError(
+                f"{spec} needs a file of weights that is on no hub: {known.weights}. Say where it is: {spec}=PATH"
+            )
+        if Path(weights or "-").expanduser().is_file():
+            return str(Path(weights).expanduser())
+        return locate(weights or str(known.checkpoint))
+
+    if spec.startswith(ZOO):
+        if not zoo.names():
+            raise UnsupportedModelError(
+                "the zoo is empty: this copy of hooked-vit came without it; `make zoo` trains it"
+            )
+        return str(zoo.path(spec.removeprefix(ZOO)))
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UnsupportedModelError(
+                f"a checkpoint folder holds config.json, as save_pretrained writes it; {spec!r} does not"
+            )
+        return str(folder)
+    if folder.exists():
+        raise UnsupportedModelError(f"a checkpoint is a folder, {spec!r} is a file; give the folder it is in")
+    if spec.startswith((".", "~", "/")) or spec.count("/") > 1 or "\\" in spec:
+        raise UnsupportedModelError(f"there is no folder {spec!r}")
+    return spec
+
+
+def check_model(spec: str) -> str:
+    """Make sure, without reading a weight, that a model exists and has a hook graph; returns what `locate` does.
+
+    Raises UnsupportedModelError saying what there is instead.
+    """
+    from transformers import AutoConfig
+
+    from hooked_vit import architectures
+    from hooked_vit.loading.checkpoints import config_json, read_described
+
+    place = locate(spec)
+    if Path(place).is_file():  # of weights alone: what they fill is known
+        return place
+    try:
+        if architectures.by_config(config_json(place)) is not None:
+            read_described(place)
+            return place
+        named = AutoConfig.from_pretrained(place).architectures or []
+    except OSError as error:
+        if Path(place).is_dir():
+            raise UnsupportedModelError(f"the config.json of {spec!r} cannot be read: {error}") from error
+        raise UnsupportedModelError(
+            f"{spec!r} is no folder here, and the hub has no such model or cannot be reached{_suggest(spec)}"
+        ) from error
+    except ValueError as error:
+        raise UnsupportedModelError(f"transformers knows no model of the kind of {spec!r}: {error}") from error
+    for hf_class in named:
+        architectures.for_class(hf_class)
+    return place
+
+
+def _suggest(spec: str) -> str:
+    from hooked_vit import zoo
+
+    known = [f"{ZOO}{name}" for name in zoo.names()]
+    if not known:
+        return ""
+    # "vit" is closer to "zoo:vit" than difflib thinks
+    meant = nearest(f"{ZOO}{spec}", known) or nearest(spec, known)
+    return f"{meant or '.'} The zoo has {', '.join(known)}"
+
+
+def load_models(specs: Sequence[str], **kw: Any) -> dict[str, HookedViT]:
+    """Several models by short name; all are checked before the first weight is read.
+
+    >>> list(load_models(["zoo:vit", "zoo:clip"]))  # doctest: +SKIP
+    ['vit', 'clip']
+
+    Raises what `load_model` raises, and ValueError for the same model given twice.
+    """
+    names = short_names(specs)
+    for spec in specs:
+        check_model(spec)
+    return {name: load_model(spec, **kw) for name, spec in names.items()}
+
+
+def short_names(specs: Sequence[str]) -> dict[str, str]:
+    """Short name -> specification; where two would share a name they keep their specification.
+
+    >>> short_names(["zoo:vit", "a/model", "b/model"])
+    {'vit': 'zoo:vit', 'a/model': 'a/model', 'b/model': 'b/model'}
+    """
+    twice = [spec for spec, n in Counter(specs).items() if n > 1]
+    if twice:
+        raise ValueError(f"every model is compared once; {', '.join(twice)} is given twice")
+    short = Counter(map(short_name, specs))
+    return {spec if short[short_name(spec)] > 1 else short_name(spec): spec for spec in specs}
+
+
+def short_name(spec: str) -> str:
+    """What a model is called in tables and figures.
+
+    >>> short_name("zoo:vit"), short_name("google/vit-base-patch16-224"), short_name("./runs/mine/")
+    ('vit', 'vit-base-patch16-224', 'mine')
+    """
+    if spec.startswith(PUBLISHED):
+        return spec.removeprefix(PUBLISHED).partition("=")[0]
+    return os.path.basename(os.path.abspath(os.path.expanduser(spec.removeprefix(ZOO))))
+
+
+def default_models(target: str = "label", only: Sequence[str] = ()) -> list[str]:
+    """What is compared where no model is named: the zoo's models trained for a target, or `only` these of them.
+
+    Raises UnsupportedModelError where the zoo is empty.
+    """
+    from hooked_vit import zoo
+
+    if not (names := zoo.names(target)):
+        raise UnsupportedModelError(
+            "the zoo is empty: this copy of hooked-vit came without it; name models with --model, or run `make zoo`"
+        )
+    return [f"{ZOO}{name}" for name in names if not only or name in only]

@@ -1,0 +1,36 @@
+"""What studies have in common: which images to fit on and which to measure on, how to go through them, what to note."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from analyses.data import ImageData
+from analyses.data.imagedata import Batch
+from hooked_vit import HookedViT
+
+
+def progress_batches(data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = ()) -> Iterator[Batch]:
+    """`data.batches` with a progress bar that says `what` is being done."""
+    total = None if data.n is None else -(-data.n // batch_size)
+    yield from tqdm(data.batches(batch_size, extra=extra), total=total, desc=what, leave=False)
+
+
+def about_data(data: ImageData, note: str | None = None) -> dict[str, Any]:
+    """What a result's `meta` says of its images; `note` is where they came from."""
+    about = {"name": data.name, "n": data.n, "fingerprint": data.fingerprint(), "skipped": data.skipped}
+    return about if note is None else {**about, "note": note}
+
+
+def about_model(model: HookedViT) -> dict[str, Any]:
+    """What a result's `meta` says of a model."""
+    cfg = model.cfg
+    return {
+        "architecture": cfg.architecture,
+        "checkpoint": cfg.name,
+        "class": cfg.hf_class,
+        "n_layers": cfg.n_layers,
+        "readout": " and ".join(cfg.sources),
+    }

@@ -1,0 +1,76 @@
+"""`@analysis`: what makes a function that returns a Result one that can be asked for by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, overload
+
+from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
+from analyses.running.results import Result, environment
+
+P = ParamSpec("P")
+
+
+@overload
+def analysis(name: Callable[P, Result]) -> Callable[P, Result]: ...
+@overload
+def analysis(
+    name: str | None = None,
+    *,
+    figure: Figure | None = None,
+    more_figures: Figures | None = None,
+    zoo_target: str = "label",
+    zoo_models: tuple[str, ...] = (),
+) -> Callable[[Callable[P, Result]], Callable[P, Result]]: ...
+def analysis(
+    name: Any = None,
+    *,
+    figure: Figure | None = None,
+    more_figures: Figures | None = None,
+    zoo_target: str = "label",
+    zoo_models: tuple[str, ...] = (),
+) -> Any:
+    """Register a function that returns a `Result`; `figure` draws that result, for `Result.figure()`.
+
+    >>> import pandas as pd
+    >>> @analysis
+    ... def image_count(data):
+    ...     '''How many images are there?'''
+    ...     return Result(pd.DataFrame({"n": [len(data)]}), {})
+    >>> image_count("abc").meta["analysis"]
+    'image-count'
+
+    The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
+    `analysis` and `versions`.
+    `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`.
+    Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result.
+    """
+    if callable(name):
+        return analysis()(name)
+
+    def register(function: Callable[P, Result]) -> Callable[P, Result]:
+        key = as_key(function.__name__ if name is None else name)
+        origin = (function.__module__, function.__qualname__)
+        holder = REGISTERED.get(key)
+        # The same function again is a notebook cell run twice, or a module reloaded.
+        if holder is not None and (holder.run.__module__, holder.run.__qualname__) != origin:
+            raise ValueError(
+                f"an analysis has a name of its own: {key!r} is taken by {holder.run.__module__}."
+                f"{holder.run.__qualname__}; give another with @analysis(name=…)"
+            )
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> Result:
+            result = function(*args, **kwargs)
+            if not isinstance(result, Result):
+                raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
+            result.meta.setdefault("versions", environment())
+            result.meta["analysis"] = key
+            return result
+
+        run.analysis_name = key  # type: ignore[attr-defined]
+        REGISTERED[key] = Analysis(key, run, figure, more_figures or {}, zoo_target, zoo_models)
+        return run
+
+    return register

@@ -1,0 +1,255 @@
+"""One HTML file that shows a result to somebody who was not there: it needs no network and no other file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from analyses.running.files import check_writable
+from analyses.running.results import Result
+
+FILE = "report.html"
+ROWS = 60
+TOLD = {"summary", "notes", "table", "analysis", "versions"}
+"""Entries of `meta` that have a place of their own in the report."""
+
+# Nothing from anywhere else, whatever a figure or a model name may contain.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+)
+
+# What helps to read a figure; the rest would cover its titles, and one button uploads it.
+BUTTONS = {
+    "modeBarButtonsToRemove": [
+        *("sendChartToCloud", "select2d", "lasso2d", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d")
+    ]
+}
+
+STYLE = """
+:root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe3e8; --wash: #f5f7f9; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1144px; margin: 0 auto; padding: 40px 32px 64px; }
+h1 { font-size: 28px; line-height: 1.25; margin: 4px 0 24px; max-width: 30em; text-wrap: balance; }
+h2 { font-size: 19px; margin: 44px 0 12px; }
+h3 { font-size: 16px; margin: 28px 0 8px; }
+p, ul { margin: 0 0 12px; max-width: 48em; }
+ul { padding-left: 1.2em; }
+li { margin-bottom: 4px; }
+.kind, footer, caption, summary { color: var(--soft); font-size: 14px; }
+.found { background: var(--wash); border-left: 4px solid #1f77b4; border-radius: 4px; }
+.found { padding: 14px 20px; margin: 0 0 24px; }
+.found ul { margin: 0; max-width: none; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; text-align: left; padding-top: 8px; }
+th, td { text-align: left; vertical-align: top; padding: 6px 20px 6px 0; border-bottom: 1px solid var(--line); }
+th, td:first-child { white-space: nowrap; }
+th { font-weight: 600; }
+td { max-width: 34em; overflow-wrap: anywhere; }
+td:not(.number, :first-child) { min-width: 7em; }
+thead th { border-bottom: 2px solid var(--ink); }
+tbody th { font-weight: 500; }
+.number { text-align: right; }
+code, pre { font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+code { overflow-wrap: anywhere; }
+pre { background: var(--wash); padding: 10px 14px; border-radius: 4px; overflow-x: auto; margin: 6px 0 0; }
+summary { cursor: pointer; }
+footer { margin-top: 48px; border-top: 1px solid var(--line); padding-top: 14px; }
+"""
+
+
+class Section(NamedTuple):
+    """A further part of a report: a heading, what it shows, and a figure."""
+
+    heading: str
+    text: str = ""
+    figure: go.Figure | None = None
+
+
+def write_report(
+    result: Result, folder: str | Path, *, title: str | None = None, intro: str = "", sections: Sequence[Section] = ()
+) -> Path:
+    """Write `report.html` into `folder`, and return its path: findings, figure, key numbers, what ran.
+
+    >>> write_report(result, "out", title="Is CLS used?", sections=[Section("Closer", "…", fig)])  # doctest: +SKIP
+
+    `result.meta` may hold `summary` (sentences, shown first), `notes` (sentences: what to keep in mind) and `table`
+    (one dictionary per row; without it the first rows of the frame are shown). Text may hold `code` and blank lines
+    between paragraphs; everything is escaped. The file is self-contained and appears whole or not at all.
+    Raises OSError where the folder is not writable.
+    """
+    folder = check_writable(folder)
+    text = _page(result, title or str(result.meta.get("analysis", "Result")), intro, sections)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, temporary = folder / FILE, folder / f".{FILE}.{os.getpid()}"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def key_numbers(result: Result, limit: int = ROWS) -> tuple[list[str], list[list[str]], str]:
+    """The numbers worth printing: headings, rows of text, and a remark where there are more.
+
+    >>> import pandas as pd
+    >>> key_numbers(Result(pd.DataFrame({"layer": [0], "best_probe": [0.91234]}), {}))
+    (['layer', 'best probe'], [['0', '0.912']], '')
+    """
+    table = result.meta.get("table")
+    if not table:
+        table = json.loads(result.frame.head(limit).to_json(orient="records", default_handler=str))
+    columns = list(dict.fromkeys(column for row in table for column in row))
+    by_column = [_column([row.get(column) for row in table]) for column in columns]
+    rows = [list(row) for row in zip(*by_column, strict=True)][:limit]
+    total = len(result.meta.get("table") or result.frame)
+    remark = f"The first {limit} of {total} rows; all are in result.parquet." if total > limit else ""
+    return [column.replace("_", " ") for column in columns], rows, remark
+
+
+def _column(values: list[Any]) -> list[str]:
+    """A column as text; numbers that are all whole without decimals, the others with three."""
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
+    # a column of ones and zeros may well be accuracies
+    counts = not any(isinstance(v, float) for v in numbers) or any(abs(v) > 1 for v in numbers)
+    whole = counts and all(float(v).is_integer() for v in numbers)
+    return [_text(v, whole) for v in values]
+
+
+def _text(value: Any, whole: bool = False) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)):
+        if whole:
+            return f"{value:.0f}"
+        return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+    if isinstance(value, Mapping):
+        told = {k: v for k, v in value.items() if v not in (None, "", [], {})}
+        return ", ".join(f"{k} {_text(v, isinstance(v, int))}" for k, v in told.items()) or "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(v, isinstance(v, int)) for v in value) or "–"
+    return str(value)
+
+
+def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -> str:
+    meta = result.meta
+    parts = [f'<p class="kind">hooked-vit{_kind(meta)}</p>', f"<h1>{escape(title)}</h1>"]
+    if found := meta.get("summary"):
+        parts.append(f'<div class="found">{_bullets(found)}</div>')
+    parts.append(_prose(intro))
+    parts += [_figure(figure)] if (figure := _own_figure(result)) is not None else []
+    for section in sections:
+        parts += [f"<h2>{escape(section.heading)}</h2>", _prose(section.text)]
+        parts += [_figure(section.figure)] if section.figure is not None else []
+    columns, rows, remark = key_numbers(result)
+    parts += ["<h2>Key numbers</h2>", _table(columns, rows, remark)]
+    if notes := meta.get("notes"):
+        parts += ["<h2>To keep in mind</h2>", _bullets(notes)]
+    parts += ["<h2>What ran</h2>", _what_ran(meta)]
+    parts.append(
+        f"<footer>All {len(result.frame)} measurements are in <code>result.parquet</code> beside this file, what ran "
+        "is in <code>result.json</code>; in Python: <code>Result.load(folder)</code>.</footer>"
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n"
+        f"<main>\n{chr(10).join(filter(None, parts))}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _kind(meta: Mapping[str, Any]) -> str:
+    data = meta.get("data")
+    data = data.get("name") if isinstance(data, Mapping) else data
+    said = [meta.get("analysis"), data]
+    return "".join(f" · {escape(str(text))}" for text in said if text)
+
+
+def _own_figure(result: Result) -> go.Figure | None:
+    """The figure of the analysis, None where it has none."""
+    try:
+        return result.figure()
+    except LookupError as error:
+        if isinstance(error, (KeyError, IndexError)):  # a bug in the drawing
+            raise
+        return None
+
+
+def _figure(figure: go.Figure) -> str:
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, **BUTTONS})
+    return f'<div class="scroll">{drawn}</div>'
+
+
+def _prose(text: str) -> str:
+    """Paragraphs; `code` in backticks."""
+    paragraphs = [" ".join(p.split()) for p in text.split("\n\n") if p.strip()]
+    return "\n".join(f"<p>{_marked(p)}</p>" for p in paragraphs)
+
+
+def _marked(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _bullets(sentences: str | Sequence[str]) -> str:
+    items = [sentences] if isinstance(sentences, str) else sentences
+    return f"<ul>{''.join(f'<li>{_marked(str(item))}</li>' for item in items)}</ul>"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], remark: str = "") -> str:
+    """The first column names the row; a column of numbers is set to the right."""
+    right = [
+        i > 0 and all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|–", row[i]) for row in rows) for i in range(len(columns))
+    ]
+    kind = [' class="number"' if r else "" for r in right]
+    head = "".join(f"<th{k}>{escape(c)}</th>" for k, c in zip(kind, columns, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{_marked(cell)}</td>" for k, cell in zip(kind, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    caption = f"<caption>{escape(remark)}</caption>" if remark else ""
+    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _what_ran(meta: Mapping[str, Any]) -> str:
+    """Everything in `meta` that has not been told yet, versions last."""
+    parts, facts = [], []
+    models = meta.get("models")
+    if isinstance(models, Mapping) and all(isinstance(entry, Mapping) for entry in models.values()):
+        columns = list(dict.fromkeys(key for entry in models.values() for key in entry if entry[key] not in ("", None)))
+        by_column = [_column([entry.get(column) for entry in models.values()]) for column in columns]
+        rows = [[name, *row] for name, row in zip(models, zip(*by_column, strict=True), strict=True)]
+        parts.append(_table(["model", *(column.replace("_", " ") for column in columns)], rows))
+    for key, value in meta.items():
+        if key in TOLD or (key == "models" and parts):
+            continue
+        facts.append(f"<tr><th>{escape(key.replace('_', ' '))}</th><td>{_fact(key, value)}</td></tr>")
+    if versions := meta.get("versions"):
+        facts.append(f"<tr><th>versions</th><td>{escape(_text(versions))}</td></tr>")
+    parts.append(f"<h3>Settings</h3>\n<table><tbody>{''.join(facts)}</tbody></table>" if facts else "")
+    return "\n".join(parts)
+
+
+def _fact(key: str, value: Any) -> str:
+    if key == "command":
+        return f"<code>{escape(str(value))}</code>"
+    deep = isinstance(value, (list, Mapping)) and any(
+        isinstance(v, (list, Mapping)) and v for v in (value.values() if isinstance(value, Mapping) else value)
+    )
+    if not deep and len(text := _text(value, isinstance(value, int))) <= 300:
+        return escape(text)
+    return f"<details><summary>show</summary><pre>{escape(json.dumps(value, indent=1))}</pre></details>"

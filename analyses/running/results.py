@@ -1,0 +1,146 @@
+"""What an analysis returns: a tidy table of measurements, and what was run to get it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses.running.catalogue import get_analysis
+from analyses.running.files import check_writable, write_whole
+from analyses.running.parts import join_frames, part_frame
+
+PACKAGES = (
+    *("hooked-vit", "torch", "transformers", "transformer-lens", "nnsight", "datasets", "pillow"),
+    *("numpy", "pandas", "scikit-learn"),
+)
+"""The packages whose version can change a number."""
+
+
+@dataclass(eq=False)
+class Result:
+    """`frame`: one row per measurement. `meta`: models, data, interventions, seeds, versions, counts.
+
+    >>> Result(pd.DataFrame({"layer": [0], "accuracy": [0.9]}), {"seeds": (0, 1)}).meta
+    {'seeds': [0, 1]}
+
+    `meta` is kept as JSON knows it, so that saving and loading change nothing: tuples and arrays become lists, keys
+    text, numbers that are not finite None. Raises TypeError, naming the entry, for anything else.
+    """
+
+    frame: pd.DataFrame
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.frame, pd.DataFrame):
+            raise TypeError(f"a Result holds a pandas DataFrame; got {type(self.frame).__name__}")
+        self.meta = _plain(self.meta, "meta")
+
+    def figure(self) -> go.Figure:
+        """The plotly figure that goes with the analysis.
+
+        Raises LookupError when the result is of no registered analysis, or of one that has no figure.
+        """
+        if "analysis" not in self.meta:
+            raise LookupError(
+                "only an analysis has a figure; meta['analysis'] does not say which one this result is of"
+            )
+        draw = get_analysis(self.meta["analysis"]).figure
+        if draw is None:
+            raise LookupError(f"{self.meta['analysis']} has no figure; its numbers are in .frame")
+        return draw(self)
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Result], meta: Mapping[str, Any] | None = None) -> Result:
+        """One result of several: their rows below each other, and in the column `study` which of them a row is from.
+
+        >>> Result.joined({"a": Result(pd.DataFrame({"layer": [0]}))}).part("a").frame
+           layer
+        0      0
+
+        Raises ValueError for no results, and for one that has a column `study` itself.
+        """
+        frame, types = join_frames({name: part.frame for name, part in parts.items()})
+        about = {name: {"columns": types[name], "meta": part.meta} for name, part in parts.items()}
+        return cls(frame, {**(meta or {}), "parts": about})
+
+    def part(self, name: str) -> Result:
+        """The result that `joined` took in under this name: its rows, its columns and their types, its `meta`.
+
+        Raises LookupError for a name there is not.
+        """
+        parts = self.meta.get("parts", {})
+        if name not in parts:
+            raise LookupError(f"this result has the parts {', '.join(parts) or 'none'}; got {name!r}")
+        return type(self)(part_frame(self.frame, name, parts[name]["columns"]), parts[name]["meta"])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `result.parquet` and `result.json` into `folder`, made if need be; each appears whole or not at all.
+
+        Returns the folder. Raises OSError when it is not writable (see `check_writable`).
+        """
+        folder = check_writable(folder)
+        text = json.dumps(_plain(self.meta, "meta"), indent=2, allow_nan=False) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "result.parquet", self.frame.to_parquet)
+        write_whole(folder / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """Read back what `save` wrote, with the same columns, types and values.
+
+        Raises FileNotFoundError for a folder without a result.
+        """
+        folder = Path(folder)
+        if missing := [f for f in ("result.parquet", "result.json") if not (folder / f).is_file()]:
+            raise FileNotFoundError(f"a saved result is result.parquet and result.json; {folder} lacks {missing}")
+        meta = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return cls(pd.read_parquet(folder / "result.parquet"), meta)
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number; nothing about the machine.
+
+    >>> environment()["numpy"] == np.__version__
+    True
+    """
+    versions = {"python": python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` in the types JSON has."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value)
+    if isinstance(value, np.ndarray) or hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, (int, float)):
+        return _plain(value, where)
+    raise TypeError(f"meta holds text, numbers, lists and dictionaries; {where} is a {type(value).__name__}")

@@ -1,0 +1,1 @@
+"""What of the signal a token holds: frequencies, norms and registers."""

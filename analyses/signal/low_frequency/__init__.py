@@ -1,0 +1,1 @@
+"""Does CLS hold the low spatial frequencies?"""

@@ -1,0 +1,1 @@
+"""Which tokens have outlier norms, and what is in the registers?"""

@@ -1,0 +1,1 @@
+"""The parts of the graph, each activation named where it is computed."""

@@ -1,0 +1,197 @@
+"""The readout: which tokens, pooled how, normalised where, through which heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from hooked_vit.components.norms import LayerNorm, NoNorm
+from hooked_vit.config import Role, ViTConfig
+from hooked_vit.errors import NoHeadError, nearest
+from hooked_vit.tokens import ROLES, Run, tokens_changed
+
+
+class Readout(nn.Module):
+    """The end of every graph, as a mixin, so that its hooks carry no prefix."""
+
+    cfg: ViTConfig
+    run: Run
+    ln_final: LayerNorm | NoNorm
+
+    def _build_readout(self, cfg: ViTConfig) -> None:
+        self.ln_final = NoNorm(cfg.d_model) if cfg.final_norm == "none" else LayerNorm(cfg.d_model, cfg.eps)
+        for name, read in cfg.heads:
+            assert cfg.n_classes is not None
+            setattr(self, name, nn.Linear(len(read) * cfg.d_model, cfg.n_classes, bias=cfg.head_bias))
+        self.hook_pooled = HookPoint()
+        self.hook_head_logits = HookPoint()
+        self.hook_logits = HookPoint()
+
+    def readout(self, resid: Float[Tensor, "b t d"]) -> Float[Tensor, "b c"]:
+        """Output of the model from the residual stream after the last block.
+
+        >>> model.readout(model(pixels, stop_at_layer=model.cfg.n_layers))  # doctest: +SKIP
+        """
+        x = resid if self.cfg.final_norm == "pooled" else self.ln_final(resid)
+        pooled = torch.stack([self._pool(x, role) for role in self.cfg.sources], dim=1)
+        if self.cfg.final_norm == "pooled":
+            pooled = self.ln_final(pooled)
+        pooled = self.hook_pooled(pooled.flatten(1)).unflatten(1, (len(self.cfg.sources), -1))
+        each = [getattr(self, name)(pooled[:, list(read)].flatten(1)) for name, read in self.cfg.heads]
+        each = self.hook_head_logits(torch.stack(each or [pooled.flatten(1)], dim=1))
+        return self.hook_logits(each.sum(1) / each.shape[1])
+
+    def _pool(self, x: Float[Tensor, "b t d"], role: Role) -> Float[Tensor, "b d"]:
+        """Mean over the tokens of a role, wherever they are now."""
+        tokens = self.run.tokens
+        if tokens.n_tokens != x.shape[1]:
+            raise ValueError(tokens_changed(tokens.n_tokens, x.shape[1]))
+        missing = ~tokens.mask(role, missing_ok=True).any(-1)
+        if missing.any():
+            raise ValueError(f"the readout reads {role!r}, but no such token is left; keep one, or use readout(...)")
+        if tokens.ragged:
+            weight = tokens.mask(role).to(x.device, x.dtype)[..., None]
+            return (x * weight).sum(1) / weight.sum(1)
+        return x[:, tokens.where(role)].mean(1)
+
+    def project(self, x: Float[Tensor, "*b d"], role: str = "cls") -> Float[Tensor, "*b c"]:
+        """Class scores of any vectors of the residual stream: final norm and head as the family applies them to a role.
+
+        >>> scores = model.project(cache["resid_post", 3][:, 0], role="cls")  # doctest: +SKIP
+
+        A role the readout does not read goes through the first head. Vilas et al. 2023, eq. 1, with the final norm.
+        Raises NoHeadError for a feature model, ValueError for a role that does not exist.
+        """
+        weight, bias = self.head_for(role)
+        if isinstance(self.ln_final, LayerNorm):
+            x = F.layer_norm(x, (self.cfg.d_model,), self.ln_final.weight, self.ln_final.bias, self.cfg.eps)
+        return F.linear(x, weight, bias)
+
+    def head_for(self, role: str) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c"] | None]:
+        """The part of the head that reads tokens of this role, and its bias."""
+        self._require_head("project")
+        if role not in ROLES:
+            raise ValueError(f"unknown token role {role!r}; roles are {', '.join(ROLES)}")
+        source = self.cfg.sources.index(role) if role in self.cfg.sources else 0
+        for name, read in self.cfg.heads:
+            if source in read:
+                head, at = getattr(self, name), read.index(source) * self.cfg.d_model
+                whole = len(read) == 1
+                return head.weight if whole else head.weight[:, at : at + self.cfg.d_model], head.bias
+        raise NoHeadError(f"no head of this model reads {role!r} tokens; its heads read {self.cfg.sources}")
+
+    def _require_head(self, what: str) -> None:
+        if self.cfg.is_feature_model:
+            raise NoHeadError(
+                f"{what} needs a classifier, and {self.cfg.hf_class or 'this model'} has none: it returns pooled "
+                "features. Load a checkpoint with a classifier, or give it one with set_head_(weight, bias)"
+            )
+
+    @property
+    def W_U(self) -> Float[Tensor, "p c"]:
+        """What multiplies `hook_pooled`: logits == pooled @ W_U + b_U. A view where there is one head."""
+        self._require_head("W_U")
+        heads = [getattr(self, name) for name, _ in self.cfg.heads]
+        if len(heads) == 1:
+            return heads[0].weight.T
+        d, n = self.cfg.d_model, len(self.cfg.sources)
+        total = heads[0].weight.new_zeros(n, d, heads[0].out_features)
+        for head, (_, read) in zip(heads, self.cfg.heads, strict=True):
+            total[list(read)] += head.weight.T.unflatten(0, (-1, d)) / len(heads)
+        return total.flatten(0, 1)
+
+    @property
+    def b_U(self) -> Float[Tensor, "c"]:
+        """Bias of the logits; zeros where the head has none."""
+        self._require_head("b_U")
+        heads = [getattr(self, name) for name, _ in self.cfg.heads]
+        if not self.cfg.head_bias:
+            return heads[0].weight.new_zeros(heads[0].out_features)
+        return heads[0].bias if len(heads) == 1 else torch.stack([h.bias for h in heads]).mean(0)
+
+    def to_single_token(self, label: str) -> int:
+        """Class id of a class name; TransformerLens' name for looking up a label.
+
+        Raises ValueError for a name the head does not know.
+        """
+        names = self.cfg.class_names
+        if names is None:
+            raise ValueError("this model's classes have no names; give class ids")
+        if label not in names:
+            raise ValueError(f"the head knows no class {label!r}{nearest(label, names)}")
+        return names.index(label)
+
+    def tokens_to_residual_directions(self, tokens: str | int | Int[Tensor, "*b"]) -> Float[Tensor, "b t d"]:
+        """For each class, the direction at every token that adds to its logit: [1, t, d], or [b, t, d] for [b] classes.
+
+        Summed over components and tokens, a normalised stack times this, plus `logit_constant`, is the logit.
+        TransformerLens' `logit_attrs` calls this; a class plays the part of its vocabulary token.
+        """
+        label = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
+        classes = torch.as_tensor(label, device=self.W_U.device).reshape(-1)
+        if not ((classes >= 0) & (classes < self.cfg.d_out)).all():
+            raise ValueError(f"classes are 0 to {self.cfg.d_out - 1}, got {classes.tolist()}")
+        layout = self.run.tokens
+        per_source = (self.W_U.T[classes].unflatten(1, (len(self.cfg.sources), -1))) * self.ln_final.weight
+        directions = per_source.new_zeros(1, layout.n_tokens, 1)
+        for i, role in enumerate(self.cfg.sources):
+            mask = layout.mask(role).to(directions)
+            directions = directions + per_source[:, i, None] * (mask / mask.sum(-1, keepdim=True))[..., None]
+        return directions
+
+    @property
+    def logit_constant(self) -> Float[Tensor, "c"]:
+        """The part of each logit that no token contributes: the head's bias, and the final norm's offset through it."""
+        offset = torch.as_tensor(self.ln_final.bias).repeat(len(self.cfg.sources))
+        return offset @ self.W_U + self.b_U
+
+    def set_readout_(self, *, sources: tuple[Role, ...], final_norm: str | None = None) -> None:
+        """Read other tokens from now on, without a head; the norm may only be dropped, never invented.
+
+        >>> model.set_readout_(sources=("cls", "patches"))  # doctest: +SKIP
+        """
+        norm = final_norm or self.cfg.final_norm
+        if self.cfg.final_norm == "none" and norm != "none":
+            raise ValueError("this checkpoint has no final norm to apply")
+        cfg = self.cfg.replace(sources=tuple(sources), final_norm=norm, heads=(), n_classes=None, class_names=None)
+        for name, _ in self.cfg.heads:
+            delattr(self, name)
+        self.cfg = cfg
+        if norm == "none" and isinstance(self.ln_final, LayerNorm):
+            self.ln_final = NoNorm(self.cfg.d_model).to(self.ln_final.weight)
+        self.setup()  # type: ignore[operator]  # HookedRootModule's: the norm is a new module
+
+    def set_head_(
+        self, weight: Float[Tensor, "c p"], bias: Float[Tensor, "n"], class_names: tuple[str, ...] | None = None
+    ) -> None:
+        """Give the readout one new linear head over everything it pools.
+
+        >>> model.set_head_(torch.zeros(10, 96), torch.zeros(10))  # doctest: +SKIP
+
+        Raises ValueError where the width is not that of `hook_pooled`.
+        """
+        width = self.cfg.d_model * len(self.cfg.sources)
+        if weight.shape[1] != width or bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"the readout pools {self.cfg.sources}, so a head is [classes, {width}] with a bias of [classes]; "
+                f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+        cfg = self.cfg.replace(
+            heads=(("head", tuple(range(len(self.cfg.sources)))),),
+            head_bias=True,
+            n_classes=len(weight),
+            class_names=class_names,
+            outputs="classes",
+        )
+        for name, _ in self.cfg.heads:
+            delattr(self, name)
+        like = next(self.parameters())
+        head = nn.Linear(width, len(weight), device=like.device, dtype=like.dtype)
+        head.weight.data.copy_(weight)
+        head.bias.data.copy_(bias)
+        self.head = head
+        self.cfg = cfg
+        self.setup()  # type: ignore[operator]

@@ -1,0 +1,150 @@
+"""The report is one file that stands alone, says what the result says, and lets nothing in."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from plotly.offline import get_plotlyjs
+
+from analyses.running import registry
+from analyses.running.catalogue import registered_analyses
+from analyses.running.registry import analysis
+from analyses.running.report import Section, key_numbers, write_report
+from analyses.running.results import Result
+
+EVIL = "</script><script>alert('x')</script><b>&"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """A result of a registered analysis that has a figure."""
+    monkeypatch.setattr(registry, "REGISTERED", dict(registered_analyses()))
+
+    def draw(result: Result) -> go.Figure:
+        return go.Figure(go.Scatter(x=[0, 1], y=[0.5, 1.0], name=EVIL), {"title": {"text": EVIL}})
+
+    @analysis(figure=draw)
+    def drawn_for_the_report(models: object, data: object) -> Result:
+        """How does it look?"""
+        frame = pd.DataFrame({"model": ["a", EVIL], "layer": [0, 11], "best_value": [0.96, 1.0]})
+        meta = {
+            "summary": ["a: it looks `fine`.", EVIL],
+            "notes": [EVIL],
+            "models": {EVIL: {"class": EVIL, "n_layers": 12, "unused": ""}},
+            "data": {"name": "scenes:test", "n": 10, "skipped": []},
+            "seeds": [0, 1],
+            EVIL: EVIL,
+            "deep": [{"x": EVIL}],
+            "long": "word " * 200,
+            "command": f"hooked-vit {EVIL}",
+        }
+        return Result(frame, meta)
+
+    return drawn_for_the_report({}, None)
+
+
+class Page(HTMLParser):
+    """Tags must close in the order they opened; text outside scripts and styles is kept."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.scripts = 0
+        self.text = ""
+        self.urls: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.urls += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+        self.scripts += tag == "script"
+        if tag not in ("meta", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+
+def test_one_file_without_network(drawn, tmp_path):
+    section = Section("Closer", "Its `axis`.\n\nAnd more.", go.Figure(go.Bar(y=[1])))
+    path = write_report(drawn, tmp_path / "new" / "out", title="How?", intro="Text.", sections=[section])
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    source = path.read_text(encoding="utf-8")
+    assert source.count(get_plotlyjs()[:2000]) == 1
+    page = Page(source)
+    assert page.urls == []
+    assert "default-src 'none'" in source
+    assert len(re.findall(r'"modeBarButtonsToRemove": ?\[[^]]*"sendChartToCloud"', source)) == 2
+    assert source.count("Plotly.newPlot") - get_plotlyjs().count("Plotly.newPlot") == 2
+
+
+def test_it_says_what_the_result_says(drawn, tmp_path):
+    path = write_report(drawn, tmp_path, title="How does it look?", intro="First `code`.\n\nSecond.")
+    source = path.read_text(encoding="utf-8")
+    text = " ".join(Page(source).text.split())
+    for said in (
+        *("hooked-vit · drawn-for-the-report · scenes:test", "How does it look?", "a: it looks fine.", "First code."),
+        *("best value", "0.960", "1.000", "To keep in mind", "n layers", "name scenes:test, n 10", "torch"),
+        "All 2 measurements are in result.parquet",
+    ):
+        assert said in text
+    assert "unused" not in text
+    assert "<code>fine</code>" in source
+    assert text.index("it looks fine") < text.index("First") < text.index("Key numbers") < text.index("What ran")
+
+
+def test_nothing_a_name_says_becomes_markup(drawn, tmp_path):
+    plain = Page(write_report(Result(drawn.frame[["layer"]], {}), tmp_path / "plain").read_text(encoding="utf-8"))
+    path = write_report(drawn, tmp_path, title=EVIL, intro=EVIL, sections=[Section(EVIL, EVIL)])
+    source = path.read_text(encoding="utf-8")
+    page = Page(source)
+    assert page.scripts == plain.scripts + 1  # what draws the figure
+    assert EVIL not in source
+    assert page.text.count(EVIL) >= 10
+
+
+def test_an_analysis_without_a_figure(tmp_path):
+    path = write_report(Result(pd.DataFrame({"x": [1]}), {}), tmp_path)
+    assert "Key numbers" in Page(path.read_text(encoding="utf-8")).text
+
+
+def test_a_report_appears_whole_or_not_at_all(drawn, tmp_path, monkeypatch):
+    def broken(_):
+        raise KeyError("layer")
+
+    monkeypatch.setattr(Result, "figure", broken)
+    with pytest.raises(KeyError):
+        write_report(drawn, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is not one"):
+        write_report(drawn, tmp_path / "file")
+
+
+def test_key_numbers_read_well():
+    frame = pd.DataFrame({"x": range(5)})
+    table = [
+        {"model": "a", "accuracy": 1.0, "used_from": 5.0, "n": 12000, "p": 0.00002, "fitted": True, "none": None},
+        {"model": "b", "accuracy": 0.5, "used_from": None, "n": 3, "p": 0.5, "fitted": False, "none": None},
+    ]
+    columns, rows, remark = key_numbers(Result(frame, {"table": table}))
+    assert columns == ["model", "accuracy", "used from", "n", "p", "fitted", "none"]
+    assert rows[0] == ["a", "1.000", "5", "12000", "2e-05", "yes", "–"]
+    assert rows[1] == ["b", "0.500", "–", "3", "0.500", "no", "–"]
+    assert remark == ""
+
+
+def test_key_numbers_without_a_table_are_the_first_rows():
+    frame = pd.DataFrame({"layer": pd.array([0, None, 2], "Int64"), "value": [0.25, float("nan"), 1.0]})
+    columns, rows, remark = key_numbers(Result(frame, {}), limit=2)
+    assert (columns, rows) == (["layer", "value"], [["0", "0.250"], ["–", "–"]])
+    assert remark == "The first 2 of 3 rows; all are in result.parquet."

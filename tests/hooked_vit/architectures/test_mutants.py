@@ -1,0 +1,315 @@
+"""The parity check has power: each single wrong detail below is caught by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import MethodType, SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hooked_vit import HookedViT
+from hooked_vit.components.embedding import offsets
+from hooked_vit.components.mlp import ACTIVATIONS
+from hooked_vit.components.norms import LayerNorm, NoNorm
+from tests.tiny import IMAGE, assert_parity, make_hf, pixels
+
+MUTANTS: list = []
+OTHER_EPS = {1e-12: 1e-6, 1e-6: 1e-5, 1e-5: 1e-6}
+
+
+class Mutant(NamedTuple):
+    models: tuple[str, ...]
+    mutate: Callable[[HookedViT, pytest.MonkeyPatch], None]
+    size: tuple[int, int] = (IMAGE, IMAGE)
+
+
+def mutant(*models: str, size: tuple[int, int] = (IMAGE, IMAGE)) -> Callable:
+    """Register a wrong detail, with the variants in which it must be noticed."""
+
+    def add(mutate: Callable) -> Callable:
+        MUTANTS.extend(pytest.param(m, mutate, size, id=f"{mutate.__name__}-{m}") for m in models)
+        return mutate
+
+    return add
+
+
+def replace_cfg(model: HookedViT, **changes) -> None:
+    model.cfg = model.cfg.replace(**changes)
+
+
+@mutant("vit", "deit", "beit-mean-both", "dinov2", "registers", "clip-projection", "timm", "timm-rpn")
+def eps_of_another_family(model, _):
+    for norm in model.modules():
+        if isinstance(norm, LayerNorm):
+            norm.eps = OTHER_EPS[norm.eps]
+
+
+@mutant("vit", "beit-mean-both", "dinov2", "clip-projection")
+def eps_of_the_final_norm(model, _):
+    model.ln_final.eps = OTHER_EPS[model.ln_final.eps]
+
+
+@mutant("vit", "deit", "beit-cls-both", "dinov2", "registers", "clip-projection")
+def no_final_norm(model, _):
+    model.ln_final = NoNorm(model.cfg.d_model)
+
+
+@mutant("clip-classifier")
+def a_final_norm_where_there_is_none(model, _):
+    model.ln_final = LayerNorm(model.cfg.d_model, model.cfg.eps)
+
+
+@mutant("beit-mean-both")
+def norm_before_pooling(model, _):
+    replace_cfg(model, final_norm="tokens")
+
+
+@mutant("beit-cls-both")
+def norm_after_pooling_mean(model, _):
+    replace_cfg(model, final_norm="pooled", sources=("patches",))
+
+
+@mutant("vit", "clip-gelu")
+def quick_gelu(model, _):
+    for block in model.blocks:
+        block.mlp.act = ACTIVATIONS["quick_gelu"]
+
+
+@mutant("clip-classifier")
+def gelu_for_quick_gelu(model, _):
+    for block in model.blocks:
+        block.mlp.act = ACTIVATIONS["gelu"]
+
+
+@mutant("vit", "beit-mean-both", "dinov2")
+def tanh_gelu(model, _):
+    for block in model.blocks:
+        block.mlp.act = ACTIVATIONS["gelu_pytorch_tanh"]
+
+
+@mutant("beit-mean-both", "dinov2", "registers")
+def no_layer_scale_on_the_mlp(model, _):
+    model.blocks[-1].mlp.ls = None
+
+
+@mutant("beit-mean-both", "dinov2", "registers")
+def layer_scale_without_the_bias(model, _):
+    attn = model.blocks[0].attn
+    with torch.no_grad():
+        attn.o.bias /= attn.ls
+
+
+@mutant("beit-mean-both", "beit-mean-none")
+def bias_on_keys(model, _):
+    for block in model.blocks:
+        block.attn.k.bias = nn.Parameter(torch.randn(model.cfg.d_model))
+
+
+@mutant("vit", "beit-mean-both", "dinov2", "clip-projection")
+def no_bias_on_values(model, _):
+    model.blocks[0].attn.v.bias = None
+
+
+@mutant("vit", "deit", "beit-mean-none-abs", "dinov2", "registers", "clip-projection")
+def no_position_for_cls(model, _):
+    model.pos_embed.weight.data[:, 0] = 0
+
+
+@mutant("registers")
+def registers_with_a_position(model, _):
+    model.embed.registers.data += model.pos_embed.weight[:, :1]
+
+
+@mutant("registers")
+def registers_in_the_mean(model, _):
+    model._pool = lambda x, role: x[:, 0] if role == "cls" else x[:, 1:].mean(1)
+
+
+@mutant("beit-mean-both", "dinov2", "clip-classifier")
+def cls_in_the_mean(model, _):
+    model._pool = lambda x, role: x[:, 0] if role == "cls" else x.mean(1)
+
+
+@mutant("deit-teacher")
+def sum_of_the_two_heads(model, _):
+    model.hook_head_logits.forward = lambda x: 2 * x
+
+
+@mutant("deit-teacher")
+def heads_swapped(model, _):
+    model.head, model.head_dist = model.head_dist, model.head
+
+
+@mutant("deit", "deit-model")
+def the_distillation_token_read(model, _):
+    replace_cfg(model, sources=("dist",))
+
+
+@mutant("dinov2", "registers")
+def halves_of_the_head_swapped(model, _):
+    replace_cfg(model, sources=("patches", "cls"))
+
+
+@mutant("dinov2-swiglu")
+def gate_and_up_swapped(model, _):
+    mlp = model.blocks[0].mlp
+    mlp.fc_in, mlp.fc_gate = mlp.fc_gate, mlp.fc_in
+
+
+@mutant("dinov2-swiglu")
+def the_activation_of_the_config(model, _):
+    """SwiGLU ignores `hidden_act`."""
+    model.blocks[0].mlp.act = ACTIVATIONS["relu"]
+
+
+@mutant("vit", "beit-mean-both", "dinov2", "clip-projection")
+def scale_of_the_whole_width(model, _):
+    for block in model.blocks:
+        block.attn.q.weight.data *= (model.cfg.n_heads) ** -0.5
+        if block.attn.q.bias is not None:
+            block.attn.q.bias.data *= (model.cfg.n_heads) ** -0.5
+
+
+@mutant("beit-mean-layer", "beit-cls-shared")
+def bias_from_key_to_query(_, monkeypatch):
+    monkeypatch.setattr("hooked_vit.components.embedding.offsets", lambda grid: offsets(grid).T)
+
+
+@mutant("beit-mean-both")
+def no_shared_bias(model, _):
+    for block in model.blocks:
+        block.attn._shared_bias = ()
+
+
+@mutant("beit-mean-layer")
+def rows_of_the_table_for_cls_swapped(model, _):
+    for block in model.blocks:
+        table = block.attn.rel_pos.table
+        table.data[-3:-1] = table[-3:-1].flip(0)
+
+
+@mutant("clip-projection", "clip-classifier")
+def no_norm_in_front(model, _):
+    model.ln_pre = None
+
+
+@mutant("vit", "dinov2", "clip-classifier")
+def no_patch_bias_or_one_too_many(model, _):
+    bias = torch.randn(model.cfg.d_model) if model.embed.patch.bias is None else None
+    model.embed.patch.bias = None if bias is None else nn.Parameter(bias)
+
+
+@mutant("vit")
+def the_two_norms_of_a_block_swapped(model, _):
+    block = model.blocks[1]
+    block.ln1, block.ln2 = block.ln2, block.ln1
+
+
+@mutant("timm-rpn", "timm-rpn-cls")
+def norms_in_front_of_the_branches(model, _):
+    model.blocks[0].post_norm = False
+
+
+@mutant("timm", "timm-deit3", "timm-clip")
+def norms_behind_the_branches(model, _):
+    model.blocks[1].post_norm = True
+
+
+@mutant("timm-avg", "timm-rpn")
+def norm_before_pooling_where_it_stands_behind(model, _):
+    replace_cfg(model, final_norm="tokens")
+
+
+@mutant("timm-gap")
+def norm_after_pooling_where_it_stands_before(model, _):
+    replace_cfg(model, final_norm="pooled")
+
+
+@mutant("timm-deit3", "timm-registers")
+def a_position_for_cls_where_there_is_none(model, _):
+    model.embed.cls.data += model.pos_embed.weight[:, :1]
+
+
+@mutant("timm-placed-registers")
+def no_position_for_registers_that_have_one(model, _):
+    model.pos_embed.weight.data[:, :2] = 0
+
+
+@mutant("timm", "timm-rpn", "timm-distilled")
+def queries_and_keys_swapped(model, _):
+    attn = model.blocks[0].attn
+    attn.q, attn.k = attn.k, attn.q
+
+
+@mutant("timm", "timm-rpn")
+def heads_of_queries_in_another_order(model, _):
+    """As in files that hold (head, query/key/value) rather than (query/key/value, head)."""
+    for part in (model.blocks[0].attn.q, model.blocks[0].attn.v):
+        part.weight.data = part.weight.data.unflatten(0, (4, -1)).flip(0).flatten(0, 1)
+
+
+@mutant("timm-registers", "timm-deit3", size=(48, 40))
+def positions_without_antialiasing(model, _):
+    model.pos_embed.antialias = False
+
+
+@mutant("vit")
+def mlp_beside_attention(model, _):
+    def parallel(self, x: Tensor) -> Tensor:
+        x = self.hook_resid_pre(x)
+        return self.hook_resid_post(x + self.attn(self.ln1(x)) + self.mlp(self.ln2(x)))
+
+    model.blocks[1].forward = MethodType(parallel, model.blocks[1])
+
+
+@mutant("vit", "dinov2", size=(48, 40))
+def patches_in_column_order(model, _):
+    conv = model.embed.patch.forward
+    model.embed.patch.forward = lambda x: conv(x).transpose(2, 3)
+
+
+def _interpolating(monkeypatch, **settings) -> None:
+    def interpolate(x, **asked):
+        return F.interpolate(x, **(asked | settings))
+
+    monkeypatch.setattr("hooked_vit.components.embedding.F", SimpleNamespace(interpolate=interpolate))
+
+
+@mutant("vit", "deit", "beit-mean-none-abs", "dinov2", "registers", "clip-projection", size=(64, 64))
+def bilinear_positions(model, monkeypatch):
+    _interpolating(monkeypatch, mode="bilinear")
+
+
+@mutant("beit-mean-both", "beit-cls-shared", size=(48, 40))
+def bicubic_bias_table(model, monkeypatch):
+    _interpolating(monkeypatch, mode="bicubic")
+
+
+@mutant("vit", "dinov2", "registers", size=(16, 64))
+def antialiasing_the_other_way(model, _):
+    model.pos_embed.antialias = not model.pos_embed.antialias
+
+
+@mutant("vit", "dinov2", "beit-cls-both", size=(16, 64))
+def native_positions_where_the_number_of_patches_is_native(model, _):
+    """16x64 pixels have as many patches as 32x32, in another grid."""
+    for module in model.modules():
+        if hasattr(module, "grid"):
+            module.grid = (2, 8)
+
+
+@pytest.mark.parametrize(("name", "mutate", "size"), MUTANTS)
+def test_mutant_is_caught(name, mutate, size, monkeypatch):
+    hf = make_hf(name)
+    model = HookedViT.from_hf(hf)
+    check = partial(assert_parity, hf, model, pixels(model, size))
+    check()
+    with monkeypatch.context() as patch, torch.no_grad():
+        mutate(model, patch)
+        with pytest.raises(AssertionError, match="logits"):
+            check()

@@ -1,0 +1,60 @@
+"""The contract of every registered intervention on every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hooked_vit.components.watching import watched
+from interventions import apply, check_intervention
+from tests.interventions.cases import CASES, FULL, OURS, Make, Setting, cases, setting, unchecked_types
+from tests.tiny import FAMILIES
+
+EVERY = [(name, family) for name in OURS for family in (*FAMILIES, "timm-rpn-cls")]
+
+
+def test_every_intervention_has_cases():
+    assert set(CASES) == set(OURS)
+
+
+def share(makes: list[Make], family: str) -> list[Make]:
+    """The first case on every family, each other one on every second of those that differ in kind."""
+    turn = FULL.index(family) % 2 if family in FULL else len(makes)
+    return [make for number, make in enumerate(makes) if number == 0 or (number % 2 == turn)]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_annotations_are_true(name):
+    s = setting("vit")
+    for make in cases(name).valid:
+        with torch.no_grad(), apply(s.model, make(s)):
+            s.model(s.x)
+
+
+@pytest.mark.parametrize(("name", "family"), EVERY)
+def test_keeps_its_promises(name, family):
+    """Fires, round-trips, repeats, is nothing where `where` is nowhere, is idempotent if it says so, sweeps alike."""
+    s = setting(family)
+    with unchecked_types():
+        for make in share(cases(name).valid, family):
+            made = make(s)
+            run = check_intervention(s.model, s.x, made)
+            reads_all = name == "readout" and (made.params["source"] == "full" or len(s.model.cfg.sources) == 1)
+            assert reads_all or any(map(any, run.changes.values())), made
+
+
+def state_of(s: Setting) -> tuple:
+    return s.model.run.n_forwards, s.model.run.tokens, [p._version for p in s.model.parameters()]
+
+
+@pytest.mark.parametrize("family", FULL)
+@pytest.mark.parametrize("name", OURS)
+def test_refuses_before_any_run(name, family):
+    s = setting(family)
+    for number, make in enumerate(share(cases(name).refused, family)):
+        before = state_of(s)
+        with unchecked_types(), pytest.raises((ValueError, TypeError)) as refusal, apply(s.model, make(s)):
+            pytest.fail(f"{name}: case {number} was let through: {make(s)}")
+        assert len(str(refusal.value)) > 20, (name, number, refusal.value)
+        assert state_of(s) == before, (name, number)
+        assert not any(watched(point) for point in s.model.hook_points()), (name, number)
