@@ -33,24 +33,14 @@ DIRECTIONS = ("denoise", "noise", "both")
 @analysis(figure=patching_map)
 @torch.no_grad()
 def activation_patching(
-    model: HookedViT,
-    clean: Float[Tensor, "b c h w"] | Sequence[Any],
-    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any],
-    *,
-    sites: str | Sequence[str] = ("resid_post",),
-    layers: int | Sequence[int] | None = None,
-    tokens: Any = None,
-    heads: Any = None,
-    direction: str = "denoise",
-    cumulative: bool = False,
+    model: HookedViT, clean: Float[Tensor, "b c h w"] | Sequence[Any],
+    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any], *,
+    sites: str | Sequence[str] = ("resid_post",), layers: int | Sequence[int] | None = None, tokens: Any = None,
+    heads: Any = None, direction: str = "denoise", cumulative: bool = False,
     metric: MetricLike | Sequence[MetricLike] = "recovery",
-    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None,
-    eps: float = EPS,
-    seed: int = 0,
-    under: Intervention | None = None,
-    fold_tokens: int = FOLD_TOKENS,
-    memory_budget: int = 2 * 2**30,
-) -> Result:
+    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None, eps: float = EPS, seed: int = 0,
+    under: Intervention | None = None, fold_tokens: int = FOLD_TOKENS, memory_budget: int = 2 * 2**30,
+) -> Result:  # fmt: skip
     """How much of the difference between two images does each activation carry?
 
     >>> result = activation_patching(model, clean, corrupt, tokens=["cls", "patches"])  # doctest: +SKIP

@@ -38,25 +38,13 @@ POOR = 0.8
 
 @analysis(figure=patching_map)
 def attribution_patching(
-    model: HookedViT,
-    clean: Float[Tensor, "b c h w"] | Sequence[Any],
-    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any],
-    *,
-    sites: str | Sequence[str] = ("resid_post",),
-    layers: int | Sequence[int] | None = None,
-    tokens: Any = "each",
-    heads: Any = None,
-    direction: str = "denoise",
-    metric: MetricLike = "recovery",
-    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None,
-    steps: int = 0,
-    along: str = "embedding",
-    check: int = 64,
-    eps: float = EPS,
-    seed: int = 0,
-    under: Intervention | None = None,
-    batch_size: int = 32,
-) -> Result:
+    model: HookedViT, clean: Float[Tensor, "b c h w"] | Sequence[Any],
+    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any], *,
+    sites: str | Sequence[str] = ("resid_post",), layers: int | Sequence[int] | None = None, tokens: Any = "each",
+    heads: Any = None, direction: str = "denoise", metric: MetricLike = "recovery",
+    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None, steps: int = 0, along: str = "embedding",
+    check: int = 64, eps: float = EPS, seed: int = 0, under: Intervention | None = None, batch_size: int = 32,
+) -> Result:  # fmt: skip
     """What would patching each of these activations do, to first order?
 
     >>> result = attribution_patching(model, clean, corrupt)  # every layer and token  # doctest: +SKIP

@@ -31,21 +31,13 @@ from interventions.sweep import FOLD_TOKENS
 @analysis(figure=senders_figure)
 @torch.no_grad()
 def path_patching(
-    model: HookedViT,
-    clean: Float[Tensor, "b c h w"] | Sequence[Any],
-    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any],
-    *,
-    receiver: Receiver | Sequence[Receiver],
-    senders: str | Sequence[Sender | tuple[Sender, ...]] = "heads",
-    direction: str = "noise",
-    mlps: str = "frozen",
-    metric: MetricLike | Sequence[MetricLike] = "recovery",
-    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None,
-    eps: float = EPS,
-    seed: int = 0,
-    batch_size: int = 32,
-    fold_tokens: int = FOLD_TOKENS,
-) -> Result:
+    model: HookedViT, clean: Float[Tensor, "b c h w"] | Sequence[Any],
+    corrupt: Float[Tensor, "_ _ _ _"] | Sequence[Any], *,
+    receiver: Receiver | Sequence[Receiver], senders: str | Sequence[Sender | tuple[Sender, ...]] = "heads",
+    direction: str = "noise", mlps: str = "frozen", metric: MetricLike | Sequence[MetricLike] = "recovery",
+    classes: tuple[Int[Tensor, "_"], Int[Tensor, "_"]] | None = None, eps: float = EPS, seed: int = 0,
+    batch_size: int = 32, fold_tokens: int = FOLD_TOKENS,
+) -> Result:  # fmt: skip
     """How much of the difference between two images goes from each sender straight to a receiver?
 
     >>> path_patching(model, clean, corrupt, receiver=Receiver("logits"))  # every head's own path  # doctest: +SKIP

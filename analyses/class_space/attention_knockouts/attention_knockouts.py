@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analyses.class_space.attention_knockouts.figure import in_words, knockout_figure, places_figure, summary_table
 from analyses.class_space.attention_knockouts.knockout import VARIANTS, measure_knockouts, places_of, variants_of
-from analyses.class_space.measures.subjects import prepare
+from analyses.class_space.measures.subjects import Subject, prepare
 from analyses.data import ImageData
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -27,20 +27,12 @@ PUBLISHED = ("self_only", "no_cls")
 
 @analysis(figure=knockout_figure, more_figures={"In which blocks, and in which heads": places_figure})
 def attention_knockouts(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    head: str = "auto",
-    variants: tuple[str, ...] = tuple(VARIANTS),
-    window: int = 0,
-    by_head: bool = False,
-    draws: int = 1,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, head: str = "auto", variants: tuple[str, ...] = tuple(VARIANTS),
+    window: int = 0, by_head: bool = False, draws: int = 1,
+    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, batch_size: int = 64, seed: int = 0,
     repro: bool = False,
-) -> Result:
+) -> Result:  # fmt: skip
     """Do image tokens need each other, or CLS, to come to know the class?
 
     >>> result = attention_knockouts({"vit": zoo.load("vit")}, variants=("self_only", "no_cls"))  # doctest: +SKIP
@@ -66,12 +58,12 @@ def attention_knockouts(
     if empty := [name for name, (possible, *_) in plans.items() if not possible]:
         raise ValueError(f"{', '.join(empty)}: none of the knockouts {', '.join(names)} exists without its tokens")
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
+
+    def measured(subject: Subject) -> list[dict[str, Any]]:
         possible, _, places = plans[subject.name]
-        measured = measure_knockouts(
+        return measure_knockouts(
             subject.model,
-            ((pixels, labels) for pixels, labels, _ in subject.batches(subjects.data, batch_size, "cutting attention")),
+            subject.labelled(subjects.data, batch_size, "cutting attention"),
             possible,
             places=places,
             rules=subject.rules,
@@ -79,10 +71,10 @@ def attention_knockouts(
             published=repro,
             seed=seed,
         )
-        rows += [{"model": subject.name, "architecture": subject.model.cfg.architecture, **row} for row in measured]
+
     whole = dict.fromkeys(("layer_first", "layer_last", "head", "seed"), "Int64")
     result = Result(
-        pd.DataFrame(rows).astype(whole),
+        pd.DataFrame(subjects.rows(measured)).astype(whole),
         {
             **subjects.about,
             "seeds": list(range(seed, seed + draws)),

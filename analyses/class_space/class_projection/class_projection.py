@@ -24,7 +24,7 @@ from analyses.class_space.class_projection.figure import (
 )
 from analyses.class_space.class_projection.identifiability import measure_identifiability
 from analyses.class_space.measures.projection import Rules
-from analyses.class_space.measures.subjects import prepare
+from analyses.class_space.measures.subjects import Subject, prepare
 from analyses.data import ImageData
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -40,22 +40,12 @@ from hooked_vit import HookedViT
     },
 )
 def class_projection(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    head: str = "auto",
-    random_models: int = 3,
-    permuted_heads: int = 1,
-    image_head: Literal["first", "mean"] = "first",
-    norm: bool = True,
-    bias: bool = True,
-    full_range: bool = False,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, head: str = "auto", random_models: int = 3, permuted_heads: int = 1,
+    image_head: Literal["first", "mean"] = "first", norm: bool = True, bias: bool = True, full_range: bool = False,
+    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, batch_size: int = 64, seed: int = 0,
     repro: bool = False,
-) -> Result:
+) -> Result:  # fmt: skip
     """Which tokens know the class of the image, and from which block on?
 
     >>> result = class_projection({"vit": zoo.load("vit")}, load_data("scenes:test", n=500))  # doctest: +SKIP
@@ -83,11 +73,11 @@ def class_projection(
         rules=Rules(norm=norm, bias=bias, image_head=image_head),
         prototypes=prototypes,
     )
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
-        measured = measure_identifiability(
+
+    def measured(subject: Subject) -> list[dict[str, Any]]:
+        return measure_identifiability(
             subject.model,
-            ((pixels, labels) for pixels, labels, _ in subject.batches(subjects.data, batch_size, "projecting")),
+            subject.labelled(subjects.data, batch_size, "projecting"),
             rules=subject.rules,
             random_seeds=range(seed, seed + random_models),
             permuted_seeds=range(seed, seed + permuted_heads),
@@ -95,8 +85,8 @@ def class_projection(
             full_range=full_range,
             seed=seed,
         )
-        rows += [{"model": subject.name, "architecture": subject.model.cfg.architecture, **row} for row in measured]
-    frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
+
+    frame = pd.DataFrame(subjects.rows(measured)).astype({"layer": "Int64", "seed": "Int64"})
     result = Result(
         frame,
         {

@@ -51,19 +51,11 @@ Memory = tuple[int, str, int]
     },
 )
 def class_values(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    head: str = "auto",
-    random_models: int = 3,
-    fold_gain: bool = False,
-    memories: int = 2,
-    images: int = 6,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, head: str = "auto", random_models: int = 3, fold_gain: bool = False,
+    memories: int = 2, images: int = 6, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
+    batch_size: int = 64, seed: int = 0,
+) -> Result:  # fmt: skip
     """Does a layer hold value vectors that point at the classes, and what do they promote?
 
     >>> result = class_values({"vit": zoo.load("vit")})  # doctest: +SKIP
@@ -88,22 +80,21 @@ def class_values(
             f"got random_models={random_models}, memories={memories}, images={images}"
         )
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
-        measured = measure_value_agreement(
+
+    def measured(subject: Subject) -> list[dict[str, Any]]:
+        rows = measure_value_agreement(
             subject.model,
             random_seeds=range(seed, seed + random_models),
             fold_gain=fold_gain,
             rules=subject.rules,
             seed=seed,
         )
-        clearest = _clearest(subject, measured, memories, fold_gain)
-        measured += [row for _, found in clearest.items() for row in found]
-        if clearest:
-            measured += _pictured(subject, subjects.data, list(clearest), images, batch_size)
-        rows += [{"model": subject.name, "architecture": subject.model.cfg.architecture, **row} for row in measured]
+        clearest = _clearest(subject, rows, memories, fold_gain)
+        rows += [row for _, found in clearest.items() for row in found]
+        return rows + (_pictured(subject, subjects.data, list(clearest), images, batch_size) if clearest else [])
+
     columns = [*COLUMNS, "image", "token", "value", "low", "high", "n", "p", "p_adjusted", "class_name", "picture"]
-    frame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(WHOLE, "Int64"))
+    frame = pd.DataFrame(subjects.rows(measured), columns=columns).astype(dict.fromkeys(WHOLE, "Int64"))
     result = Result(
         frame,
         {

@@ -23,9 +23,9 @@ from analyses.class_space.context_tokens.figure import (
     notes,
     summary_table,
 )
-from analyses.class_space.measures.masks import check_masks, mask_columns, masked_batches
-from analyses.class_space.measures.subjects import prepare
-from analyses.data import ImageData, as_data, load_data
+from analyses.class_space.measures.masks import Labelling, masked_batches, with_masks
+from analyses.class_space.measures.subjects import Subject, prepare
+from analyses.data import ImageData
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
@@ -36,19 +36,11 @@ from hooked_vit import HookedViT
     more_figures={"Class minus context": difference_figure, "Which update tells them apart": change_figure},
 )
 def context_tokens(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    head: str = "auto",
-    rule: Literal["area", "any", "centre", "corner"] = "area",
-    tau: float = 0.5,
-    n_shuffles: int = N_SHUFFLES,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    repro: bool = False,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, head: str = "auto", rule: Literal["area", "any", "centre", "corner"] = "area",
+    tau: float = 0.5, n_shuffles: int = N_SHUFFLES, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
+    batch_size: int = 64, seed: int = 0, repro: bool = False,
+) -> Result:  # fmt: skip
     """Is the class more identifiable in tokens on the object than in tokens of its context?
 
     >>> result = context_tokens({"vit": zoo.load("vit")}, load_data("scenes:test", n=500))  # doctest: +SKIP
@@ -68,16 +60,12 @@ def context_tokens(
     from layer 1 on.
     Raises ValueError for data without masks, masks of another size than their image, and ids that stand for nothing.
     """
-    check_masks(rule, tau)
-    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
-    mask_columns(data)  # before a head is fitted
-    subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
-        batches = masked_batches(
-            subject, subjects.data, batch_size, "class and context", rule=rule, tau=tau, published=repro
-        )
-        measured = measure_context(
+    labelling = Labelling(rule, tau, published=repro)
+    subjects = prepare(models, with_masks(data), fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
+
+    def measured(subject: Subject) -> list[dict[str, Any]]:
+        batches = masked_batches(subject, subjects.data, batch_size, "class and context", labelling)
+        return measure_context(
             subject.model,
             ((pixels, labels, patches) for pixels, labels, patches, _ in batches),
             rules=subject.rules,
@@ -85,16 +73,15 @@ def context_tokens(
             published=repro,
             seed=seed,
         )
-        rows += [{"model": subject.name, "architecture": subject.model.cfg.architecture, **row} for row in measured]
-    options = {"rule": "corner of the whole mask" if repro else rule, "tau": tau}
+
     result = Result(
-        pd.DataFrame(rows).astype({"layer": "Int64"}),
+        pd.DataFrame(subjects.rows(measured)).astype({"layer": "Int64"}),
         {
             **subjects.about,
             "seeds": [seed],
             "batch_size": batch_size,
             "interventions": [],
-            "options": {**options, "n_shuffles": PUBLISHED_SHUFFLES if repro else n_shuffles},
+            "options": {**labelling.about(), "n_shuffles": PUBLISHED_SHUFFLES if repro else n_shuffles},
             "repro": repro,
         },
     )

@@ -28,7 +28,7 @@ from analyses.class_space.key_values.figure import (
     summary_table,
     text_figure,
 )
-from analyses.class_space.measures.subjects import prepare
+from analyses.class_space.measures.subjects import Subject, prepare
 from analyses.data import ImageData
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -47,20 +47,11 @@ NUMBERS = ("value", "low", "high", "n", "n_right", "n_wrong", "p", "p_adjusted")
     },
 )
 def key_values(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    head: str = "auto",
-    top: int = 5,
-    draws: int = 20,
-    n_permutations: int = 1999,
-    fold_gain: bool = False,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    repro: bool = False,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, head: str = "auto", top: int = 5, draws: int = 20, n_permutations: int = 1999,
+    fold_gain: bool = False, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, batch_size: int = 64,
+    seed: int = 0, repro: bool = False,
+) -> Result:  # fmt: skip
     """Are the memories that are active those that promote the image's class, and does it show in the answer?
 
     >>> result = key_values({"vit": zoo.load("vit")}, load_data("scenes:test", n=500))  # doctest: +SKIP
@@ -85,12 +76,11 @@ def key_values(
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
     for subject in subjects:  # refuses what it cannot measure before anything runs
         KeyValues(subject.model, top=top, draws=draws, before_activation=repro, rules=subject.rules)
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
-        batches = subject.batches(subjects.data, batch_size, "reading memories")
-        measured, tied = measure_key_values(
+
+    def measured(subject: Subject) -> list[dict[str, Any]]:
+        rows, tied = measure_key_values(
             subject.model,
-            ((pixels, labels) for pixels, labels, _ in batches),
+            subject.labelled(subjects.data, batch_size, "reading memories"),
             top=top,
             draws=draws,
             n_permutations=n_permutations,
@@ -100,8 +90,9 @@ def key_values(
             rules=subject.rules,
         )
         subjects.about["models"][subject.name] |= {"n_classes": subject.n_classes, "tied": tied}
-        rows += [{"model": subject.name, "architecture": subject.model.cfg.architecture, **row} for row in measured]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, *NUMBERS])
+        return rows
+
+    frame = pd.DataFrame(subjects.rows(measured), columns=[*COLUMNS, *NUMBERS])
     result = Result(
         frame.astype({"class": "Int64", "n_right": "Int64", "n_wrong": "Int64"}),
         {

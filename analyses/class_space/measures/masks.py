@@ -7,7 +7,8 @@ A mask comes as ids of objects, all of the image's class (0 is background), or i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from analyses.activations.token_groups import aligned_masks
 from analyses.class_space.measures.subjects import Subject
-from analyses.data import ImageData
+from analyses.data import ImageData, as_data, load_data
 from analyses.data.imagedata import Batch
 
 CONTEXT, CLASS, UNLABELLED = 0, 1, -1
@@ -41,10 +42,26 @@ def mask_columns(data: ImageData) -> list[str]:
     return [column for column in COLUMNS if column in data.columns]
 
 
-def check_masks(rule: Rule, tau: float) -> None:
-    """Refuse a rule there is not, and a share outside (0, 1]."""
-    if rule not in RULES or not 0 < tau <= 1:
-        raise ValueError(f"a patch is labelled by {', '.join(RULES)}, tau above 0 and at most 1; got {rule!r}, {tau}")
+@dataclass(frozen=True)
+class Labelling:
+    """When a patch lies on the class: by `rule` and `tau` as in `label_cells`, or as the published code has it.
+
+    Raises ValueError for a rule there is not, and a share outside (0, 1].
+    """
+
+    rule: Rule = "area"
+    tau: float = 0.5
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES or not 0 < self.tau <= 1:
+            raise ValueError(
+                f"a patch is labelled by {', '.join(RULES)}, tau above 0 and at most 1; got {self.rule!r}, {self.tau}"
+            )
+
+    def about(self) -> dict[str, Any]:
+        """What a result's `meta` says of it."""
+        return {"rule": "corner of the whole mask" if self.published else self.rule, "tau": self.tau}
 
 
 def class_map(mask: Image.Image, mask_class: int | None = None, highest: int | None = None) -> Image.Image:
@@ -117,7 +134,7 @@ def label_cells(
     ignored (neither where most are); "any" pixel of the class; the pixel in the "centre" or in the top left "corner".
     Raises ValueError for maps that patches do not cover, and for a rule there is not.
     """
-    check_masks(rule, tau)
+    Labelling(rule, tau)  # refuses what it does not know
     b, height, width = maps.shape
     rows, columns = grid
     if height % rows or width % columns:
@@ -153,15 +170,15 @@ def published_patches(batch: Batch, grid: tuple[int, int]) -> Int[Tensor, "b n"]
     return torch.stack(labels)
 
 
+def with_masks(data: Any) -> ImageData:
+    """The data, by default scenes, refused before a head is fitted where they have no masks."""
+    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
+    mask_columns(data)
+    return data
+
+
 def masked_batches(
-    subject: Subject,
-    data: ImageData,
-    batch_size: int,
-    what: str,
-    *,
-    rule: Rule = "area",
-    tau: float = 0.5,
-    published: bool = False,
+    subject: Subject, data: ImageData, batch_size: int, what: str, labelling: Labelling
 ) -> Iterator[tuple[Tensor, Tensor, Int[Tensor, "b n"], Int[Tensor, "b"]]]:
     """(pixels, classes of the head, labels of the patches, numbers of the images), with a progress bar.
 
@@ -170,7 +187,7 @@ def masked_batches(
     model = subject.model
     for pixels, labels, batch in subject.batches(data, batch_size, what, extra=mask_columns(data)):
         grid = model.layout_for(*pixels.shape[2:]).grid
-        if published:
+        if labelling.published:
             yield pixels, labels, published_patches(batch, grid), batch.index
             continue
         maps = aligned_masks(model, class_maps(batch))
@@ -178,7 +195,7 @@ def masked_batches(
             raise ValueError(
                 f"masks are moved to {tuple(maps.shape[1:])} pixels and images to {tuple(pixels.shape[2:])}"
             )
-        yield pixels, labels, label_cells(maps, grid, rule, tau), batch.index
+        yield pixels, labels, label_cells(maps, grid, labelling.rule, labelling.tau), batch.index
 
 
 def counts_of(labels: Int[Tensor, "b n"]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,10 @@ class Subject:
         for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra):
             yield self.model.preprocess(batch.images), self.answers.labels(batch.labels), batch
 
+    def labelled(self, data: ImageData, batch_size: int, what: str) -> Iterator[tuple[Tensor, Int[Tensor, "b"]]]:
+        """(pixels, classes of the head), with a progress bar."""
+        return ((pixels, labels) for pixels, labels, _ in self.batches(data, batch_size, what))
+
     def about(self) -> dict[str, Any]:
         """What a result's `meta` says of it."""
         return {**about_model(self.model), "head": self.answers.note, "head_fitted": self.answers.fitted}
@@ -56,6 +60,14 @@ class Subjects:
 
     def __iter__(self) -> Iterator[Subject]:
         return iter(self.by_name.values())
+
+    def rows(self, measure: Callable[[Subject], Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+        """What is measured of one subject after the other, each row with the model's name and architecture in front."""
+        return [
+            {"model": subject.name, "architecture": subject.model.cfg.architecture, **row}
+            for subject in self
+            for row in measure(subject)
+        ]
 
 
 def prepare(

@@ -72,19 +72,10 @@ COLUMNS += ["value", "low", "high", "n", "spread", "p"]
     },
 )
 def perturbation_tests(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    probe_data: ImageData | Any = None,
-    orders: tuple[str, ...] = ORDERS,
-    site: str = "attn_out",
-    seeds: int = 10,
-    points: int = 20,
-    shots: int = 10,
-    batch_size: int = 64,
-    seed: int = 0,
-    repro: bool = False,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    probe_data: ImageData | Any = None, orders: tuple[str, ...] = ORDERS, site: str = "attn_out", seeds: int = 10,
+    points: int = 20, shots: int = 10, batch_size: int = 64, seed: int = 0, repro: bool = False,
+) -> Result:  # fmt: skip
     """How fast does accuracy fall when image tokens are deleted, the most or the least important first?
 
     >>> result = perturbation_tests({"vit": zoo.load("vit")}, load_data("scenes:test", n=200))  # doctest: +SKIP

@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.class_space.measures.subjects import prepare
+from analyses.class_space.measures.subjects import Subject, prepare
 from analyses.class_space.measures.updates import ClassSimilarity
 from analyses.class_space.residual_updates.composition import measure_residual_updates
 from analyses.class_space.residual_updates.figure import (
@@ -44,18 +44,12 @@ COLUMNS = ("model", "architecture", "layer", "part", "tokens", "measure", "contr
     },
 )
 def residual_updates(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    head: str = "auto",
-    reference: Literal["layer_input", "block_input"] = "layer_input",
-    random_models: int = 3,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, head: str = "auto",
+    reference: Literal["layer_input", "block_input"] = "layer_input", random_models: int = 3,
+    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, batch_size: int = 64, seed: int = 0,
     repro: bool = False,
-) -> Result:
+) -> Result:  # fmt: skip
     """Which sub-layer writes the class, and where does a block's top class come from?
 
     >>> result = residual_updates({"vit": zoo.load("vit")}, load_data("scenes:test", n=500))  # doctest: +SKIP
@@ -78,22 +72,19 @@ def residual_updates(
     if random_models < 0:
         raise ValueError(f"untrained models are compared with, 0 or more; got random_models={random_models}")
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
-        measured = measure_residual_updates(
+
+    def measured(subject: Subject) -> list[dict[str, Any]]:
+        return measure_residual_updates(
             subject.model,
-            (
-                (pixels, labels)
-                for pixels, labels, _ in subject.batches(subjects.data, batch_size, "projecting updates")
-            ),
+            subject.labelled(subjects.data, batch_size, "projecting updates"),
             reference=reference,
             random_seeds=range(seed, seed + random_models),
             published=repro,
             seed=seed,
             rules=subject.rules,
         )
-        rows += [{"model": subject.name, "architecture": subject.model.cfg.architecture, **row} for row in measured]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "value", "low", "high", "n", "count"])
+
+    frame = pd.DataFrame(subjects.rows(measured), columns=[*COLUMNS, "value", "low", "high", "n", "count"])
     result = Result(
         frame.astype({"seed": "Int64", "count": "Int64"}),
         {

@@ -14,11 +14,11 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.class_space.measures.masks import check_masks, mask_columns, masked_batches
-from analyses.class_space.measures.subjects import prepare
+from analyses.class_space.measures.masks import Labelling, masked_batches, with_masks
+from analyses.class_space.measures.subjects import Subject, prepare
 from analyses.class_space.token_removal.figure import in_words, notes, removal_figure, summary_table
 from analyses.class_space.token_removal.removal import measure_removal
-from analyses.data import ImageData, as_data, load_data
+from analyses.data import ImageData
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
@@ -26,19 +26,11 @@ from hooked_vit import HookedViT
 
 @analysis(figure=removal_figure)
 def token_removal(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    head: str = "auto",
-    rule: Literal["area", "any", "centre", "corner"] = "area",
-    tau: float = 0.5,
-    draws: int = 3,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    repro: bool = False,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, head: str = "auto", rule: Literal["area", "any", "centre", "corner"] = "area",
+    tau: float = 0.5, draws: int = 3, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
+    batch_size: int = 64, seed: int = 0, repro: bool = False,
+) -> Result:  # fmt: skip
     """Do class tokens need context tokens to come to know the class, and the other way round?
 
     >>> result = token_removal({"vit": zoo.load("vit")}, load_data("scenes:test", n=500))  # doctest: +SKIP
@@ -56,27 +48,23 @@ def token_removal(
     alone or with everything count.
     Raises ValueError for data without masks, for masks that do not fit, and for fewer than one draw.
     """
-    check_masks(rule, tau)
+    labelling = Labelling(rule, tau, published=repro)
     if draws < 1:
         raise ValueError(f"at least one random removal is needed for control; got draws={draws}")
-    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
-    mask_columns(data)  # before a head is fitted
-    subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
-        batches = masked_batches(
-            subject, subjects.data, batch_size, "removing tokens", rule=rule, tau=tau, published=repro
-        )
-        measured = measure_removal(subject.model, batches, rules=subject.rules, draws=draws, published=repro, seed=seed)
-        rows += [{"model": subject.name, "architecture": subject.model.cfg.architecture, **row} for row in measured]
+    subjects = prepare(models, with_masks(data), fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
+
+    def measured(subject: Subject) -> list[dict[str, Any]]:
+        batches = masked_batches(subject, subjects.data, batch_size, "removing tokens", labelling)
+        return measure_removal(subject.model, batches, rules=subject.rules, draws=draws, published=repro, seed=seed)
+
     result = Result(
-        pd.DataFrame(rows).astype({"seed": "Int64"}),
+        pd.DataFrame(subjects.rows(measured)).astype({"seed": "Int64"}),
         {
             **subjects.about,
             "seeds": list(range(seed, seed + draws)),
             "batch_size": batch_size,
             "interventions": ["remove_tokens(tokens='patches', where=the other group)"],
-            "options": {"rule": "corner of the whole mask" if repro else rule, "tau": tau},
+            "options": labelling.about(),
             "repro": repro,
         },
     )

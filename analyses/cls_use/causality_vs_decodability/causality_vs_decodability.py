@@ -19,11 +19,11 @@ from analyses.activations.streams import read_stream
 from analyses.cls_use.causality_vs_decodability.figure import in_words, main_figure, one_axis_figure, summary_table
 from analyses.controls.shuffle_floors import batch_seed, check_shuffles, expected_hits
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
-from analyses.probes.heads import Answers, own_head
+from analyses.probes.heads import Answers
+from analyses.probes.opening import open_study
 from analyses.probes.ridge import RidgeProbe
 from analyses.probes.role_probes import check_role, fit_role_probes, read_role
-from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.notes import about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import bootstrap, rate_row
@@ -65,27 +65,23 @@ def causality_vs_decodability(
     Memory grows with the images by a few numbers per layer. Raises ValueError for a role a model has not, batches a
     shuffle cannot be drawn for, fewer than two classes, and labels a head does not know.
     """
-    data, fit_data, note = two_sets(data, probe_data)
-    n_classes = count_classes(data, fit_data)
-    check_shuffles(data, batch_size, seeds, among)
+    opening = open_study(models, data, probe_data, head)
+    check_shuffles(opening.measured, batch_size, seeds, among)
     for name, model in models.items():
         check_role(name, model, tokens, "shuffle")
-    heads = {name: own_head(model, data, head) for name, model in models.items()}
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     for name, model in models.items():
-        probes, answers = fit_role_probes(name, model, fit_data, n_classes, heads[name], batch_size, tokens)
+        probes, answers = fit_role_probes(name, model, opening, batch_size, tokens)
         study = _Study(answers, probes, tokens, among, seeds)
-        for i, batch in enumerate(progress_batches(data, batch_size, f"{name}: shuffling {tokens}")):
+        for i, batch in enumerate(progress_batches(opening.measured, batch_size, f"{name}: shuffling {tokens}")):
             study.add(i, batch.images, batch.labels)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = {**about_model(answers.model), "head": answers.note, "head_fitted": answers.fitted}
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": about,
-        "data": {**about_data(data), "n": int(frame.n.max())},
-        "probe_data": about_data(fit_data, note),
-        "n_classes": n_classes,
+        **opening.about("probe_data", n=int(frame.n.max())),
         "tokens": tokens,
         "seeds": seeds,
         "batch_size": batch_size,

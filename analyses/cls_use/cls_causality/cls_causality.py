@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -21,11 +22,11 @@ from analyses.activations.streams import cls_at_every_layer
 from analyses.cls_use.cls_causality.figure import lens_figure, main_figure, summary_table
 from analyses.controls.shuffle_floors import batch_seed, check_mixed, expected_hits
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
-from analyses.probes.heads import Answers, own_head
+from analyses.probes.heads import Answers
+from analyses.probes.opening import open_study
 from analyses.probes.ridge import RidgeProbe
 from analyses.probes.role_probes import fit_role_probes
-from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.notes import about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import rate_row
@@ -66,31 +67,28 @@ def cls_causality(
     Raises ValueError for a model without CLS, fewer than two classes, data in the order of their classes, or labels a
     head does not know.
     """
-    data, probe_data, split_note = two_sets(data, probe_data)
-    n_classes = count_classes(data, probe_data)
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
+    plan = _Plan(_disturbance(disturb, among), seeds, batch_size)
+    for name, model in models.items():
+        _check(name, model, plan)
+    opening = open_study(models, data, probe_data, head)
     if among not in BY_CLASS:
-        check_mixed(data, batch_size)
-    disturbed = _disturbance(disturb, among)
-    heads = {name: _checked(name, model, data, head, disturbed) for name, model in models.items()}
+        check_mixed(opening.measured, batch_size)
     rows: list[dict[str, Any]] = []
     notes: dict[str, Any] = {}
     for name, model in models.items():
-        probes, answers = fit_role_probes(name, model, probe_data, n_classes, heads[name], batch_size)
-        tally = _Tally()
-        _measure(name, answers, probes, data, tally, seeds, batch_size, disturbed)
+        probes, answers = fit_role_probes(name, model, opening, batch_size)
+        tally = _measure(name, answers, probes, opening.measured, plan)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in tally.rows()]
         notes[name] = _describe(answers)
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": notes,
-        "data": {**about_data(data), "n": tally.n},
-        "probe_data": about_data(probe_data, split_note),
-        "n_classes": n_classes,
+        **opening.about("probe_data", n=tally.n),
         "seeds": seeds,
         "batch_size": batch_size,
-        "interventions": [repr(disturbed(0, 0, None)), repr(readout("cls"))],
+        "interventions": [repr(plan.disturbed(0, 0, None)), repr(readout("cls"))],
     }
     result = Result(frame, meta)
     result.meta["summary"], result.meta["notes"] = _in_words(result), [n["green"] for n in notes.values() if n["green"]]
@@ -109,32 +107,31 @@ def _disturbance(disturb: Callable[..., Intervention] | None, among: str) -> Dis
     )
 
 
-def _checked(name: str, model: HookedViT, data: ImageData, head: str, disturbed: Disturbance) -> Answers | None:
+@dataclass(frozen=True)
+class _Plan:
+    """What is done to every model."""
+
+    disturbed: Disturbance
+    seeds: int
+    batch_size: int
+
+
+def _check(name: str, model: HookedViT, plan: _Plan) -> None:
     if not model.cfg.has_cls:
         raise ValueError(
             f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): there is nothing to shuffle"
         )
-    disturbed(0, 0, torch.zeros(0, dtype=torch.long)).hooks(model)  # refuses here what this model cannot have
-    return own_head(model, data, head)
+    plan.disturbed(0, 0, torch.zeros(0, dtype=torch.long)).hooks(model)  # refuses here what this model cannot have
 
 
-def _measure(
-    name: str,
-    answers: Answers,
-    probes: list[RidgeProbe],
-    data: ImageData,
-    tally: _Tally,
-    seeds: int,
-    batch_size: int,
-    disturbed: Disturbance,
-) -> None:
-    model = answers.model
+def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, plan: _Plan) -> _Tally:
+    model, tally = answers.model, _Tally()
     layers = range(model.cfg.n_layers)
     readouts = {"shuffled": readout("full")}
     if _cls_readout(model) == "differs":
         readouts["shuffled_cls_readout"] = readout("cls")
     clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
-    for i, batch in enumerate(progress_batches(data, batch_size, f"{name}: shuffling CLS")):
+    for i, batch in enumerate(progress_batches(data, plan.batch_size, f"{name}: shuffling CLS")):
         pixels = model.preprocess(batch.images)
         labels, heads_labels = batch.labels, answers.labels(batch.labels)
         logits, cls = cls_at_every_layer(model, pixels)
@@ -148,12 +145,13 @@ def _measure(
         variants: dict[tuple[str, int | None, int | None], Intervention] = {}
         for measure, restricted in readouts.items():
             variants[clean_of[measure], None, None] = restricted
-            for seed in range(seeds):
+            for seed in range(plan.seeds):
                 for layer in layers:
                     # another permutation for every batch, the same for every layer and readout
-                    variants[measure, layer, seed] = disturbed(layer, batch_seed(seed, i), labels) + restricted
+                    variants[measure, layer, seed] = plan.disturbed(layer, batch_seed(seed, i), labels) + restricted
         for key, (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
             tally.add(*key, out.cpu(), heads_labels)
+    return tally
 
 
 class _Tally:

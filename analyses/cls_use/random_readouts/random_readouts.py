@@ -38,24 +38,12 @@ LAST = 3  # one layer in so many, the last ones, where none are named: 8 to 11 o
 
 @analysis(figure=main_figure, more_figures={"How the training went": curves_figure})
 def random_readouts(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    layers: tuple[int, ...] | None = None,
-    start: int | None = None,
-    decoder: Decoder = "linear",
-    epochs: int = 5,
-    batch_size: int = 64,
-    lr: float = 1e-3,
-    patience: int = 5,
-    draws: int = 16,
-    seeds: int = 1,
-    seed: int = 0,
-    cache_dtype: Literal["float32", "float16"] = "float32",
-    keep_in: str | None = None,
-    repro: bool = False,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, layers: tuple[int, ...] | None = None, start: int | None = None,
+    decoder: Decoder = "linear", epochs: int = 5, batch_size: int = 64, lr: float = 1e-3, patience: int = 5,
+    draws: int = 16, seeds: int = 1, seed: int = 0, cache_dtype: Literal["float32", "float16"] = "float32",
+    keep_in: str | None = None, repro: bool = False,
+) -> Result:  # fmt: skip
     """How much of the label can one block write into a CLS token that knows nothing of the image?
 
     >>> random_readouts({"vit": zoo.load("vit")}, layers=(5, 6)).figure()  # doctest: +SKIP

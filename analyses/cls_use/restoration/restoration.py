@@ -21,10 +21,10 @@ from torch import Tensor
 from analyses.cls_use.restoration.figure import in_words, main_figure, panels_figure, restored_figure, summary_table
 from analyses.controls.shuffle_floors import batch_order, check_shuffles, expected_hits
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
+from analyses.probes.opening import open_study
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.probes.role_probes import check_role, read_role
-from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.notes import about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import RESAMPLES, rate_row
@@ -47,18 +47,10 @@ Place = tuple[int | None, int]
     },
 )
 def restoration(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    probe_data: ImageData | Any = None,
-    probe_fit: Literal["clean", "refit"] = "clean",
-    tokens: str = "cls",
-    probe_tokens: str | None = None,
-    seeds: int = 3,
-    batch_size: int = 64,
-    among: str = "batch",
-    repro: bool = False,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    probe_data: ImageData | Any = None, probe_fit: Literal["clean", "refit"] = "clean", tokens: str = "cls",
+    probe_tokens: str | None = None, seeds: int = 3, batch_size: int = 64, among: str = "batch", repro: bool = False,
+) -> Result:  # fmt: skip
     """How fast is the label rewritten into CLS after it was exchanged between images?
 
     >>> result = restoration({"vit": zoo.load("vit")})  # doctest: +SKIP
@@ -81,27 +73,24 @@ def restoration(
         probe_fit, seeds = "refit", 1
     if probe_fit not in ("clean", "refit"):
         raise ValueError(f"probe_fit is clean or refit; got {probe_fit!r}")
-    data, fit_data, note = two_sets(data, probe_data)
-    n_classes = count_classes(data, fit_data)
-    check_shuffles(data, batch_size, seeds, among)
+    opening = open_study({}, data, probe_data)
+    check_shuffles(opening.measured, batch_size, seeds, among)
     probe_tokens = probe_tokens or tokens
     for name, model in models.items():
         check_role(name, model, tokens, "shuffle")
         check_role(name, model, probe_tokens, "probe")
     if probe_fit == "refit":
-        check_shuffles(fit_data, batch_size, 1, among)
+        check_shuffles(opening.fitted, batch_size, 1, among)
     rows: list[dict[str, Any]] = []
     for name, model in models.items():
         matrix = _Matrix(name, model, tokens, probe_tokens, among, batch_size)
-        matrix.fit(fit_data, n_classes, refit=probe_fit == "refit")
-        matrix.measure(data, seeds)
+        matrix.fit(opening.fitted, opening.n_classes, refit=probe_fit == "refit")
+        matrix.measure(opening.measured, seeds)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in matrix.rows()]
     frame = pd.DataFrame(rows).astype({"shuffled_layer": "Int64", "probe_layer": "Int64", "seed": "Int64"})
     meta = {
         "models": {name: about_model(model) for name, model in models.items()},
-        "data": {**about_data(data), "n": int(frame.n.max())},
-        "probe_data": about_data(fit_data, note),
-        "n_classes": n_classes,
+        **opening.about("probe_data", n=int(frame.n.max())),
         "probe_fit": probe_fit,
         "tokens": tokens,
         "probe_tokens": probe_tokens,

@@ -51,23 +51,12 @@ STEPS = 5  # of a learning curve, each with twice the images of the one before
     },
 )
 def decodability(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    other_data: ImageData | Any = None,
-    roles: tuple[str, ...] = (),
-    target: str = LABEL,
-    probe: Literal["ridge", "logistic", "mlp"] = "ridge",
-    controls: tuple[str, ...] = CONTROLS,
-    learning_curve: bool = True,
-    embedding: bool = False,
-    permutations: int = 10,
-    random_models: int = 3,
-    components: int = 16,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, other_data: ImageData | Any = None, roles: tuple[str, ...] = (),
+    target: str = LABEL, probe: Literal["ridge", "logistic", "mlp"] = "ridge", controls: tuple[str, ...] = CONTROLS,
+    learning_curve: bool = True, embedding: bool = False, permutations: int = 10, random_models: int = 3,
+    components: int = 16, seed: int = 0, batch_size: int = 64,
+) -> Result:  # fmt: skip
     """What can a probe read from each kind of token at each layer, beside what it would read from nothing?
 
     >>> result = decodability({"vit": zoo.load("vit")}, target="count", roles=("cls", "patches"))  # doctest: +SKIP

@@ -19,13 +19,13 @@ from torch import Tensor
 from analyses.activations.streams import read_stream
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
 from analyses.decoding.lenses.figure import divergence_figure, in_words, main_figure, path_figure, summary_table
 from analyses.decoding.lenses.translators import Translators, fit_translators, kl_divergence
-from analyses.probes.heads import Answers, own_head
+from analyses.probes.heads import Answers
+from analyses.probes.opening import open_study
 from analyses.probes.ridge import RidgeProbe
 from analyses.probes.role_probes import check_role, fit_role_probes, read_role
-from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.notes import about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import bootstrap, rate_row
@@ -44,20 +44,11 @@ Key = tuple[str, str, int | None]
     },
 )
 def lenses(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    probe_data: ImageData | Any = None,
-    tokens: str = "cls",
-    final_ln: bool = True,
-    random_models: int = 3,
-    steps: int = 500,
-    lens_images: int = 10_000,
-    batch_size: int = 128,
-    head: str = "auto",
-    seed: int = 0,
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    probe_data: ImageData | Any = None, tokens: str = "cls", final_ln: bool = True, random_models: int = 3,
+    steps: int = 500, lens_images: int = 10_000, batch_size: int = 128, head: str = "auto", seed: int = 0,
     repro: bool = False,
-) -> Result:
+) -> Result:  # fmt: skip
     """What do the model's own head, a probe and a translator read from CLS at each layer?
 
     >>> result = lenses({"vit": zoo.load("vit")})  # doctest: +SKIP
@@ -81,27 +72,25 @@ def lenses(
             "lenses need at least 1 step, 20 images for a translator, and no negative number of random models; got "
             f"steps={steps}, lens_images={lens_images}, random_models={random_models}"
         )
-    data, fit_data, note = two_sets(data, probe_data)
-    n_classes = count_classes(data, fit_data)
+    opening = open_study(models, data, probe_data, head)
     for name, model in models.items():
         check_role(name, model, tokens, "read")
-    heads = {name: own_head(model, data, head) for name, model in models.items()}
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     for name, model in models.items():
-        probes, answers = fit_role_probes(name, model, fit_data, n_classes, heads[name], batch_size, tokens)
+        probes, answers = fit_role_probes(name, model, opening, batch_size, tokens)
         bench = _Bench(name, answers, probes, tokens, final_ln)
-        translators = bench.fit_translators(fit_data, lens_images, batch_size, steps, seed)
-        found = [{**row, "seed": None} for row in bench.measure(data, batch_size, translators)]
+        translators = bench.fit_translators(opening.fitted, lens_images, batch_size, steps, seed)
+        found = [{**row, "seed": None} for row in bench.measure(opening.measured, batch_size, translators)]
         for k in range(random_models):
             untrained = with_random_weights(model, seed + k)
             what = f"{name}, random weights {k + 1} of {random_models}"
-            own = own_head(untrained, data, head) if heads[name] is not None else None
-            its_probes, its_answers = fit_role_probes(what, untrained, fit_data, n_classes, own, batch_size, tokens)
+            beside = opening.with_control(what, untrained, like=name)
+            its_probes, its_answers = fit_role_probes(what, untrained, beside, batch_size, tokens)
             control = _Bench(what, its_answers, its_probes, tokens, final_ln)
             found += [
                 {**row, "reader": f"random_{row['reader']}", "seed": seed + k}
-                for row in control.measure(data, batch_size, None)
+                for row in control.measure(opening.measured, batch_size, None)
                 if row["reader"] in ("probe", "head") and row["measure"] != "kl"
             ]
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in found]
@@ -119,9 +108,7 @@ def lenses(
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": about,
-        "data": {**about_data(data), "n": int(frame.n.max())},
-        "probe_data": about_data(fit_data, note),
-        "n_classes": n_classes,
+        **opening.about("probe_data", n=int(frame.n.max())),
         "tokens": tokens,
         "final_ln": final_ln,
         "steps": steps,

@@ -15,9 +15,8 @@ import pandas as pd
 
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData, as_data
-from analyses.data.sets import count_classes, two_sets
-from analyses.probes.heads import own_head
-from analyses.running.notes import about_data, about_model
+from analyses.probes.opening import open_study
+from analyses.running.notes import about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.signal.low_frequency.domain_probe import domain_rows, equal_halves
@@ -48,20 +47,11 @@ TYPES = {"layer": "Int64", "band": "Int64", "seed": "Int64", "radius": "Float64"
     },
 )
 def low_frequency(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    domain_data: ImageData | Sequence[Any] | Any = None,
-    radii: tuple[float, ...] | None = None,
-    bands: int = 6,
-    seeds: int = 2,
-    seed: int = 0,
-    batch_size: int = 128,
-    head: str = "auto",
-    repro: bool = False,
-    memory_budget: int = 2**30,
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, domain_data: ImageData | Sequence[Any] | Any = None,
+    radii: tuple[float, ...] | None = None, bands: int = 6, seeds: int = 2, seed: int = 0, batch_size: int = 128,
+    head: str = "auto", repro: bool = False, memory_budget: int = 2**30,
+) -> Result:  # fmt: skip
     """Does the CLS token hold the low spatial frequencies of an image rather than the high ones?
 
     >>> result = low_frequency({"vit": zoo.load("vit")})  # doctest: +SKIP
@@ -79,10 +69,8 @@ def low_frequency(
     cosine_gain and r2_gain, CLS minus mean patch; swap_accuracy and swap_cosine; domain; chance.
     Raises ValueError for radii below 0, bands without a frequency, seeds below 1, a model without image processor.
     """
-    sets = two_sets(data, fit_data)
-    n_classes = count_classes(sets.measured, sets.fitted)
-    halves = None if domain_data is None else equal_halves([sets.measured, *_several(domain_data)], seed)
-    owns = {name: own_head(model, sets.measured, head) for name, model in models.items()}
+    opening = open_study(models, data, fit_data, head)
+    halves = None if domain_data is None else equal_halves([opening.measured, *_several(domain_data)], seed)
     for name, model in models.items():
         _check(name, model, radii, bands, seeds)
     rows: list[dict[str, Any]] = []
@@ -90,19 +78,18 @@ def low_frequency(
     for name, model in models.items():
         used = tuple(map(float, radii)) if radii is not None else default_radii(*picture_size(model))
         study = FrequencyStudy(
-            name, model, owns[name], with_random_weights(model, seed), n_classes=n_classes, radii=used, bands=bands,
-            seeds=seeds, seed=seed, repro=repro, memory_budget=memory_budget,
+            name, model, opening.heads[name], with_random_weights(model, seed), n_classes=opening.n_classes, radii=used,
+            bands=bands, seeds=seeds, seed=seed, repro=repro, memory_budget=memory_budget,
         )  # fmt: skip
-        study.fit(sets.fitted, batch_size)
-        study.measure(sets.measured, batch_size)
+        study.fit(opening.fitted, batch_size)
+        study.measure(opening.measured, batch_size)
         found = [*study.rows(), *(_domain(name, study, halves, batch_size) if halves else [])]
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in found]
         about[name] = {**about_model(model), "head": study.answers.note, "radii": used, "band_edges": study.edges}
         about[name]["interventions"] = [repr(swap.intervention) for swap in study.swaps]
     meta = {
         "models": about,
-        "data": about_data(sets.measured),
-        "fit_data": about_data(sets.fitted, sets.note),
+        **opening.about(),
         "domain_data": [part.name for part in _several(domain_data)] if halves else [],
         "interventions": [
             repr(f(radius)) for r in about.values() for radius in r["radii"] for f in (low_pass, high_pass)

@@ -14,9 +14,8 @@ import pandas as pd
 
 from analyses.controls.shuffle_floors import check_shuffles
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
-from analyses.probes.heads import own_head
-from analyses.running.notes import about_data, about_model
+from analyses.probes.opening import open_study
+from analyses.running.notes import about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.signal.registers.figure import (
@@ -49,19 +48,10 @@ TYPES = {"layer": "Int64", "seed": "Int64", "row": "Int64", "col": "Int64", "n":
     },
 )
 def registers(
-    models: Mapping[str, HookedViT],
-    data: ImageData | Any = None,
-    *,
-    fit_data: ImageData | Any = None,
-    z: float = 5.0,
-    cutoff: float | None = None,
-    calibration: int = 256,
-    min_images: int = 50,
-    seeds: int = 1,
-    seed: int = 0,
-    batch_size: int = 128,
-    head: str = "auto",
-) -> Result:
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, z: float = 5.0, cutoff: float | None = None, calibration: int = 256,
+    min_images: int = 50, seeds: int = 1, seed: int = 0, batch_size: int = 128, head: str = "auto",
+) -> Result:  # fmt: skip
     """Which tokens have outlier norms, what do they hold, and what is in the registers?
 
     >>> result = registers({"without": plain, "with": with_registers}, photos)  # doctest: +SKIP
@@ -82,26 +72,23 @@ def registers(
     chance. Raises ValueError for a z or cutoff that is not above 0, and numbers of images or seeds below 1.
     """
     _check(z, cutoff, calibration, min_images)
-    sets = two_sets(data, fit_data)
-    n_classes = count_classes(sets.measured, sets.fitted)
-    check_shuffles(sets.measured, batch_size, seeds, "batch")
-    owns = {name: own_head(model, sets.measured, head) for name, model in models.items()}
+    opening = open_study(models, data, fit_data, head)
+    check_shuffles(opening.measured, batch_size, seeds, "batch")
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     for name, model in models.items():
         study = RegisterStudy(
-            name, model, owns[name], n_classes=n_classes, z=float(z), cutoff=cutoff, calibration=calibration,
-            min_images=min_images, seeds=seeds, seed=seed,
+            name, model, opening.heads[name], n_classes=opening.n_classes, z=float(z), cutoff=cutoff,
+            calibration=calibration, min_images=min_images, seeds=seeds, seed=seed,
         )  # fmt: skip
-        study.calibrate(sets.fitted, batch_size)
-        study.fit(sets.fitted, batch_size)
-        study.measure(sets.measured, batch_size)
+        study.calibrate(opening.fitted, batch_size)
+        study.fit(opening.fitted, batch_size)
+        study.measure(opening.measured, batch_size)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = {**about_model(model), **study.describe()}
     meta = {
         "models": about,
-        "data": about_data(sets.measured),
-        "fit_data": about_data(sets.fitted, sets.note),
+        **opening.about(),
         "rule": f"a norm above {cutoff:g}" if cutoff is not None else f"a robust z above {z:g}",
         "calibration": calibration,
         "min_images": min_images,

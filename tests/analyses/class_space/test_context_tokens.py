@@ -16,6 +16,7 @@ from analyses.class_space.context_tokens.context import ContextTally, measure_co
 from analyses.class_space.context_tokens.figure import change_figure, difference_figure, groups_figure
 from analyses.class_space.context_tokens.logit_change import LogitChange
 from analyses.class_space.measures.masks import (
+    Labelling,
     class_map,
     class_maps,
     counts_of,
@@ -387,8 +388,8 @@ def test_figures_hold_every_model(result, draw) -> None:
 def test_published_settings_run_on_the_whole_mask() -> None:
     subject = next(iter(prepare({"vit": model()}, scenes(20), FIT)))
     data = scenes(20)
-    (published,) = [labels for _, _, labels, _ in masked_batches(subject, data, 20, "x", published=True)]
-    (correct,) = [labels for _, _, labels, _ in masked_batches(subject, data, 20, "x")]
+    (published,) = [labels for _, _, labels, _ in masked_batches(subject, data, 20, "x", Labelling(published=True))]
+    (correct,) = [labels for _, _, labels, _ in masked_batches(subject, data, 20, "x", Labelling())]
     assert published.shape == correct.shape == (20, 16)
     assert not torch.equal(published, correct)
     result = context_tokens({"vit": model()}, data, fit_data=FIT, repro=True)

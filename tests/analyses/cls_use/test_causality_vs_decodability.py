@@ -11,6 +11,7 @@ from analyses import Result, causality_vs_decodability, cls_causality
 from analyses.activations.streams import read_stream
 from analyses.cls_use.causality_vs_decodability.figure import one_axis_figure
 from analyses.controls.shuffle_floors import batch_seed
+from analyses.probes.opening import Opening
 from analyses.probes.role_probes import fit_role_probes, read_role
 from analyses.statistics.intervals import paired_bootstrap
 from analyses.statistics.ranks import correct, rank
@@ -80,7 +81,7 @@ def test_patches_are_what_a_mean_of_patches_uses() -> None:
 def test_the_gap_is_paired_image_by_image(result: Result) -> None:
     """Against images gone through one shuffle after another, and the bootstrap of two lists."""
     vit = model("vit")
-    probes, answers = fit_role_probes("vit", vit, FIT, CLASSES, None, BATCH)
+    probes, answers = fit_role_probes("vit", vit, Opening(FIT, FIT, "", CLASSES, {"vit": None}), BATCH)
     read, used = [], []
     for i, batch in enumerate(DATA.batches(BATCH)):
         x, labels = answers.model.preprocess(batch.images), batch.labels

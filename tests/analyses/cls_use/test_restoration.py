@@ -15,6 +15,7 @@ from analyses.cls_use.restoration.figure import panels_figure, restored_figure
 from analyses.cls_use.restoration.restoration import ratio_intervals, shuffled_streams
 from analyses.controls.shuffle_floors import batch_order, batch_seed, check_mixed, expected_hits
 from analyses.data import as_data
+from analyses.probes.opening import Opening
 from analyses.probes.ridge import GramRidge
 from analyses.probes.role_probes import fit_role_probes, read_role
 from interventions import apply, shuffle_tokens
@@ -73,7 +74,7 @@ def test_the_row_without_a_shuffle_is_the_probe_curve(result: Result) -> None:
 def test_the_diagonal_is_the_probe_on_the_tokens_that_were_dealt_out(result: Result) -> None:
     """Exactly for the permutations drawn, and the floor is its mean over all there are."""
     vit = model(NAME)
-    probes, _ = fit_role_probes(NAME, vit, FIT, CLASSES, None, BATCH)
+    probes, _ = fit_role_probes(NAME, vit, Opening(FIT, FIT, "", CLASSES, {NAME: None}), BATCH)
     for p in range(2):
         hits, luck = [0] * SEEDS, []
         for i, batch in enumerate(DATA.batches(BATCH)):
