@@ -300,12 +300,11 @@ def test_weights_that_have_to_be_given():
         published.load("vilas2023-cifar100")
 
 
-# --- timm itself, where it can be imported
+# --- timm itself
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_timm_itself(name):
-    timm = pytest.importorskip("timm")
+def test_timm_itself(name, timm):
     reference, model = tiny(name)
     made = arguments(name)
     made["block_fn"] = getattr(timm.models.vision_transformer, made["block_fn"])
@@ -320,9 +319,8 @@ def test_timm_itself(name):
     assert HookedViT.from_hf(original).cfg == model.cfg
 
 
-def test_the_names_mean_what_timm_means():
+def test_the_names_mean_what_timm_means(timm):
     """But for the number of classes, which comes with the weights."""
-    timm = pytest.importorskip("timm")
     for name in TIMM.named():
         with torch.device("meta"):
             original = timm.create_model(name, num_classes=7)
