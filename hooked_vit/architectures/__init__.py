@@ -1,6 +1,7 @@
 """One small file per family: what its config means, where its tensors go, how it reads out.
 
-A family is a module of this package that calls `register(Architecture(...))`; nothing else needs to know of it.
+A family is a module of this package, or of a folder in it, that calls `register(Architecture(...))`; nothing else needs
+to know of it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any
 
 from hooked_vit.architectures.base import ALL, Architecture, CheckpointFiles, register
@@ -21,8 +22,8 @@ __all__ += ["supported_classes"]
 
 @cache
 def _discover() -> None:
-    for module in iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
+    for module in walk_packages(__path__, f"{__name__}."):
+        import_module(module.name)
 
 
 def registered() -> tuple[str, ...]:

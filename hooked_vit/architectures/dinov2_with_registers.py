@@ -46,5 +46,9 @@ register(
         class_readout={"sources": ("cls", "patches")},
         irrelevant_config=DINO_IRRELEVANT,
         irrelevant_tensors=("embeddings.mask_token",),
+        examples={
+            "Dinov2WithRegistersModel": "facebook/dinov2-with-registers-base",
+            "Dinov2WithRegistersForImageClassification": "facebook/dinov2-with-registers-base-imagenet1k-1-layer",
+        },
     )
 )

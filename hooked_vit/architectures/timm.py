@@ -201,5 +201,9 @@ register(
             processor=processor,
             named=lambda: tuple(known()),
         ),
+        examples={
+            PLAIN: "timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
+            DISTILLED: "timm/deit_base_distilled_patch16_224.fb_in1k",
+        },
     )
 )

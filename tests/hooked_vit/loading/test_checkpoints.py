@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from hooked_vit import HookedViT, architectures
-from tests.tiny import CORE, TINY, make_hf, pixels, tiny
+from tests.tiny import LOADED, TINY, make_hf, pixels, tiny
 
 # one of each class, and where files of one class differ
-BY_CLASS = {TINY[name].hf_class: name for name in CORE}
+BY_CLASS = {TINY[name].hf_class: name for name in LOADED}
 ON_DISK = sorted({"beit-mean-both", "beit-cls-none", "dinov2", "vit", "vit-wide", *BY_CLASS.values()})
 
 # architectures.md: today's names, as files on the hub spell them
