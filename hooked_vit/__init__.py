@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from hooked_vit.cache import ActivationCache
     from hooked_vit.config import ViTConfig
     from hooked_vit.loading import published
+    from hooked_vit.loading.in_place import in_place
     from hooked_vit.model import HookedViT
     from hooked_vit.tokens import TokenLayout
 
 __version__ = "0.1.0"
-__all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig", "architectures", "published", "zoo"]
+__all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig"]
+__all__ += ["architectures", "in_place", "published", "zoo"]
 
 _HOMES = {
     "HookedViT": "hooked_vit.model",
@@ -28,6 +30,7 @@ _HOMES = {
     "ActivationCache": "hooked_vit.cache",
     "HookPoint": "transformer_lens.hook_points",
     "TokenLayout": "hooked_vit.tokens",
+    "in_place": "hooked_vit.loading.in_place",
 }
 _ROOMS = {
     "architectures": "hooked_vit.architectures",

@@ -12,12 +12,15 @@ from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any
 
+from torch import nn
+
+from hooked_vit.architectures._other_graphs import why_not
 from hooked_vit.architectures.base import ALL, Architecture, CheckpointFiles, register
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnsupportedModelError, nearest
 
 __all__ = ["Architecture", "by_config", "by_name", "class_readout", "for_class", "get", "register", "registered"]
-__all__ += ["supported_classes"]
+__all__ += ["supported_classes", "towers"]
 
 
 @cache
@@ -55,14 +58,27 @@ def supported_classes() -> dict[str, str]:
 def for_class(hf_class: str) -> Architecture:
     """The family that reads a transformers class.
 
-    Raises UnsupportedModelError for a class without a faithful graph, naming those that have one.
+    Raises UnsupportedModelError for a class without a faithful graph, saying why where that is known, and naming those
+    that have one.
     """
     known = supported_classes()
     if hf_class not in known:
-        raise UnsupportedModelError(
-            f"no hook graph for {hf_class}{nearest(hf_class, known)} Supported: {', '.join(sorted(known))}"
-        )
+        why = f": {reason}." if (reason := why_not(hf_class)) else nearest(hf_class, known)
+        raise UnsupportedModelError(f"no hook graph for {hf_class}{why} Supported: {', '.join(sorted(known))}")
     return get(known[hf_class])
+
+
+def towers(model: nn.Module) -> dict[str, str]:
+    """Parts of a model in memory that have a graph: where each stands -> its class, the outermost alone.
+
+    >>> towers(vlm)  # doctest: +SKIP
+    {'model.vision_tower': 'CLIPVisionModel'}
+    """
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if type(module).__name__ in supported_classes() and not any(path.startswith(f"{outer}.") for outer in found):
+            found[path] = type(module).__name__
+    return found
 
 
 def by_config(config: Mapping[str, Any]) -> tuple[Architecture, CheckpointFiles] | None:

@@ -102,9 +102,10 @@ class Architecture:
     needs for a foreign image size. `as_read` gives what to call for some pixels, and with which keyword arguments, so
     that their model computes what the graph computes while the `with` lasts. `set_kernel` switches their attention to
     "eager" or "sdpa"; `eager_bound` is how far eager may be from ours where it adds up the same numbers in another
-    order. `config_of` finds the config of a model in memory, and `prepare` brings its state dict into the layout that
-    `keys` speaks of. `files` reads checkpoints that are not saved by transformers. `examples` maps a class to a
-    checkpoint that people know and that was saved from it.
+    order. `unnormed_tokens` says that the last hidden state of their body has not passed the final norm. `config_of`
+    finds the config of a model in memory, and `prepare` brings its state dict into the layout that `keys` speaks of.
+    `files` reads checkpoints that are not saved by transformers. `examples` maps a class to a checkpoint that people
+    know and that was saved from it.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Architecture:
     as_read: Callable[[Any, Tensor], AbstractContextManager[Asked]] = image_side
     set_kernel: Callable[[Any, str], None] = lambda theirs, kernel: theirs.set_attn_implementation(kernel)
     eager_bound: Callable[[ViTConfig], float] = lambda cfg: 0.0
+    unnormed_tokens: bool = False
     config_of: Callable[[Any], Any] = attrgetter("config")
     prepare: Callable[[ViTConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda cfg, tensors: tensors
     files: CheckpointFiles | None = None

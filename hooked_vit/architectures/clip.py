@@ -83,10 +83,12 @@ def clip_family(
         },
         roots=("vision_model.", ""),
         class_readout=UNNORMED_MEAN,
-        irrelevant_config=(*TRAINING_ONLY, "projection_dim", "text_config", "logit_scale_init_value"),
+        # LLaVA's configs say the size of a vocabulary of its tower too
+        irrelevant_config=(*TRAINING_ONLY, "projection_dim", "text_config", "logit_scale_init_value", "vocab_size"),
         # the text tower, and the final norm that the image classifier holds but never applies
         irrelevant_tensors=("text_model.*", "text_projection.*", "logit_scale", "post_layernorm.*"),
         foreign_size_flags={"interpolate_pos_encoding": True},
+        unnormed_tokens=True,
         **details,
     )
 

@@ -113,12 +113,25 @@ def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
 def from_hf(graph: type[Graph], hf_model: nn.Module, *, processor: Any = None) -> Graph:
     """See HookedViT.from_hf."""
     hf_class = type(hf_model).__name__
-    family = architectures.for_class(hf_class)
+    family = _family_in_memory(hf_model)
     cfg = read_config(family.config_of(hf_model), hf_class)
     like = next(hf_model.parameters())
     model: Any = _build(graph, family, cfg, hf_model.state_dict(), like.dtype).to(like.device)
     model.processor = processor
     return model
+
+
+def _family_in_memory(hf_model: nn.Module) -> Architecture:
+    hf_class = type(hf_model).__name__
+    try:
+        return architectures.for_class(hf_class)
+    except UnsupportedModelError as error:
+        if not (found := architectures.towers(hf_model)):
+            raise
+        parts = ", ".join(f"model.get_submodule({path!r}), a {part}" for path, part in found.items())
+        raise UnsupportedModelError(
+            f"a {hf_class} is more than a vision tower; give what is inside it and has a graph: {parts}"
+        ) from error
 
 
 def _build(
