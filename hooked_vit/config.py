@@ -9,6 +9,24 @@ Role = Literal["cls", "dist", "registers", "patches", "inserted"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotaryPositions:
+    """How queries and keys are turned by where their patch stands (Su et al. 2021, here over rows and columns).
+
+    Half of the frequencies of a head, falling from 1 towards 1 / `base`, turn by the row and half by the column;
+    `columns_first` is their order. What is counted is the centre of a row or column between -1 and 1, in whole turns;
+    or with `indices` its number, plus `offset`, stretched to `reference` (rows, columns) where that is given.
+    `interleaved` pairs neighbouring dimensions of a head; otherwise partners are half a head apart.
+    """
+
+    base: float = 100.0
+    interleaved: bool = False
+    columns_first: bool = False
+    indices: bool = False
+    offset: float = 0.0
+    reference: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """Everything the hook graph needs to know; frozen, so that a model cannot drift from its description.
 
@@ -51,6 +69,7 @@ class ViTConfig:
     ln_pre: bool = False
     rel_pos_shared: bool = False
     rel_pos_per_layer: bool = False
+    rotary: RotaryPositions | None = None
 
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"
     sources: tuple[Role, ...] = ("cls",)
@@ -79,6 +98,11 @@ class ViTConfig:
             (
                 not (self.rel_pos_shared or self.rel_pos_per_layer) or self.prefix == ("cls",),
                 f"a relative position bias is defined for a CLS token and patches, got the prefix {self.prefix}",
+            ),
+            (
+                self.rotary is None or self.d_head % 4 == 0,
+                f"rotary positions turn pairs of dimensions by row and by column: d_head {self.d_head} must be a "
+                "multiple of 4",
             ),
             (bool(self.sources), "the readout needs at least one source"),
             (

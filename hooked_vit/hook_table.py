@@ -122,6 +122,7 @@ def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         else (f"what each head adds to the stream{scaled}")
     )
     read = "as the MLP reads it" if cfg.post_norm else "as the MLP branch reads it before its norm"
+    turned = "turned by row and column of their patch, as the scores read them; prefix tokens as they are"
     rows = {
         "hook_resid_pre": (STREAM, "residual stream entering the block"),
         **before[0],
@@ -129,6 +130,8 @@ def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         "attn.hook_k": (HEADS, "keys"),
         "attn.hook_v": (HEADS, "values"),
         "attn.hook_rel_pos_bias": ("1 head query key", "relative position bias, added to the scores of every image"),
+        "attn.hook_rot_q": (HEADS, f"queries {turned}"),
+        "attn.hook_rot_k": (HEADS, f"keys {turned}"),
         "attn.hook_attn_scores": (SCORES, f"attention scores before the softmax{biased}"),
         "attn.hook_pattern": (SCORES, "attention pattern after the softmax: each query's row sums to 1"),
         "attn.hook_z": (HEADS, "values mixed by the pattern, before the output matrix"),

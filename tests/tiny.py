@@ -86,6 +86,10 @@ TINY: dict[str, Tiny] = {
     "dinov2-swiglu": Tiny("Dinov2ForImageClassification", {"use_swiglu_ffn": True, "hidden_act": "relu"}),
     "registers": Tiny("Dinov2WithRegistersForImageClassification", {"num_register_tokens": 3}),
     "registers-model": Tiny("Dinov2WithRegistersModel", {"num_register_tokens": 2, "use_swiglu_ffn": True}),
+    "dinov3": Tiny("DINOv3ViTModel", {"num_register_tokens": 3}),
+    "dinov3-gated": Tiny("DINOv3ViTModel", {"use_gated_mlp": True, "hidden_act": "silu", "rope_theta": 10.0}),
+    "dinov3-wide": Tiny("DINOv3ViTModel", {"image_size": (32, 48), "key_bias": True, "query_bias": False}),
+    "dinov3-backbone": Tiny("DINOv3ViTBackbone", {"num_register_tokens": 1, "apply_layernorm": False}),
     "clip-model": Tiny("CLIPVisionModel", {}),
     "clip-projection": Tiny("CLIPVisionModelWithProjection", {"projection_dim": 24}),
     "clip-classifier": Tiny("CLIPForImageClassification", {}),
@@ -127,6 +131,7 @@ FAMILIES = (
     "dinov2",
     "dinov2-swiglu",
     "registers",
+    "dinov3",
     "clip-projection",
     "clip-classifier",
     "timm-registers",
@@ -156,6 +161,10 @@ def make_hf(name: str) -> nn.Module:
 
 def _randomised(model: nn.Module) -> nn.Module:
     model = model.eval()
+    for module in model.modules():
+        if "inv_freq" in module._buffers:
+            # from_pretrained keeps the frequencies of rotary positions in float32; a cast afterwards would round them
+            module._apply = lambda fn, *recurse, of=module: nn.Module._apply(of, lambda t: t.to(fn(t).device), *recurse)
     model.set_attn_implementation("eager")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -191,6 +200,8 @@ ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
     "BeitForMaskedImageModeling": lambda hf, out: hf.layernorm(out.hidden_states[-1])[:, 0],
     "Dinov2Model": lambda hf, out: out.pooler_output,
     "Dinov2WithRegistersModel": lambda hf, out: out.pooler_output,
+    "DINOv3ViTModel": lambda hf, out: out.pooler_output,
+    "DINOv3ViTBackbone": lambda hf, out: out.feature_maps[0].flatten(2).mT.contiguous().mean(1),
     "CLIPVisionModel": lambda hf, out: out.pooler_output,
     "CLIPVisionModelWithProjection": lambda hf, out: out.image_embeds,
     "CLIPModel": lambda hf, out: out.pooler_output,

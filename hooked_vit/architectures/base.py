@@ -90,6 +90,7 @@ class Architecture:
     `irrelevant_*` are named so that anything else is an error. `foreign_size_flags` are keyword arguments their forward
     needs for a foreign image size. `config_of` finds the config of a model in memory, and `prepare` brings its state
     dict into the layout that `keys` speaks of. `files` reads checkpoints that are not saved by transformers.
+    `examples` names for a class a checkpoint that people know.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Architecture:
     config_of: Callable[[Any], Any] = attrgetter("config")
     prepare: Callable[[ViTConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda cfg, tensors: tensors
     files: CheckpointFiles | None = None
+    examples: Mapping[str, str] = field(default_factory=dict)
 
 
 def register(architecture: Architecture) -> Architecture:

@@ -107,10 +107,10 @@ def reference(ours: HookedViT, theirs: nn.Module, pixels: Tensor) -> tuple[Tenso
         out = forward(pixel_values=pixels, **flags)
     if out.hidden_states is None:
         raise UnsupportedModelError(f"{ours.cfg.hf_class} shows no hidden states, so there is nothing to compare with")
-    return _output(ours, theirs, out, norm), out.hidden_states
+    return _output(ours, theirs, pixels, out, norm), out.hidden_states
 
 
-def _output(ours: HookedViT, theirs: nn.Module, out: Any, norm: list[Tensor]) -> Tensor:
+def _output(ours: HookedViT, theirs: nn.Module, pixels: Tensor, out: Any, norm: list[Tensor]) -> Tensor:
     if not ours.cfg.is_feature_model:
         return next(v for k in ("logits", "image_embeds", "pooler_output") if (v := out.get(k)) is not None)
     pooler = getattr(theirs, "pooler", None)
@@ -118,7 +118,9 @@ def _output(ours: HookedViT, theirs: nn.Module, out: Any, norm: list[Tensor]) ->
         return out.pooler_output
     tokens = out.get("last_hidden_state")
     # a pre-training class gives only its own predictions; what they are made of left its last norm
-    return (tokens if tokens is not None else norm[-1])[:, 0]
+    tokens = tokens if tokens is not None else norm[-1]
+    layout = ours.layout_for(*pixels.shape[2:])
+    return torch.cat([tokens[:, layout.where(role)].mean(1) for role in ours.cfg.sources], dim=-1)
 
 
 @contextmanager

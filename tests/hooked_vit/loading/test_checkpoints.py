@@ -41,6 +41,7 @@ HUB_NAMES = {
     "dinov2": ATTENTION,
     "dinov2-swiglu": ATTENTION,
     "registers": ATTENTION,
+    "dinov3": [(r"^model\.layer\.", "layer.")],
     "clip-model": [(r"^", "vision_model.")],
     "clip-projection": [],
     "clip-full": [],
@@ -96,6 +97,15 @@ def test_every_class_was_on_disk():
 def test_names_of_the_hub(name, tmp_path):
     save_with_hub_names(name, tmp_path)
     assert_same(HookedViT.from_pretrained(tmp_path), tiny(name)[1])
+
+
+def test_names_of_an_older_transformers_in_memory():
+    """Its DINOv3 held the layers without a module around them."""
+    hf, model = make_hf("dinov3-gated"), tiny("dinov3-gated")[1]
+    hf.layer = hf.model.layer
+    del hf.model
+    assert any(key.startswith("layer.0.") for key in hf.state_dict())
+    assert_same(HookedViT.from_hf(hf), model)
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
