@@ -375,9 +375,8 @@ def turned_the_other_way(model, _):
 def both_axes_measured_by_the_longer_one(model, monkeypatch):
     def square(positions, grid, device):
         side = max(grid)
-        return (
-            coordinates(positions, (side, side), device).unflatten(0, (side, side))[: grid[0], : grid[1]].flatten(0, 1)
-        )
+        places = coordinates(positions, (side, side), device).unflatten(0, (side, side))
+        return places[: grid[0], : grid[1]].flatten(0, 1)
 
     monkeypatch.setattr("hooked_vit.components.rotary.coordinates", square)
     turns.cache_clear()
