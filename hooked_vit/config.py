@@ -37,7 +37,8 @@ class ViTConfig:
     `sources` are the token roles it reads (a role of many tokens is averaged), `heads` the linear heads and the
     positions in `sources` each one reads; several heads are averaged. Without heads the model returns its pooled
     features, and `is_feature_model` says so. With `post_norm` a block adds norm(branch(x)) to the stream instead of
-    branch(norm(x)). `positionless` are the roles in front of the patches that no position embedding is added to.
+    branch(norm(x)); `*_inner_norm` is one more norm, in front of a branch's output matrix. `positionless` are the
+    roles in front of the patches that no position embedding is added to.
 
     Raises ValueError for a combination no graph can have.
     """
@@ -54,6 +55,8 @@ class ViTConfig:
     eps: float = 1e-6
     layer_scale: bool = False
     post_norm: bool = False
+    attn_inner_norm: bool = False
+    mlp_inner_norm: bool = False
     q_bias: bool = True
     k_bias: bool = True
     v_bias: bool = True

@@ -107,7 +107,7 @@ def layer_scale_without_the_bias(model, _):
         attn.o.bias /= attn.ls
 
 
-@mutant("beit-mean-both", "beit-mean-none", "dinov3")
+@mutant("beit-mean-both", "beit-mean-none", "dinov3", "timm-eva02", "timm-eva02-packed")
 def bias_on_keys(model, _):
     for block in model.blocks:
         block.attn.k.bias = nn.Parameter(torch.randn(model.cfg.d_model))
@@ -158,7 +158,7 @@ def halves_of_the_head_swapped(model, _):
     replace_cfg(model, sources=("patches", "cls"))
 
 
-@mutant("dinov2-swiglu", "dinov3-gated")
+@mutant("dinov2-swiglu", "dinov3-gated", "timm-eva02", "timm-eva02-packed", "timm-dinov3")
 def gate_and_up_swapped(model, _):
     mlp = model.blocks[0].mlp
     mlp.fc_in, mlp.fc_gate = mlp.fc_gate, mlp.fc_in
@@ -213,12 +213,12 @@ def the_two_norms_of_a_block_swapped(model, _):
     block.ln1, block.ln2 = block.ln2, block.ln1
 
 
-@mutant("timm-rpn", "timm-rpn-cls")
+@mutant("timm-rpn", "timm-rpn-cls", "timm-eva02-post")
 def norms_in_front_of_the_branches(model, _):
     model.blocks[0].post_norm = False
 
 
-@mutant("timm", "timm-deit3", "timm-clip")
+@mutant("timm", "timm-deit3", "timm-clip", "timm-pe")
 def norms_behind_the_branches(model, _):
     model.blocks[1].post_norm = True
 
@@ -329,7 +329,7 @@ def rotary_on_the_prefix(model, _):
     turning(model, turn)
 
 
-@mutant("dinov3", "dinov3-gated", "dinov3-backbone")
+@mutant("dinov3", "dinov3-gated", "dinov3-backbone", "timm-eva02", "timm-pe", "timm-dinov3")
 def no_rotary(model, _):
     turning(model, lambda rotary, x, tokens: x)
 
@@ -340,24 +340,59 @@ def rotary_on_queries_alone(model, _):
     turning(model, lambda rotary, x, tokens: Rotary.forward(rotary, x, tokens) if next(queries) else x)
 
 
-@mutant("dinov3", "dinov3-gated")
+@mutant("dinov3", "dinov3-gated", "timm-pe", "timm-dinov3")
 def another_base(model, _):
-    positions_of(model, base=10000.0)
+    positions_of(model, base=2 * model.cfg.rotary.base)
 
 
-@mutant("dinov3", "dinov3-gated")
-def neighbouring_dimensions_paired(model, _):
-    positions_of(model, interleaved=True)
+@mutant("dinov3", "dinov3-gated", "timm-eva02", "timm-pe", "timm-dinov3")
+def other_partners_in_a_pair(model, _):
+    positions_of(model, interleaved=not model.cfg.rotary.interleaved)
 
 
-@mutant("dinov3", "dinov3-wide", size=(32, 48))
+@mutant("dinov3", "dinov3-wide", "timm-eva02", "timm-pe", size=(32, 48))
 def rows_and_columns_swapped(model, _):
-    positions_of(model, columns_first=True)
+    positions_of(model, columns_first=not model.cfg.rotary.columns_first)
 
 
-@mutant("dinov3")
-def patches_counted_from_zero(model, _):
-    positions_of(model, indices=True)
+@mutant("dinov3", "timm-eva02", "timm-pe", "timm-dinov3")
+def patches_counted_another_way(model, _):
+    positions_of(model, indices=not model.cfg.rotary.indices)
+
+
+@mutant("timm-eva02", "timm-pe")
+def a_grid_that_is_not_stretched(model, _):
+    positions_of(model, reference=None)
+
+
+@mutant("timm-pe", size=(48, 40))
+def a_reference_the_wrong_way_round(model, _):
+    rows, columns = model.cfg.rotary.reference
+    positions_of(model, reference=(columns, rows))
+
+
+@mutant("timm-eva02-inner")
+def no_norm_inside_attention(model, _):
+    model.blocks[0].attn.ln = None
+
+
+@mutant("timm-eva02", "timm-eva02-inner")
+def no_norm_inside_the_mlp(model, _):
+    model.blocks[0].mlp.ln = None
+
+
+@mutant("timm-eva02")
+def the_norm_inside_the_mlp_in_front_of_its_gate(model, _):
+    mlp = model.blocks[0].mlp
+    mlp.forward = lambda x: mlp.fc_out(mlp.act(mlp.fc_gate(x)) * mlp.ln(mlp.fc_in(x)))
+
+
+@mutant("timm-eva02-inner")
+def a_norm_per_head_inside_attention(model, _):
+    attn = model.blocks[0].attn
+    attn.ln.forward = lambda z: (
+        F.layer_norm(z.unflatten(-1, (4, -1)), (8,), eps=attn.ln.eps).flatten(-2) * attn.ln.weight + attn.ln.bias
+    )
 
 
 @mutant("dinov3", "dinov3-gated")
