@@ -9,6 +9,24 @@ Role = Literal["cls", "dist", "registers", "patches", "inserted"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotaryPositions:
+    """How queries and keys are turned by where their patch stands (Su et al. 2021, here over rows and columns).
+
+    Half of the frequencies of a head, falling from 1 towards 1 / `base`, turn by the row and half by the column;
+    `columns_first` is their order. What is counted is the centre of a row or column between -1 and 1, in whole turns;
+    or with `indices` its number, plus `offset`, stretched to `reference` (rows, columns) where that is given.
+    `interleaved` pairs neighbouring dimensions of a head; otherwise partners are half a head apart.
+    """
+
+    base: float = 100.0
+    interleaved: bool = False
+    columns_first: bool = False
+    indices: bool = False
+    offset: float = 0.0
+    reference: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """Everything the hook graph needs to know; frozen, so that a model cannot drift from its description.
 
@@ -19,7 +37,8 @@ class ViTConfig:
     `sources` are the token roles it reads (a role of many tokens is averaged), `heads` the linear heads and the
     positions in `sources` each one reads; several heads are averaged. Without heads the model returns its pooled
     features, and `is_feature_model` says so. With `post_norm` a block adds norm(branch(x)) to the stream instead of
-    branch(norm(x)). `positionless` are the roles in front of the patches that no position embedding is added to.
+    branch(norm(x)); `*_inner_norm` is one more norm, in front of a branch's output matrix. `positionless` are the
+    roles in front of the patches that no position embedding is added to.
 
     Raises ValueError for a combination no graph can have.
     """
@@ -36,6 +55,8 @@ class ViTConfig:
     eps: float = 1e-6
     layer_scale: bool = False
     post_norm: bool = False
+    attn_inner_norm: bool = False
+    mlp_inner_norm: bool = False
     q_bias: bool = True
     k_bias: bool = True
     v_bias: bool = True
@@ -51,6 +72,7 @@ class ViTConfig:
     ln_pre: bool = False
     rel_pos_shared: bool = False
     rel_pos_per_layer: bool = False
+    rotary: RotaryPositions | None = None
 
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"
     sources: tuple[Role, ...] = ("cls",)
@@ -79,6 +101,11 @@ class ViTConfig:
             (
                 not (self.rel_pos_shared or self.rel_pos_per_layer) or self.prefix == ("cls",),
                 f"a relative position bias is defined for a CLS token and patches, got the prefix {self.prefix}",
+            ),
+            (
+                self.rotary is None or self.d_head % 4 == 0,
+                f"rotary positions turn pairs of dimensions by row and by column: d_head {self.d_head} must be a "
+                "multiple of 4",
             ),
             (bool(self.sources), "the readout needs at least one source"),
             (

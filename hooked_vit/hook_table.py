@@ -122,6 +122,7 @@ def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         else (f"what each head adds to the stream{scaled}")
     )
     read = "as the MLP reads it" if cfg.post_norm else "as the MLP branch reads it before its norm"
+    turned = "turned by row and column of their patch, as the scores read them; prefix tokens as they are"
     rows = {
         "hook_resid_pre": (STREAM, "residual stream entering the block"),
         **before[0],
@@ -129,9 +130,15 @@ def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         "attn.hook_k": (HEADS, "keys"),
         "attn.hook_v": (HEADS, "values"),
         "attn.hook_rel_pos_bias": ("1 head query key", "relative position bias, added to the scores of every image"),
+        "attn.hook_rot_q": (HEADS, f"queries {turned}"),
+        "attn.hook_rot_k": (HEADS, f"keys {turned}"),
         "attn.hook_attn_scores": (SCORES, f"attention scores before the softmax{biased}"),
         "attn.hook_pattern": (SCORES, "attention pattern after the softmax: each query's row sums to 1"),
-        "attn.hook_z": (HEADS, "values mixed by the pattern, before the output matrix"),
+        **_inner_norm(cfg.attn_inner_norm, "attn", HEADS, STREAM, "values mixed by the pattern"),
+        "attn.hook_z": (
+            HEADS,
+            f"{'normalised ' * cfg.attn_inner_norm}values mixed by the pattern, before the output matrix",
+        ),
         "attn.hook_result": (
             "batch pos head d_model",
             f"{of_a_head}; the sum over heads lacks only b_O",
@@ -143,12 +150,27 @@ def _block(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         **before[1],
         "mlp.hook_pre": (NEURONS, f"{'gates' if cfg.gated_mlp else 'neurons'} before their nonlinearity"),
         "mlp.hook_pre_linear": (NEURONS, "what each neuron's gate multiplies"),
-        "mlp.hook_post": (NEURONS, "neurons as the output matrix reads them" + ", gated" * cfg.gated_mlp),
+        **_inner_norm(cfg.mlp_inner_norm, "mlp", NEURONS, NEURONS, "neurons" + ", gated" * cfg.gated_mlp),
+        "mlp.hook_post": (
+            NEURONS,
+            "neurons as the output matrix reads them" + ", gated" * cfg.gated_mlp + ", normalised" * cfg.mlp_inner_norm,
+        ),
         **behind[1],
         "hook_mlp_out": (STREAM, f"what the MLP adds to the stream{added}"),
         "hook_resid_post": (STREAM, 'residual stream leaving the block: "after block l"'),
     }
     return {f"blocks.{name}": row for name, row in rows.items()}
+
+
+def _inner_norm(there: bool, part: str, axes: str, normed: str, what: str) -> dict[str, tuple[str, str]]:
+    """What stands in front of the output matrix of a part of a block, where a norm of it does."""
+    if not there:
+        return {}
+    return {
+        f"{part}.hook_mid": (axes, f"{what}, in front of the norm inside {part}"),
+        f"{part}.ln.hook_scale": ("batch pos 1", f"standard deviation they are divided by inside {part}"),
+        f"{part}.ln.hook_normalized": (normed, f"normalised inside {part}, before gain and offset"),
+    }
 
 
 def _norm_of(cfg: ViTConfig, norm: str, part: str) -> dict[str, tuple[str, str]]:

@@ -133,7 +133,7 @@ def _slice_positions(kept: dict[str, Tensor], part: Slice, cfg: ViTConfig) -> di
     no_position: tuple[str, ...] = ("hook_pixels", "hook_patch", "hook_pooled", "hook_head_logits", "hook_logits")
     if cfg.final_norm == "pooled":
         no_position += ("ln_final.hook_scale", "ln_final.hook_normalized")
-    per_head = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
+    per_head = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "attn.hook_mid", "hook_z", "hook_result")
 
     def cut(name: str, x: Tensor) -> Tensor:
         bare = name.removesuffix("_grad")

@@ -189,7 +189,7 @@ class HookedViT(Readout, Weights, Hooking):
         """Inside a hook on the residual stream: the stream with new tokens [n d] or [b n d] in front of position `at`.
 
         Roles, the readout and position lookups follow. `donor` is the original token whose relative-position entries
-        the new ones use (0, the CLS token, unless said otherwise; None for none).
+        or rotary position the new ones use (0, the CLS token, unless said otherwise; None for none).
         """
         self._require_run(x)
         b, _, d = x.shape

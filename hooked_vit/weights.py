@@ -149,6 +149,10 @@ class Weights(nn.Module):
             attn, mlp = block.attn, block.mlp
             _fold(block.ln1, [attn.q, attn.k, attn.v])
             _fold(block.ln2, [linear for linear in (mlp.fc_in, mlp.fc_gate) if linear is not None])
+        for block in self.blocks:
+            for branch, linear in ((block.attn, block.attn.o), (block.mlp, block.mlp.fc_out)):
+                if branch.ln is not None:
+                    _fold(branch.ln, [linear])
         one_role_each = bool(self.cfg.heads) and all(len(read) == 1 for _, read in self.cfg.heads)
         folds_head = one_role_each and isinstance(self.ln_final, LayerNorm)
         if folds_head:

@@ -18,7 +18,7 @@ Where = bool | Number | Tensor
 
 # Sites by TransformerLens' short names, and what each holds per token: a vector, a vector per head, neurons.
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
-HEADS = ("q", "k", "v", "z", "result")
+HEADS = ("q", "k", "v", "rot_q", "rot_k", "z", "result")
 NEURONS = ("pre", "pre_linear", "post")
 TOKEN_SITES = (*STREAM, *HEADS, *NEURONS)
 EDGES = ("attn_scores", "pattern")

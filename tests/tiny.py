@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from hooked_vit import HookedViT, architectures
-from tests.hooked_vit.architectures import timm_reference
+from tests.hooked_vit.architectures.timm_eva_reference import CLASSES as TIMM_CLASSES
 
 IMAGE, PATCH, CLASSES = 32, 8, 5
 # wider, taller with the native number of patches, and larger on both sides; the first is native
@@ -81,6 +81,16 @@ EXACT_ROOT = {"num_attention_heads": 2, "use_absolute_position_embeddings": True
 # residual post-norm, no CLS, no bias of queries, keys and values: the GAP model of Vilas et al. 2023
 RPN = {"architecture": "vit_base_patch16_rpn_224", "block_fn": "ResPostBlock", "class_token": False}
 RPN |= {"global_pool": "avg", "qkv_bias": False, "init_values": 1e-5}
+# timm's Eva: rotary positions counted from the pre-training grid, a gated MLP with a norm inside; Perception Encoder's
+# count from one, columns first; DINOv3's are those of transformers
+EVA02 = {"swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True, "ref_feat_shape": (3, 3), "qkv_fused": False}
+PERCEPTION = {"architecture": "vit_pe_spatial_base_patch16_512", "attn_type": "rope", "use_pre_transformer_norm": True}
+PERCEPTION |= {"use_rot_pos_emb": True, "ref_feat_shape": (3, 2), "rope_grid_offset": 1.0, "rope_grid_indexing": "xy"}
+PERCEPTION |= {"use_post_transformer_norm": False, "use_fc_norm": False, "init_values": 0.1, "eps": 1e-5}
+DINO_EVA = {"architecture": "vit_small_plus_patch16_dinov3", "use_abs_pos_emb": False, "use_rot_pos_emb": True}
+DINO_EVA |= {"rope_type": "dinov3", "rope_temperature": 100.0, "rope_rotate_half": True, "use_fc_norm": False}
+DINO_EVA |= {"num_reg_tokens": 2, "qkv_bias": False, "swiglu_mlp": True, "swiglu_align_to": 24, "eps": 1e-5}
+DINO_EVA |= {"init_values": 1e-5}
 BOTH_BIASES = {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}
 TINY: dict[str, Tiny] = {
     "vit": Tiny("ViTForImageClassification", {}),
@@ -100,6 +110,10 @@ TINY: dict[str, Tiny] = {
     "dinov2-swiglu": Tiny("Dinov2ForImageClassification", {"use_swiglu_ffn": True, "hidden_act": "relu"}),
     "registers": Tiny("Dinov2WithRegistersForImageClassification", {"num_register_tokens": 3}),
     "registers-model": Tiny("Dinov2WithRegistersModel", {"num_register_tokens": 2, "use_swiglu_ffn": True}),
+    "dinov3": Tiny("DINOv3ViTModel", {"num_register_tokens": 3}),
+    "dinov3-gated": Tiny("DINOv3ViTModel", {"use_gated_mlp": True, "hidden_act": "silu", "rope_theta": 10.0}),
+    "dinov3-wide": Tiny("DINOv3ViTModel", {"image_size": (32, 48), "key_bias": True, "query_bias": False}),
+    "dinov3-backbone": Tiny("DINOv3ViTBackbone", {"num_register_tokens": 1, "apply_layernorm": False}),
     "clip-model": Tiny("CLIPVisionModel", {}),
     "clip-projection": Tiny("CLIPVisionModelWithProjection", {"projection_dim": 24}),
     "clip-classifier": Tiny("CLIPForImageClassification", {}),
@@ -132,6 +146,13 @@ TINY: dict[str, Tiny] = {
     "timm-no-final-norm": Tiny("VisionTransformer", {"final_norm": False}),
     "timm-features": Tiny("VisionTransformer", {"num_classes": 0, "img_size": (32, 48), "in_chans": 1}),
     "timm-distilled": Tiny("VisionTransformerDistilled", {}),
+    "timm-eva": Tiny("Eva", {"architecture": "eva_giant_patch14_224"}),
+    "timm-eva02": Tiny("Eva", EVA02),
+    "timm-eva02-packed": Tiny("Eva", EVA02 | {"scale_mlp": False, "qkv_fused": True, "global_pool": "token"}),
+    "timm-eva02-inner": Tiny("Eva", EVA02 | {"scale_attn_inner": True, "global_pool": "token"}),
+    "timm-eva02-post": Tiny("Eva", {"use_post_norm": True, "architecture": "eva02_enormous_patch14_clip_224"}),
+    "timm-pe": Tiny("Eva", PERCEPTION),
+    "timm-dinov3": Tiny("Eva", DINO_EVA),
 }
 # of the product of BEiT's settings, eight in which every two settings meet in each of their combinations
 BEITS = (
@@ -160,20 +181,21 @@ FAMILIES = (
     "dinov2",
     "dinov2-swiglu",
     "registers",
+    "dinov3",
     "clip-projection",
     "clip-classifier",
     "timm-registers",
 )
-# and where the norms stand behind the branches, with CLS and without: what must hold of every graph whatsoever
-GRAPHS = (*FAMILIES, "timm-rpn-cls", "timm-rpn", "ijepa")
+# and where norms stand behind the branches, with CLS and without, or inside: what must hold of every graph whatsoever
+GRAPHS = (*FAMILIES, "timm-rpn-cls", "timm-rpn", "timm-eva02-inner", "ijepa")
 
 
 def make_hf(name: str) -> nn.Module:
     """A new original model, the same random weights every time, eager and in eval mode."""
     case = TINY[name]
     torch.manual_seed(zlib.crc32(name.encode()))
-    if case.hf_class in timm_reference.CLASSES:
-        return _randomised(timm_reference.CLASSES[case.hf_class](**case.settings))
+    if case.hf_class in TIMM_CLASSES:
+        return _randomised(TIMM_CLASSES[case.hf_class](**case.settings))
     hf_class = getattr(transformers, case.hf_class)
     settings = SIZE | ({} if "Dinov2" in case.hf_class else MLP) | case.settings
     if "vision_config" in hf_class.config_class.sub_configs:
@@ -194,6 +216,10 @@ def set_kernel(model: nn.Module, kernel: str) -> None:
 
 def _randomised(model: nn.Module) -> nn.Module:
     model = model.eval()
+    for module in model.modules():
+        if "inv_freq" in module._buffers:
+            # from_pretrained keeps the frequencies of rotary positions in float32; a cast afterwards would round them
+            module._apply = lambda fn, *recurse, of=module: nn.Module._apply(of, lambda t: t.to(fn(t).device), *recurse)
     set_kernel(model, "eager")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -245,13 +271,15 @@ ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
             ("Model", lambda hf, out: out.pooler_output),
         )
     },
+    "DINOv3ViTModel": lambda hf, out: out.pooler_output,
+    "DINOv3ViTBackbone": lambda hf, out: out.feature_maps[0].flatten(2).mT.contiguous().mean(1),
 }
 
 
 def answer(hf: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What transformers computes: its output, and the hidden state entering each block and leaving the last one."""
     hf_class = type(hf).__name__
-    if hf_class in timm_reference.CLASSES:
+    if hf_class in TIMM_CLASSES:
         return hf(x), hf.states(x)
     family = architectures.for_class(hf_class)
     native = hf.config.vision_config.image_size if hasattr(hf.config, "vision_config") else hf.config.image_size

@@ -15,7 +15,7 @@ from PIL import Image
 from hooked_vit.errors import CheckpointError, UnsupportedModelError, nearest
 from hooked_vit.processing import centre_cropping
 
-PLAIN, DISTILLED = "VisionTransformer", "VisionTransformerDistilled"
+PLAIN, DISTILLED, EVA = "VisionTransformer", "VisionTransformerDistilled", "Eva"
 # VisionTransformer's own defaults, of everything that inference depends on; `eps` is its norm layer's.
 DEFAULTS: dict[str, Any] = {
     "img_size": 224,
@@ -43,6 +43,44 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+EVA_DEFAULTS: dict[str, Any] = {
+    "img_size": 224,
+    "patch_size": 16,
+    "in_chans": 3,
+    "num_classes": 1000,
+    "global_pool": "avg",
+    "embed_dim": 768,
+    "depth": 12,
+    "num_heads": 12,
+    "qkv_bias": True,
+    "qkv_fused": True,
+    "mlp_ratio": 4.0,
+    "swiglu_mlp": False,
+    "swiglu_align_to": 0,
+    "scale_mlp": False,
+    "scale_attn_inner": False,
+    "attn_type": "eva",
+    "init_values": None,
+    "class_token": True,
+    "num_reg_tokens": 0,
+    "no_embed_class": False,
+    "use_abs_pos_emb": True,
+    "use_rot_pos_emb": False,
+    "rope_type": "cat",
+    "rope_grid_offset": 0.0,
+    "rope_grid_indexing": "ij",
+    "rope_temperature": 10000.0,
+    "rope_rotate_half": False,
+    "ref_feat_shape": None,
+    "use_post_norm": False,
+    "use_pre_transformer_norm": False,
+    "use_post_transformer_norm": None,
+    "use_fc_norm": None,
+    "eps": 1e-6,
+    "label_names": None,
+}
+
+
 # what a config.json says besides: where the file came from, and how images were prepared
 TOLD_ELSEWHERE = ("architecture", "num_features", "pretrained_cfg", "label_descriptions", "model_args", "model_type")
 
@@ -58,7 +96,9 @@ class Settings(SimpleNamespace):
 @cache
 def known() -> dict[str, dict[str, Any]]:
     """timm's name of a model -> what it builds it with, beside the defaults."""
-    return json.loads(files(__package__).joinpath("timm_models.json").read_text(encoding="utf-8"))
+    names = {"timm_models.json": PLAIN, "timm_eva_models.json": EVA}
+    read = {file: json.loads(files(__package__).joinpath(file).read_text(encoding="utf-8")) for file in names}
+    return {name: {"class": names[file]} | built for file, models in read.items() for name, built in models.items()}
 
 
 def settings(source: Mapping[str, Any] | str, **changes: Any) -> tuple[str, Settings]:
@@ -74,22 +114,24 @@ def settings(source: Mapping[str, Any] | str, **changes: Any) -> tuple[str, Sett
             f"{nearest(name, known())}. Known are: {', '.join(known())}"
         )
     built = dict(known()[name])
-    distilled = built.pop("distilled", False)
-    if strange := sorted(set(config) - set(DEFAULTS) - set(TOLD_ELSEWHERE)):
+    their_class = DISTILLED if built.pop("distilled", False) else built["class"]
+    del built["class"]
+    defaults = EVA_DEFAULTS if their_class == EVA else DEFAULTS
+    if strange := sorted(set(config) - set(defaults) - set(TOLD_ELSEWHERE)):
         raise CheckpointError(f"timm's config.json holds entries nobody here knows: {', '.join(strange)}")
     given = config.get("pretrained_cfg") or {}
     if size := given.get("input_size"):
         built |= {"in_chans": size[0], "img_size": tuple(size[1:])}
     arguments = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
     root = {key: config[key] for key in ("num_classes", "label_names") if config.get(key) is not None}
-    found = DEFAULTS | built | root | arguments | changes
+    found = defaults | built | root | arguments | changes
     said = config.get("global_pool", found["global_pool"])
     if said != found["global_pool"] and "global_pool" not in changes:
         raise CheckpointError(
             f"config.json says global_pool={said!r}, and timm builds {name} with {found['global_pool']!r}: say "
             "which it was trained with, global_pool=…"
         )
-    return DISTILLED if distilled else PLAIN, Settings(**found)
+    return their_class, Settings(**found)
 
 
 RESAMPLING = {

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.embedding import RelativePositionBias
+from hooked_vit.components.norms import LayerNorm
+from hooked_vit.components.rotary import Rotary
 from hooked_vit.components.watching import seen_by, unless_edited, watched
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import Run, tokens_changed
@@ -24,6 +26,8 @@ class Attention(nn.Module):
     hook_pattern: HookPoint
     hook_z: HookPoint
     hook_result: HookPoint
+    hook_rot_q: HookPoint
+    hook_rot_k: HookPoint
 
     def __init__(self, cfg: ViTConfig, run: Run, shared_bias: RelativePositionBias | None) -> None:
         super().__init__()
@@ -40,12 +44,21 @@ class Attention(nn.Module):
             setattr(self, f"hook_{name}", HookPoint())
         if cfg.rel_pos_per_layer or cfg.rel_pos_shared:
             self.hook_rel_pos_bias = HookPoint()
+        self.ln = LayerNorm(cfg.d_model, cfg.eps) if cfg.attn_inner_norm else None
+        if cfg.attn_inner_norm:
+            self.hook_mid = HookPoint()
+        self.rotary = Rotary(cfg) if cfg.rotary is not None else None
+        if self.rotary is not None:
+            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        q = self.hook_q(self._split(self.q(x))).transpose(1, 2)
-        k = self.hook_k(self._split(self.k(x))).transpose(1, 2)
+        q, k = self.hook_q(self._split(self.q(x))), self.hook_k(self._split(self.k(x)))
         v = self.hook_v(self._split(self.v(x))).transpose(1, 2)
         bias = self._bias(x)
+        if self.rotary is not None:
+            q = self.hook_rot_q(self.rotary(q, self.run.tokens))
+            k = self.hook_rot_k(self.rotary(k, self.run.tokens))
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
         if self._fused():
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.d_head**-0.5)
         else:
@@ -54,7 +67,10 @@ class Attention(nn.Module):
             # half precision is too coarse for a softmax over hundreds of keys
             pattern = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
             z = self.hook_pattern(pattern) @ v
-        return self._out(self.hook_z(z.transpose(1, 2)))
+        z = z.transpose(1, 2)
+        if self.ln is not None:
+            z = self._split(self.ln(self.hook_mid(z).flatten(-2)))
+        return self._out(self.hook_z(z))
 
     def _split(self, x: Tensor) -> Float[Tensor, "b t h d_head"]:
         return x.unflatten(-1, (self.n_heads, self.d_head))

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from hooked_vit.components.norms import LayerNorm
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import nearest
 
@@ -43,12 +44,17 @@ class MLP(nn.Module):
         self.hook_post = HookPoint()
         if cfg.gated_mlp:
             self.hook_pre_linear = HookPoint()
+        self.ln = LayerNorm(cfg.d_mlp, cfg.eps) if cfg.mlp_inner_norm else None
+        if cfg.mlp_inner_norm:
+            self.hook_mid = HookPoint()
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         if self.fc_gate is None:
             post = self.act(self.hook_pre(self.fc_in(x)))
         else:
             post = self.act(self.hook_pre(self.fc_gate(x))) * self.hook_pre_linear(self.fc_in(x))
+        if self.ln is not None:
+            post = self.ln(self.hook_mid(post))
         out = self.fc_out(self.hook_post(post))
         return out if self.ls is None else out * self.ls
 

@@ -55,7 +55,8 @@ def insert_token(
     and position lookups of the other tokens stay right. The readout leaves the new token out unless it is given
     another `role`. Where the family biases attention by relative position, the new token uses the entries of CLS, or
     none (`bias="zero"`), or [3, heads] of its own in the order of BEiT's table: new to token, token to new, new to
-    itself. `where` chooses images. methods: lab note 2, "augment".
+    itself. Where queries and keys are turned by position, those of the new token are not. `where` chooses images.
+    methods: lab note 2, "augment".
     """
     layer = layer_of(model, layer)
     check_choice(role, ROLES, "a token's role")

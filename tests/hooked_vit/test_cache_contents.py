@@ -86,7 +86,7 @@ def test_a_part_of_the_positions(family):
     _, whole = model.run_with_cache(x)
     _, cache = model.run_with_cache(x, pos_slice=(1, 4))
     for name, act in whole.items():
-        per_head = name.endswith(("hook_q", "hook_k", "hook_v", "hook_z"))
+        per_head = name.endswith(("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "attn.hook_mid", "hook_z"))
         pooled = name.startswith("ln_final") and model.cfg.final_norm == "pooled"
         if name in ("hook_pixels", "embed.hook_patch", "hook_pooled", "hook_head_logits", "hook_logits") or pooled:
             assert torch.equal(cache[name], act)

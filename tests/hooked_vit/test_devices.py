@@ -10,6 +10,7 @@ import torch
 
 from hooked_vit import HookedViT
 from hooked_vit.components.embedding import offsets
+from hooked_vit.components.rotary import turns
 from tests.tiny import FAMILIES, distance, make, pixels, tiny
 
 
@@ -26,15 +27,15 @@ def everything(model: HookedViT, x: torch.Tensor) -> list[torch.Tensor]:
     with model.hooks([("blocks.0.hook_resid_post", edit)]):
         logits, cache = model.run_with_cache(x)
         stream = model(x, stop_at_layer=1)
-    attributions = cache.logit_attrs(cache["resid_post", 1][None], 0)
-    return [
-        model(x),
-        logits,
-        model(stream, start_at_layer=1),
-        attributions,
-        cache.at("resid_post", 1),
-        cache.logit_lens(),
-    ]
+    found = [model(x), logits, model(stream, start_at_layer=1), cache.at("resid_post", 1)]
+    if model.cfg.is_feature_model:
+        return found
+    return [*found, cache.logit_attrs(cache["resid_post", 1][None], 0), cache.logit_lens()]
+
+
+def forget_what_is_kept():
+    for kept in (offsets, turns):
+        kept.cache_clear()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,7 +44,7 @@ def test_the_default_device_is_irrelevant(family):
     for size in (None, (48, 40)):
         x = pixels(model, size)
         want = everything(model, x)
-        offsets.cache_clear()
+        forget_what_is_kept()
         with torch.device("meta"):
             found = everything(model, x)
         assert all(map(torch.equal, found, want))
@@ -51,7 +52,7 @@ def test_the_default_device_is_irrelevant(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inference_mode_leaves_gradients_to_later_runs(family):
-    offsets.cache_clear()
+    forget_what_is_kept()
     model = make(family)
     x = pixels(model)
     with torch.inference_mode():

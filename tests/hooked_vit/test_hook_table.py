@@ -44,6 +44,7 @@ def test_meanings_follow_the_config():
     assert "cls beside the mean of the patches" in meaning("dinov2", "hook_pooled")
     assert "head_dist reads dist" in meaning("deit-teacher", "hook_head_logits")
     assert "zeros" in meaning("beit-mean-both", "hook_pos_embed")
+    assert "prefix tokens as they are" in meaning("dinov3", "blocks.0.attn.hook_rot_k")
     assert "zero at the registers" in meaning("registers", "hook_pos_embed")
     assert "no head" in meaning("clip-model", "hook_logits")
 

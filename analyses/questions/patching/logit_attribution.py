@@ -130,6 +130,11 @@ def logit_terms(
     """
     model.b_U  # noqa: B018  # raises for a model without a classifier
     model.require_branches_are_sums("logit attribution")
+    if by_source and model.cfg.attn_inner_norm:
+        raise ValueError(
+            "by_source takes a head's sum over the tokens it attends to apart; in this model a norm stands between "
+            "that sum and the output matrix. Without by_source heads do add up"
+        )
     logits, acts = _run(model, pixels, neurons, by_source)
     wanted = logits.argmax(-1) if classes is None else classes
     sides = [(_ids(model, wanted, len(pixels)), 1.0)]

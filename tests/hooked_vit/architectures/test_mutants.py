@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from types import MethodType, SimpleNamespace
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from hooked_vit import HookedViT
 from hooked_vit.components.embedding import offsets
 from hooked_vit.components.mlp import ACTIVATIONS
 from hooked_vit.components.norms import LayerNorm, NoNorm
+from hooked_vit.components.rotary import Rotary, coordinates, turns
 from tests.tiny import IMAGE, assert_parity, make_hf, pixels
 
 MUTANTS: list = []
@@ -42,7 +45,7 @@ def replace_cfg(model: HookedViT, **changes) -> None:
     model.cfg = model.cfg.replace(**changes)
 
 
-@mutant("vit", "deit", "beit-mean-both", "dinov2", "registers", "clip-projection", "timm", "timm-rpn")
+@mutant("vit", "deit", "beit-mean-both", "dinov2", "registers", "dinov3", "clip-projection", "timm", "timm-rpn")
 def eps_of_another_family(model, _):
     for norm in model.modules():
         if isinstance(norm, LayerNorm):
@@ -92,7 +95,7 @@ def tanh_gelu(model, _):
         block.mlp.act = ACTIVATIONS["gelu_pytorch_tanh"]
 
 
-@mutant("beit-mean-both", "dinov2", "registers")
+@mutant("beit-mean-both", "dinov2", "registers", "dinov3")
 def no_layer_scale_on_the_mlp(model, _):
     model.blocks[-1].mlp.ls = None
 
@@ -104,7 +107,7 @@ def layer_scale_without_the_bias(model, _):
         attn.o.bias /= attn.ls
 
 
-@mutant("beit-mean-both", "beit-mean-none", "data2vec-model")
+@mutant("beit-mean-both", "beit-mean-none", "data2vec-model", "dinov3", "timm-eva02", "timm-eva02-packed")
 def bias_on_keys(model, _):
     for block in model.blocks:
         block.attn.k.bias = nn.Parameter(torch.randn(model.cfg.d_model))
@@ -180,7 +183,7 @@ def halves_of_the_head_swapped(model, _):
     replace_cfg(model, sources=("patches", "cls"))
 
 
-@mutant("dinov2-swiglu")
+@mutant("dinov2-swiglu", "dinov3-gated", "timm-eva02", "timm-eva02-packed", "timm-dinov3")
 def gate_and_up_swapped(model, _):
     mlp = model.blocks[0].mlp
     mlp.fc_in, mlp.fc_gate = mlp.fc_gate, mlp.fc_in
@@ -235,12 +238,12 @@ def the_two_norms_of_a_block_swapped(model, _):
     block.ln1, block.ln2 = block.ln2, block.ln1
 
 
-@mutant("timm-rpn", "timm-rpn-cls")
+@mutant("timm-rpn", "timm-rpn-cls", "timm-eva02-post")
 def norms_in_front_of_the_branches(model, _):
     model.blocks[0].post_norm = False
 
 
-@mutant("timm", "timm-deit3", "timm-clip")
+@mutant("timm", "timm-deit3", "timm-clip", "timm-pe")
 def norms_behind_the_branches(model, _):
     model.blocks[1].post_norm = True
 
@@ -326,6 +329,145 @@ def native_positions_where_the_number_of_patches_is_native(model, _):
     for module in model.modules():
         if hasattr(module, "grid"):
             module.grid = (2, 8)
+
+
+def turning(model: HookedViT, turn: Callable) -> None:
+    """Another way to turn queries and keys."""
+    for block in model.blocks:
+        block.attn.rotary.forward = partial(turn, block.attn.rotary)
+
+
+def positions_of(model: HookedViT, **changes) -> None:
+    for block in model.blocks:
+        block.attn.rotary.positions = replace(block.attn.rotary.positions, **changes)
+
+
+@mutant("dinov3", "dinov3-gated")
+def rotary_on_the_prefix(model, _):
+    """Turned as if the first patch stood there."""
+
+    def turn(rotary, x, tokens):
+        cos, sin = turns(rotary.positions, rotary.d_head, rotary.n_prefix, tokens.grid, x.dtype, x.device)
+        at = tokens.ids.clamp(min=rotary.n_prefix)
+        return x * cos[at] + rotary._partners(x) * sin[at]
+
+    turning(model, turn)
+
+
+@mutant("dinov3", "dinov3-gated", "dinov3-backbone", "timm-eva02", "timm-pe", "timm-dinov3")
+def no_rotary(model, _):
+    turning(model, lambda rotary, x, tokens: x)
+
+
+@mutant("dinov3", "dinov3-gated")
+def rotary_on_queries_alone(model, _):
+    queries = cycle((True, False))
+    turning(model, lambda rotary, x, tokens: Rotary.forward(rotary, x, tokens) if next(queries) else x)
+
+
+@mutant("dinov3", "dinov3-gated", "timm-pe", "timm-dinov3")
+def another_base(model, _):
+    positions_of(model, base=2 * model.cfg.rotary.base)
+
+
+@mutant("dinov3", "dinov3-gated", "timm-eva02", "timm-pe", "timm-dinov3")
+def other_partners_in_a_pair(model, _):
+    positions_of(model, interleaved=not model.cfg.rotary.interleaved)
+
+
+@mutant("dinov3", "dinov3-wide", "timm-eva02", "timm-pe", size=(32, 48))
+def rows_and_columns_swapped(model, _):
+    positions_of(model, columns_first=not model.cfg.rotary.columns_first)
+
+
+@mutant("dinov3", "timm-eva02", "timm-pe", "timm-dinov3")
+def patches_counted_another_way(model, _):
+    positions_of(model, indices=not model.cfg.rotary.indices)
+
+
+@mutant("timm-eva02", "timm-pe")
+def a_grid_that_is_not_stretched(model, _):
+    positions_of(model, reference=None)
+
+
+@mutant("timm-pe", size=(48, 40))
+def a_reference_the_wrong_way_round(model, _):
+    rows, columns = model.cfg.rotary.reference
+    positions_of(model, reference=(columns, rows))
+
+
+@mutant("timm-eva02-inner")
+def no_norm_inside_attention(model, _):
+    model.blocks[0].attn.ln = None
+
+
+@mutant("timm-eva02", "timm-eva02-inner")
+def no_norm_inside_the_mlp(model, _):
+    model.blocks[0].mlp.ln = None
+
+
+@mutant("timm-eva02")
+def the_norm_inside_the_mlp_in_front_of_its_gate(model, _):
+    mlp = model.blocks[0].mlp
+    mlp.forward = lambda x: mlp.fc_out(mlp.act(mlp.fc_gate(x)) * mlp.ln(mlp.fc_in(x)))
+
+
+@mutant("timm-eva02-inner")
+def a_norm_per_head_inside_attention(model, _):
+    attn = model.blocks[0].attn
+    attn.ln.forward = lambda z: (
+        F.layer_norm(z.unflatten(-1, (4, -1)), (8,), eps=attn.ln.eps).flatten(-2) * attn.ln.weight + attn.ln.bias
+    )
+
+
+@mutant("dinov3", "dinov3-gated")
+def turned_the_other_way(model, _):
+    """Queries and keys: what differs is the sign of the offset between them."""
+
+    def turn(rotary, x, tokens):
+        cos, sin = turns(rotary.positions, rotary.d_head, rotary.n_prefix, tokens.grid, x.dtype, x.device)
+        return x * cos[:-1] - rotary._partners(x) * sin[:-1]
+
+    turning(model, turn)
+
+
+@mutant("dinov3", size=(48, 40))
+def both_axes_measured_by_the_longer_one(model, monkeypatch):
+    def square(positions, grid, device):
+        side = max(grid)
+        places = coordinates(positions, (side, side), device).unflatten(0, (side, side))
+        return places[: grid[0], : grid[1]].flatten(0, 1)
+
+    monkeypatch.setattr("hooked_vit.components.rotary.coordinates", square)
+    turns.cache_clear()
+
+
+@mutant("dinov3")
+def rms_for_layer_norm(model, _):
+    for block in model.blocks:
+        norm = block.ln1
+        norm.forward = lambda x, norm=norm: F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps) + norm.bias
+
+
+@mutant("dinov3")
+def the_position_of_the_neighbour(model, _):
+    def turn(rotary, x, tokens):
+        p = rotary.n_prefix
+        return torch.cat([x[:, :p], Rotary.forward(rotary, x.roll(1, 1), tokens).roll(-1, 1)[:, p:]], 1)
+
+    turning(model, turn)
+
+
+@mutant("dinov3-backbone")
+def cls_for_the_map_of_features(model, _):
+    replace_cfg(model, sources=("cls",))
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """A table that a mutant made is not one for the next."""
+    yield
+    turns.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "mutate", "size"), MUTANTS)

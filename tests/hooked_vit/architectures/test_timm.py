@@ -21,7 +21,7 @@ from hooked_vit.loading.checkpoints import read_config
 from interventions import apply
 from tests.hooked_vit.architectures import timm_reference
 from tests.interventions.cases import OURS, cases, setting
-from tests.tiny import TINY, distance, make_hf, pixels, tiny
+from tests.tiny import TINY, distance, make_hf, pixels, sizes, tiny
 
 VARIANTS = [name for name in TINY if name.startswith("timm")]
 TIMM = architectures.get("timm").files
@@ -81,7 +81,8 @@ def test_every_model_it_has_a_name_for_has_a_graph(name):
     with torch.device("meta"):
         shapes = {key: tuple(p.shape) for key, p in HookedViT(cfg).named_parameters()}
     assert shapes["blocks.0.attn.q.weight"] == (cfg.d_model, cfg.d_model)
-    assert cfg.has_cls == (cfg.sources != ("patches",) or "clip" in name)
+    # an Eva averages its patches with and without CLS
+    assert their_class == "Eva" or cfg.has_cls == (cfg.sources != ("patches",) or "clip" in name)
 
 
 def test_weights_that_do_not_fill_the_graph():
@@ -118,6 +119,41 @@ def test_weights_that_do_not_fill_the_graph():
 def test_settings_no_graph_has(settings, says):
     with pytest.raises(UnsupportedModelError, match=says):
         HookedViT.from_state_dict({}, "vit_base_patch16_224", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"global_pool": "map"}, "global_pool='map'"),
+        ({"rope_type": "mixed"}, "rope_type='mixed'"),
+        ({"rope_type": "dinov3", "rope_grid_offset": 1.0}, "rope_grid_offset=1.0 for rope_type='dinov3'"),
+        ({"rope_grid_indexing": "yx"}, "rope_grid_indexing='yx'"),
+        ({"attn_type": "linear"}, "attn_type='linear'"),
+        ({"use_post_transformer_norm": True, "use_fc_norm": True}, "two final norms"),
+        ({"global_pool": "token", "class_token": False}, "global_pool='token' without a class token"),
+    ],
+)
+def test_settings_of_an_eva_no_graph_has(settings, says):
+    with pytest.raises(UnsupportedModelError, match=f"timm's Eva with {says}"):
+        HookedViT.from_state_dict({}, "eva02_base_patch14_224", **settings)
+
+
+def test_parts_of_an_eva_in_memory_that_have_no_place():
+    for change, says in (
+        (lambda m: setattr(m.blocks[0].attn, "k_norm", torch.nn.LayerNorm(8)), "k_norm of blocks"),
+        (lambda m: setattr(m.blocks[0].attn, "gate", torch.nn.Linear(2, 2)), "gate of blocks"),
+        (lambda m: setattr(m.blocks[0].attn, "num_kv_groups", 2), "fewer keys than queries"),
+        (lambda m: setattr(m.blocks[0], "gamma_1", torch.nn.Parameter(torch.ones(32))), "LayerScale on one branch"),
+        (lambda m: setattr(m, "attn_pool", torch.nn.Linear(2, 2)), "attention pooling"),
+        (lambda m: setattr(m.blocks[1], "norm2", torch.nn.RMSNorm(32)), "RMSNorm for layer norm"),
+        (lambda m: setattr(m.blocks[1].mlp.norm, "eps", 1e-3), r"norms that differ in their eps: \[1e-06, 0.001\]"),
+        (lambda m: setattr(m.rope, "in_pixels", True), "rotary positions with {'in_pixels': True}"),
+        (lambda m: setattr(m, "rope", torch.nn.Linear(2, 2)), "Linear for positions"),
+    ):
+        model = make_hf("timm-eva02")
+        change(model)
+        with pytest.raises(UnsupportedModelError, match=says):
+            HookedViT.from_hf(model)
 
 
 def test_a_setting_nobody_knows():
@@ -307,14 +343,17 @@ def test_weights_that_have_to_be_given():
 def test_timm_itself(name, timm):
     reference, model = tiny(name)
     made = arguments(name)
-    made["block_fn"] = getattr(timm.models.vision_transformer, made["block_fn"])
+    if "block_fn" in made:
+        made["block_fn"] = getattr(timm.models.vision_transformer, made["block_fn"])
     if made.pop("eps") != 1e-6:
         made["norm_layer"] = lambda dim, **kw: timm.layers.LayerNorm(dim, eps=1e-5, **kw)
-    original = timm.create_model(reference.architecture, **made).eval()
+    original = timm.create_model(reference.architecture, **made, dynamic_img_size=True).eval()
     original.load_state_dict(reference.state_dict())
-    x = pixels(model)
-    with torch.no_grad():
-        assert distance(original(x), reference(x)) <= 3e-6
+    assert HookedViT.from_hf(original).cfg == model.cfg
+    for size in sizes(name):
+        x = pixels(model, size)
+        with torch.no_grad():
+            assert distance(original(x), reference(x)) <= 3e-6
         assert distance(HookedViT.from_hf(original)(x), original(x)) <= 3e-6
     assert HookedViT.from_hf(original).cfg == model.cfg
 

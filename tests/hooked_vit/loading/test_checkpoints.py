@@ -48,6 +48,7 @@ HUB_NAMES = {
     "mae-model": BLOCKS,
     "msn-model": BLOCKS,
     "ijepa-model": BLOCKS,
+    "dinov3": [(r"^model\.layer\.", "layer.")],
     "clip-model": [(r"^", "vision_model.")],
     "chinese-clip-model": [(r"^", "vision_model.")],
     "altclip-model": [(r"^", "vision_model.")],
@@ -141,6 +142,15 @@ def test_a_config_inside_another_as_version_4_wrote_it(name, tmp_path):
     file.write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="pruned_heads"):
         HookedViT.from_pretrained(tmp_path)
+
+
+def test_names_of_an_older_transformers_in_memory():
+    """Its DINOv3 held the layers without a module around them."""
+    hf, model = make_hf("dinov3-gated"), tiny("dinov3-gated")[1]
+    hf.layer = hf.model.layer
+    del hf.model
+    assert any(key.startswith("layer.0.") for key in hf.state_dict())
+    assert_same(HookedViT.from_hf(hf), model)
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])

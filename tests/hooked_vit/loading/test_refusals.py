@@ -136,7 +136,7 @@ def test_weights_that_are_no_numbers(bad, tmp_path):
         HookedViT.from_pretrained(saved("vit", tmp_path, tensors=spoil))
 
 
-@pytest.mark.parametrize("name", ["vit", "deit", "beit-mean-both", "dinov2", "registers", "clip-model"])
+@pytest.mark.parametrize("name", ["vit", "deit", "beit-mean-both", "dinov2", "registers", "dinov3", "clip-model"])
 def test_a_config_attribute_nobody_knows(name, tmp_path):
     folder = saved(name, tmp_path, rotary_base=100.0)
     with pytest.raises(CheckpointError, match=r"neither handles nor knows to be irrelevant: rotary_base=100\.0"):
@@ -162,6 +162,14 @@ def test_a_config_attribute_nobody_knows_inside(name):
         ("vit", {"patch_size": (8, 4)}, "patch_size must be square, got 8 x 4"),
         ("beit-mean-both", {"image_size": (32, 48)}, "relative position bias needs a square native image"),
         ("vit", {"id2label": {0: "ant", 7: "bee"}}, r"name the classes 0 to 1, it names \[0, 7\]"),
+        ("dinov3", {"mlp_bias": False}, "DINOv3ViTModel with mlp_bias=False is not known here"),
+        ("dinov3", {"num_attention_heads": 16}, "d_head 2 must be a multiple of 4"),
+        (
+            "dinov3-backbone",
+            {"out_features": ["stage1", "stage2"]},
+            r"the feature maps stage1, stage2, and a graph has one output, .* set out_features=\[\"stage2\"\]",
+        ),
+        ("dinov3-backbone", {"out_features": ["stage1"]}, "gives the feature maps stage1, and a graph has one output"),
     ],
 )
 def test_a_config_no_graph_has(name, setting, says):

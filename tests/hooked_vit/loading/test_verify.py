@@ -21,6 +21,7 @@ CASES = (
     *("data2vec", "data2vec-shared", "data2vec-model", "data2vec-model-cls"),
     *("metaclip-2-model", "metaclip-2-full", "metaclip-2-projection", "metaclip-2-classifier"),
     *("chinese-clip-model", "chinese-clip-full", "altclip-model", "altclip-full"),
+    *("dinov3", "dinov3-gated", "dinov3-backbone"),
 )
 
 

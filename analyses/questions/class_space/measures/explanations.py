@@ -104,10 +104,11 @@ def gradient_maps(
         losses.append(F.cross_entropy(scores, classes.long().to(scores.device), reduction="sum"))
 
     hooks = []
+    mix = "mid" if model.cfg.attn_inner_norm else "z"  # the sum itself, in front of a norm inside attention
     for layer in range(model.cfg.n_layers):
         block = f"blocks.{layer}."
         hooks += [(f"{block}hook_resid_pre", start), (f"{block}attn.hook_v", keep_values)]
-        hooks += [(f"{block}attn.hook_z", from_here), (f"{block}{SITES[site]}", read)]
+        hooks += [(f"{block}attn.hook_{mix}", from_here), (f"{block}{SITES[site]}", read)]
     with torch.enable_grad(), model.hooks(hooks):
         model(pixels, stop_at_layer=model.cfg.n_layers)
         gradients = torch.autograd.grad(losses, mixed)

@@ -31,7 +31,8 @@ class Relevance:
 def check_propagates(model: HookedViT, name: str = "the model") -> None:
     """Refuse a model there is no rule for.
 
-    Raises ValueError for a readout that is not one head on CLS, a gated MLP, or a relative position bias.
+    Raises ValueError for a readout that is not one head on CLS, a gated MLP, norms elsewhere, or positions inside
+    attention.
     """
     cfg = model.cfg
     obstacles = {
@@ -41,6 +42,8 @@ def check_propagates(model: HookedViT, name: str = "the model") -> None:
         "has a gated MLP": cfg.gated_mlp,
         "adds a relative position bias to the scores": cfg.rel_pos_shared or cfg.rel_pos_per_layer,
         "norms behind the branches": cfg.post_norm,
+        "norms inside the branches": cfg.attn_inner_norm or cfg.mlp_inner_norm,
+        "turns queries and keys by position": cfg.rotary is not None,
     }
     if found := [what for what, true in obstacles.items() if true]:
         raise ValueError(
