@@ -67,8 +67,8 @@ def _beits() -> Iterator[tuple[str, Tiny]]:
 def _clip_relatives() -> Iterator[tuple[str, Tiny]]:
     """The same graph under other names; what differs is in what else their configs and checkpoints hold."""
     for name, stem in (("metaclip-2", "MetaClip2"), ("chinese-clip", "ChineseCLIP"), ("altclip", "AltCLIP")):
-        yield f"{name}-model", Tiny(f"{stem}VisionModel", {})
         yield f"{name}-full", Tiny(f"{stem}Model", {"projection_dim": 24})
+        yield f"{name}-model", Tiny(f"{stem}VisionModel", {})
     yield "metaclip-2-projection", Tiny("MetaClip2VisionModelWithProjection", {"projection_dim": 24})
     yield "metaclip-2-classifier", Tiny("MetaClip2ForImageClassification", {})
 

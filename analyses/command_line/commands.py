@@ -151,12 +151,13 @@ def models(args: argparse.Namespace) -> int:
     _print_table(console, ["model", "trained to tell", "test accuracy"], rows or [["the zoo is empty", "", ""]], title)
     rows = [[f"published:{name}", published.get(name).about] for name in published.names()]
     _print_table(console, ["model", "what it is"], rows, "As published studies used them, images included")
-    families: dict[str, list[str]] = {}
-    for hf_class, family in sorted(architectures.supported_classes().items()):
-        families.setdefault(family, []).append(hf_class)
-    rows = [[family, ", ".join(classes)] for family, classes in sorted(families.items())]
+    rows = [
+        [family if i == 0 else "", hf_class, entry.examples.get(hf_class, "–")]
+        for family, entry in ((name, architectures.get(name)) for name in architectures.registered())
+        for i, hf_class in enumerate(entry.classes)
+    ]
     title = "Loadable from the hub or a local folder: checkpoints saved from these classes of transformers or timm"
-    _print_table(console, ["family", "classes"], rows, title)
+    _print_table(console, ["family", "class", "a checkpoint people know"], rows, title)
     return 0
 
 

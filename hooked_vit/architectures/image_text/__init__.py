@@ -1,1 +1,1 @@
-"""Vision towers trained beside a text tower, other than CLIP's own."""
+"""Vision towers trained beside a text tower."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hooked_vit.architectures.base import register
-from hooked_vit.architectures.clip import TOWERS, clip_family
+from hooked_vit.architectures.image_text.clip import TOWERS, clip_family
 
 register(
     clip_family(

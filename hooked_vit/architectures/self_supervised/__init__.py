@@ -1,1 +1,1 @@
-"""Families trained without labels and without text, most of them on hidden patches."""
+"""Families trained without labels and without text."""

@@ -237,7 +237,8 @@ def measure_identifiability(
         where = labels.to(pixels.device)
 
         def see(layer: int, role: str, scores: Scores, labels: Tensor = where) -> None:
-            tally.add(layer, role, scores, labels)
+            if role in KINDS:
+                tally.add(layer, role, scores, labels)
 
         output = read_updates(model, pixels, see, rules)
         tally.add_answers(class_answers(model, output, rules), labels)

@@ -12,7 +12,7 @@ from hooked_vit.architectures.base import (
     register,
     vit_sizes,
 )
-from hooked_vit.architectures.dinov2 import CONCATENATED, DINO_BLOCK, DINO_IRRELEVANT, mlp
+from hooked_vit.architectures.self_supervised.dinov2 import CONCATENATED, DINO_BLOCK, DINO_IRRELEVANT, mlp
 from hooked_vit.config import ViTConfig
 
 
