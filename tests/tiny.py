@@ -145,6 +145,7 @@ TINY: dict[str, Tiny] = {
     "timm-clip": Tiny("VisionTransformer", {"pre_norm": True, "act_layer": "quick_gelu", "eps": 1e-5}),
     "timm-no-final-norm": Tiny("VisionTransformer", {"final_norm": False}),
     "timm-features": Tiny("VisionTransformer", {"num_classes": 0, "img_size": (32, 48), "in_chans": 1}),
+    "timm-swiglu": Tiny("VisionTransformer", {"mlp_layer": "SwiGLUPacked", "act_layer": "silu", "init_values": 1e-5}),
     "timm-distilled": Tiny("VisionTransformerDistilled", {}),
     "timm-eva": Tiny("Eva", {"architecture": "eva_giant_patch14_224"}),
     "timm-eva02": Tiny("Eva", EVA02),

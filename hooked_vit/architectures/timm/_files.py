@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "final_norm": True,
     "fc_norm": None,
     "pool_include_prefix": False,
+    "mlp_layer": "Mlp",
     "act_layer": "gelu",
     "eps": 1e-6,
     "block_fn": "Block",

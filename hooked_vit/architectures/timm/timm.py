@@ -21,6 +21,7 @@ from hooked_vit.errors import UnsupportedModelError
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
 MODULES = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "GeluTanh": "gelu_tanh", "SiLU": "silu"}
+MLPS = {"Mlp": "Mlp", "GluMlp": "SwiGLUPacked"}  # the second with gate and values in one matrix, and the width of both
 
 # of no effect on inference; another image size than a model was built for is always possible here, padding never
 TRAINING_ONLY = (
@@ -36,10 +37,12 @@ def settings_of(model: Any) -> Settings:
     """
     if type(model).__name__ == EVA:
         return _eva.settings_of(model)
+    if blocks := sorted({type(b).__name__ for b in model.blocks} - {"Block", "ResPostBlock"}):
+        raise UnsupportedModelError(f"no hook graph for a {type(model).__name__} with {', '.join(blocks)} for blocks")
     block, embed = model.blocks[0], model.patch_embed
     norms = {type(n).__name__ for b in model.blocks for n in (b.norm1, b.norm2)}
     last = model.fc_norm if _acts(getattr(model, "fc_norm", None)) else model.norm
-    act = type(block.mlp.act).__name__
+    act, mlp = type(block.mlp.act).__name__, type(block.mlp).__name__
     unknown = [
         *(
             f"{part} of blocks"
@@ -51,11 +54,8 @@ def settings_of(model: Any) -> Settings:
         *(["two final norms"] if _acts(getattr(model, "fc_norm", None)) and _acts(model.norm) else []),
         *(f"{name} for layer norm" for name in sorted(norms - {"LayerNorm"})),
         *([f"activation {act}"] if act not in MODULES else []),
-        *(
-            f"{kind} for blocks"
-            for kind in sorted({type(b).__name__ for b in model.blocks} - {"Block", "ResPostBlock"})
-        ),
-        *([f"{type(block.mlp).__name__} for the MLP"] if not hasattr(block.mlp, "fc1") else []),
+        *(f"{kind} for attention" for kind in sorted({type(b.attn).__name__ for b in model.blocks} - {"Attention"})),
+        *([f"{mlp} for the MLP"] if mlp not in MLPS or getattr(block.mlp, "gate_last", False) else []),
         *(["a norm of the patches"] if _acts(getattr(embed, "norm", None)) else []),
     ]
     if unknown:
@@ -85,6 +85,7 @@ def settings_of(model: Any) -> Settings:
             "final_norm": _acts(last),
             "fc_norm": _acts(getattr(model, "fc_norm", None)),
             "pool_include_prefix": getattr(model, "pool_include_prefix", False),
+            "mlp_layer": MLPS[mlp],
             "act_layer": MODULES[act],
             "eps": eps.pop(),
             "block_fn": type(block).__name__,
@@ -107,6 +108,7 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
         (pool in ("token", "avg"), f"global_pool={pool!r}"),
         (pool != "token" or timm.class_token, "global_pool='token' without a class token"),
         (not (timm.pool_include_prefix and every), "a mean over prefix tokens too"),
+        (timm.mlp_layer in MLPS.values(), f"mlp_layer={timm.mlp_layer!r}"),
         (timm.act_layer in ACTIVATIONS, f"act_layer={timm.act_layer!r}"),
         (
             not distilled or (timm.num_classes and pool == "token" and timm.class_token),
@@ -115,6 +117,7 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
     ]
     if broken := [what for holds, what in rules if not holds]:
         raise UnsupportedModelError(f"no hook graph for timm's {timm_class} with {', '.join(broken)}")
+    gated, width = timm.mlp_layer == MLPS["GluMlp"], int(timm.embed_dim * timm.mlp_ratio)
     bias, scaled = timm.qkv_bias, timm.init_values is not None and block == "Block"
     sources: tuple[Role, ...] = prefix if pool == "token" else ("patches",)
     heads = (("head", (0,)), ("head_dist", (1,)))[: 1 + distilled]
@@ -123,7 +126,8 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
         d_model=timm.embed_dim,
         n_layers=timm.depth,
         n_heads=timm.num_heads,
-        d_mlp=int(timm.embed_dim * timm.mlp_ratio),
+        d_mlp=width // 2 if gated else width,
+        gated_mlp=gated,
         image_size=timm.pair("img_size"),
         patch_size=timm.square("patch_size"),
         n_channels=timm.in_chans,

@@ -183,7 +183,7 @@ def halves_of_the_head_swapped(model, _):
     replace_cfg(model, sources=("patches", "cls"))
 
 
-@mutant("dinov2-swiglu", "dinov3-gated", "timm-eva02", "timm-eva02-packed", "timm-dinov3")
+@mutant("dinov2-swiglu", "dinov3-gated", "timm-eva02", "timm-eva02-packed", "timm-dinov3", "timm-swiglu")
 def gate_and_up_swapped(model, _):
     mlp = model.blocks[0].mlp
     mlp.fc_in, mlp.fc_gate = mlp.fc_gate, mlp.fc_in

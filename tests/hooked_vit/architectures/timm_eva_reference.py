@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.hooked_vit.architectures import timm_reference
-from tests.hooked_vit.architectures.timm_reference import GELU, Identity, Mlp, PatchEmbed, VisionTransformer
+from tests.hooked_vit.architectures.timm_reference import GELU, GluMlp, Identity, Mlp, PatchEmbed, VisionTransformer
 
 
 class Rope:
@@ -97,24 +97,6 @@ class EvaAttention(nn.Module):
 
 class AttentionRope(EvaAttention):
     key_bias = True
-
-
-class GluMlp(nn.Module):
-    """Gate and values in one matrix, the gate first."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.act, self.norm, self.fc2 = (
-            nn.Linear(dim, 2 * hidden),
-            nn.SiLU(),
-            Identity(),
-            nn.Linear(hidden, dim),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights, biases = self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)
-        gate, value = (F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
-        return self.fc2(self.act(gate) * value)
 
 
 class SwiGLU(nn.Module):
@@ -213,7 +195,7 @@ class Eva(VisionTransformer):
                 made.norm = nn.LayerNorm(hidden, eps) if scale_mlp else Identity()
                 return made
             if not (scale_mlp or swiglu_align_to):
-                return GluMlp(embed_dim, hidden)
+                return GluMlp(embed_dim, 2 * hidden, nn.SiLU())
             return SwiGLU(
                 embed_dim, math.ceil(hidden / (swiglu_align_to or 1)) * (swiglu_align_to or 1), scale_mlp, eps
             )

@@ -69,6 +69,20 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class GluMlp(nn.Module):
+    """Gate and values in one matrix, the gate first."""
+
+    def __init__(self, dim: int, hidden: int, act: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.act, self.norm = nn.Linear(dim, hidden), act, Identity()
+        self.fc2 = nn.Linear(hidden // 2, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, biases = self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)
+        gate, value = (F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+        return self.fc2(self.act(gate) * value)
+
+
 class Block(nn.Module):
     def __init__(self, dim: int, num_heads: int, hidden: int, qkv_bias: bool, scaled: bool, act, eps: float) -> None:
         super().__init__()
@@ -119,6 +133,7 @@ class VisionTransformer(nn.Module):
         pre_norm: bool = False,
         final_norm: bool = True,
         fc_norm: bool | None = None,
+        mlp_layer: str = "Mlp",
         act_layer: str = "gelu",
         eps: float = 1e-6,
         block_fn: str = "Block",
@@ -141,10 +156,13 @@ class VisionTransformer(nn.Module):
         self.norm_pre = nn.LayerNorm(embed_dim, eps) if pre_norm else Identity()
         kind = {"Block": Block, "ResPostBlock": ResPostBlock}[block_fn]
         scaled, hidden = init_values is not None and kind is Block, int(embed_dim * mlp_ratio)
-        act = {"gelu": GELU, "quick_gelu": QuickGELU}[act_layer]
+        act = {"gelu": GELU, "quick_gelu": QuickGELU, "silu": nn.SiLU}[act_layer]
         self.blocks = nn.Sequential(
             *(kind(embed_dim, num_heads, hidden, qkv_bias, scaled, act(), eps) for _ in range(depth))
         )
+        if mlp_layer == "SwiGLUPacked":
+            for block in self.blocks:
+                block.mlp = GluMlp(embed_dim, hidden, act())
         after = global_pool == "avg" if fc_norm is None else fc_norm
         self.norm = nn.LayerNorm(embed_dim, eps) if final_norm and not after else Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps) if final_norm and after else Identity()
