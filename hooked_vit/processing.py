@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+
+EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+"""Modes that Pillow converts to RGB without changing how bright they are."""
 
 
 def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c h w"]:
@@ -17,7 +21,8 @@ def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c 
     >>> preprocess(model.processor, [Image.new("RGB", (300, 200))], model.W_E).shape  # doctest: +SKIP
     torch.Size([1, 3, 224, 224])
 
-    Raises ValueError where the checkpoint came without an image processor, and for something that is no image.
+    Pictures are turned and brought to RGB by `upright_rgb`. Raises ValueError where the checkpoint came without an
+    image processor, for something that is no image, and for one whose brightness is not known.
     """
     if processor is None:
         raise ValueError(
@@ -32,8 +37,68 @@ def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c 
         raise ValueError(f"images are PIL images, got {strange}")
     if not pictures:
         raise ValueError("there are no images to preprocess")
-    pixels = processor([p.convert("RGB") for p in pictures], return_tensors="pt")["pixel_values"]
+    upright = [_numbered(i, picture) for i, picture in enumerate(pictures)]
+    pixels = processor(upright, return_tensors="pt")["pixel_values"]
     return torch.as_tensor(pixels).to(like.device, like.dtype)
+
+
+def _numbered(i: int, picture: Image.Image) -> Image.Image:
+    """The picture upright and in RGB; an error says which one it is."""
+    try:
+        return upright_rgb(picture)
+    except (ValueError, OSError) as error:  # OSError: its file is cut short
+        raise ValueError(f"image {i} cannot be read: {error}") from error
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB, eight bits a channel, turned as its EXIF orientation says: the one way into a model.
+
+    >>> upright_rgb(Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))).getpixel((1, 0))
+    (128, 128, 128)
+
+    Transparency is dropped, not blended; greyscale of 16 bits is brought to 8, with 65535 as white.
+    Raises ValueError for a mode whose range is not known (32 bits, floating point) or that Pillow cannot convert.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 and leaves a white picture.
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels have 32 bits and an unknown range (mode {picture.mode}); save it with 8 or 16 bits a channel"
+        )
+    if picture.mode not in EIGHT_BITS:
+        raise ValueError(
+            f"there is no way from mode {picture.mode} to RGB; convert it to one of {', '.join(EIGHT_BITS)}"
+        )
+    if picture.mode == "RGB":
+        picture.load()
+        return picture
+    # a palette with transparency converts in two steps, or Pillow warns; premultiplied colours have no way of their own
+    step = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}.get(picture.mode, picture.mode)
+    step = "RGBA" if "transparency" in picture.info else step
+    return (picture if step == picture.mode else picture.convert(step)).convert("RGB")
+
+
+def processor_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) of what an image processor makes of any picture; None where that depends on the picture.
+
+    >>> grey = [0.5] * 3
+    >>> processor_size(centre_cropping(size={"shortest_edge": 8}, crop=(6, 4), resample=2, mean=grey, std=grey))
+    (6, 4)
+
+    Found by asking it: a wide and a tall picture are processed. None without a processor too.
+    """
+    if processor is None:
+        return None
+    # beside the shortest edge of any processor, so that what is kept of the shape would show
+    shapes = [(96, 64), (64, 96), (300, 500)]
+    try:
+        made = [processor([Image.new("RGB", shape)], return_tensors="pt")["pixel_values"] for shape in shapes]
+    except (ValueError, TypeError, KeyError, RuntimeError):
+        return None  # what it cannot do shows, with its reason, when it is given pictures
+    sizes = {tuple(pixels.shape[-2:]) for pixels in made}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def centre_cropping(
