@@ -146,26 +146,6 @@ class HookedViT(Readout, Weights, Hooking):
             return self.hook_pos_embed(torch.zeros_like(x).requires_grad_(x.requires_grad))
         return self.hook_pos_embed(self.pos_embed(self.run.tokens.grid).expand(len(x), -1, -1))
 
-    @property
-    def tokens(self) -> TokenLayout:
-        """Which token is which: of the run in progress inside a hook, of the native image size otherwise."""
-        return self.run.tokens
-
-    def layout_for(self, height: int, width: int) -> TokenLayout:
-        """The tokens of an image of this many pixels.
-
-        Raises ValueError where patches do not cover it.
-        """
-        p = self.cfg.patch_size
-        if height % p or width % p or not (height and width):
-            raise ValueError(
-                f"image height and width must be multiples of the patch size {p}, got {height} x {width}: the rest "
-                "would be ignored silently; use model.preprocess(images)"
-            )
-        if (height, width) == self.cfg.image_size:
-            return self.run.native
-        return TokenLayout.native(self.cfg.prefix, (height // p, width // p))
-
     @contextmanager
     def running(self, layout: TokenLayout) -> Iterator[None]:
         """Run parts of the graph by hand, with these tokens; what was running before comes back afterwards."""
@@ -249,24 +229,6 @@ class HookedViT(Readout, Weights, Hooking):
         if not -n <= layer <= n:
             raise ValueError(f"{what} is 0 to {n}, or negative from the end: the model has {n} layers, got {layer}")
         return layer % n if layer < 0 else layer
-
-    def check_pixels(self, pixels: Shaped[Tensor, "..."]) -> TokenLayout:
-        """The tokens of these pixels.
-
-        Raises ValueError for pixels of the wrong shape, type or size, or with NaN or infinity.
-        """
-        if pixels.ndim != 4 or pixels.shape[1] != self.cfg.n_channels:
-            raise ValueError(
-                f"pixels are [batch, {self.cfg.n_channels}, height, width], got {tuple(pixels.shape)}; "
-                "use model.preprocess(images)"
-            )
-        if not pixels.is_floating_point():
-            raise ValueError(f"pixels must be normalised floats, got {pixels.dtype}; use model.preprocess(images)")
-        layout = self.layout_for(*pixels.shape[2:])
-        if not pixels.isfinite().all():
-            bad = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-            raise ValueError(f"pixels hold NaN or infinity in images {bad[:8]} of the batch")
-        return layout
 
     def _layout_of(self, x: Tensor, tokens: TokenLayout | None) -> TokenLayout:
         if x.ndim != 3 or x.shape[-1] != self.cfg.d_model:

@@ -38,8 +38,11 @@ def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c 
     if not pictures:
         raise ValueError("there are no images to preprocess")
     upright = [_numbered(i, picture) for i, picture in enumerate(pictures)]
-    pixels = processor(upright, return_tensors="pt")["pixel_values"]
-    return torch.as_tensor(pixels).to(like.device, like.dtype)
+    return _made(processor, upright).to(like.device, like.dtype)
+
+
+def _made(processor: Any, pictures: list[Image.Image]) -> Tensor:
+    return torch.as_tensor(processor(pictures, return_tensors="pt")["pixel_values"])
 
 
 def _numbered(i: int, picture: Image.Image) -> Image.Image:
@@ -94,10 +97,10 @@ def processor_size(processor: Any) -> tuple[int, int] | None:
     # beside the shortest edge of any processor, so that what is kept of the shape would show
     shapes = [(96, 64), (64, 96), (300, 500)]
     try:
-        made = [processor([Image.new("RGB", shape)], return_tensors="pt")["pixel_values"] for shape in shapes]
-    except (ValueError, TypeError, KeyError, RuntimeError):
-        return None  # what it cannot do shows, with its reason, when it is given pictures
-    sizes = {tuple(pixels.shape[-2:]) for pixels in made}
+        made = [_made(processor, [Image.new("RGB", shape)]) for shape in shapes]
+    except Exception:  # it may be anything, and what it cannot do shows, with its reason, when it is given pictures
+        return None
+    sizes = {(pixels.shape[-2], pixels.shape[-1]) for pixels in made if pixels.ndim == 4}
     return sizes.pop() if len(sizes) == 1 else None
 
 

@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.norms import LayerNorm, NoNorm
+from hooked_vit.components.sizes import Sizes
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import NoHeadError, nearest
-from hooked_vit.tokens import ROLES, Run, tokens_changed
+from hooked_vit.tokens import ROLES, tokens_changed
 
 
-class Readout(nn.Module):
+class Readout(Sizes):
     """The end of every graph, as a mixin, so that its hooks carry no prefix."""
 
-    cfg: ViTConfig
-    run: Run
     ln_final: LayerNorm | NoNorm
 
     def _build_readout(self, cfg: ViTConfig) -> None:
@@ -134,7 +133,7 @@ class Readout(nn.Module):
         classes = torch.as_tensor(label, device=self.W_U.device).reshape(-1)
         if not ((classes >= 0) & (classes < self.cfg.d_out)).all():
             raise ValueError(f"classes are 0 to {self.cfg.d_out - 1}, got {classes.tolist()}")
-        layout = self.run.tokens
+        layout = self.tokens
         per_source = (self.W_U.T[classes].unflatten(1, (len(self.cfg.sources), -1))) * self.ln_final.weight
         directions = per_source.new_zeros(1, layout.n_tokens, 1)
         for i, role in enumerate(self.cfg.sources):

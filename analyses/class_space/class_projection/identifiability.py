@@ -20,7 +20,6 @@ from analyses.class_space.measures.image_means import ImageMeans, interval_rows
 from analyses.class_space.measures.projection import (
     AS_TRAINED,
     EMBEDDING,
-    KINDS,
     Rules,
     check_rules,
     class_answers,
@@ -133,9 +132,7 @@ class Identifiability:
 
         _, by_layer = read_stream(model, pixels, ranks, embedding=True)
         for layer, pos in enumerate(by_layer, start=EMBEDDING):
-            for role in KINDS:
-                if role not in layout.roles:
-                    continue
+            for role in layout.roles:
                 counted = self._counted(role, pos[:, layout.mask(role)])
                 self._note(Key("random", seed, "resid_post", layer, role), counted)
                 if self.published:  # a higher rank number is less identifiable
