@@ -82,19 +82,21 @@ class HookedViT(Readout, Weights, Hooking):
         *,
         prefix: str = "",
         drop: Sequence[str] = (),
+        part: str | None = None,
         **settings: Any,
     ) -> HookedViT:
         """Weights alone, of a model that timm has a name for; nothing of timm is imported.
 
         >>> model = HookedViT.from_state_dict("mine.pth", "vit_base_patch16_224", num_classes=100)  # doctest: +SKIP
 
-        `tensors` is a state dict or a file of one (.safetensors, .pth; under `model` or `state_dict` it is found too).
+        `tensors` is a state dict or a file of one (.safetensors, .pth; inside other entries, such as `model` or
+        `state_dict`, it is found too). Where there are several, as of a teacher and a student, `part` says which.
         `settings` are timm's keyword arguments where they differ from those of `architecture`, or `dtype`. `prefix` is
         taken off every name, and `drop` lists the tensors to leave out, as patterns with `*`.
         Raises UnsupportedModelError for an architecture nobody knows, CheckpointError for a tensor without a place, a
         place without a tensor, a name without the prefix, and a pattern in `drop` that fits none.
         """
-        return checkpoints.from_state_dict(cls, tensors, architecture, prefix=prefix, drop=drop, **settings)
+        return checkpoints.from_state_dict(cls, tensors, architecture, prefix=prefix, drop=drop, part=part, **settings)
 
     def forward(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,12 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hooked_vit.errors import CheckpointError
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_RANGES = {"image_mean": (-1e4, 1e4), "image_std": (1e-6, 1e4), "rescale_factor": (1e-6, 1e4)}
+MOST_PIXELS = 2**14
+"""Along a side of what an image processor makes; more is a slip."""
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 """Modes that Pillow converts to RGB without changing how bright they are."""
 
@@ -29,6 +37,7 @@ def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c 
             "this model came without an image processor; load one beside the checkpoint, or set "
             "model.processor = AutoImageProcessor.from_pretrained(...)"
         )
+    check_processor(processor)
     pictures = [images] if isinstance(images, Image.Image) else images
     if not isinstance(pictures, Iterable):
         raise ValueError(f"images are PIL images or a list or column of them, got {type(images).__name__}")
@@ -128,14 +137,50 @@ def centre_cropping(
     return CentreCropping(size=size, crop_size=shape, resample=resample, image_mean=mean, image_std=std)
 
 
+def check_processor(processor: Any) -> None:
+    """Refuse settings under which pixels would be none, or upside down.
+
+    Raises ValueError for what is no number in PROCESSOR_RANGES, as a standard deviation of 0 or a negative factor, and
+    for sizes that are no numbers of pixels, or more than MOST_PIXELS.
+    """
+
+    def numbers(name: str) -> list[Any]:
+        value = getattr(processor, name, None)
+        return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+    for name, (least, most) in PROCESSOR_RANGES.items():
+        bad = [v for v in numbers(name) if type(v) not in (int, float) or not least <= v <= most]
+        if bad:
+            raise ValueError(f"{name} of an image processor is a number from {least:g} to {most:g}, got {bad[0]!r}")
+    for name in ("size", "crop_size"):
+        asked = getattr(processor, name, None)
+        sides = {} if asked is None else {name: asked} if isinstance(asked, (int, float, str)) else dict(asked)
+        for side, n in sides.items():
+            if side in ("min_pixels", "max_pixels"):  # of a whole picture
+                continue
+            if type(n) is not int or not 1 <= n <= MOST_PIXELS:
+                raise ValueError(f"{name} of an image processor is 1 to {MOST_PIXELS} pixels, got {side}={n!r}")
+
+
 def load_processor(name_or_path: str, **kw: Any) -> Any:
     """The image processor saved beside a checkpoint, None where there is none.
 
     The PIL backend always: the same numbers with and without torchvision.
+    Raises CheckpointError for one that is there and cannot be used.
     """
     from transformers import AutoImageProcessor
 
-    try:
-        return AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False, **kw)
-    except OSError:
+    folder = Path(name_or_path)
+    is_there = any(os.path.lexists(folder / name) for name in PROCESSOR_FILES)
+    if folder.is_dir() and not is_there:
         return None
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False, **kw)
+        check_processor(processor)
+    except Exception as error:  # whatever transformers makes of a damaged file
+        if isinstance(error, OSError) and not is_there:
+            return None
+        raise CheckpointError(
+            f"the image processor saved with {name_or_path!r} ({' or '.join(PROCESSOR_FILES)}) cannot be used: {error}"
+        ) from error
+    return processor

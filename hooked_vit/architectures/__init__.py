@@ -58,10 +58,17 @@ def for_class(hf_class: str) -> Architecture:
     """
     known = supported_classes()
     if hf_class not in known:
-        raise UnsupportedModelError(
-            f"no hook graph for {hf_class}{nearest(hf_class, known)} Supported: {', '.join(sorted(known))}"
-        )
+        # a class that transformers has was meant, however near another one's name is
+        meant = "." if hf_class in _transformers_classes() else nearest(hf_class, known)
+        raise UnsupportedModelError(f"no hook graph for {hf_class}{meant} Supported: {', '.join(sorted(known))}")
     return get(known[hf_class])
+
+
+@cache
+def _transformers_classes() -> frozenset[str]:
+    import transformers
+
+    return frozenset(dir(transformers))
 
 
 def by_config(config: Mapping[str, Any]) -> tuple[Architecture, CheckpointFiles] | None:

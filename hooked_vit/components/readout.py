@@ -114,14 +114,18 @@ class Readout(Sizes):
     def to_single_token(self, label: str) -> int:
         """Class id of a class name; TransformerLens' name for looking up a label.
 
-        Raises ValueError for a name the head does not know.
+        Raises ValueError for a name the head does not know, and for one that several classes share.
         """
         names = self.cfg.class_names
         if names is None:
             raise ValueError("this model's classes have no names; give class ids")
         if label not in names:
             raise ValueError(f"the head knows no class {label!r}{nearest(label, names)}")
-        return names.index(label)
+        if len(found := [i for i, name in enumerate(names) if name == label]) > 1:
+            raise ValueError(
+                f"{len(found)} classes are called {label!r}, {', '.join(map(str, found))}; give the class id"
+            )
+        return found[0]
 
     def tokens_to_residual_directions(self, tokens: str | int | Int[Tensor, "*b"]) -> Float[Tensor, "b t d"]:
         """For each class, the direction at every token that adds to its logit: [1, t, d], or [b, t, d] for [b] classes.
