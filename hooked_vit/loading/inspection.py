@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,7 +32,12 @@ def check_folder(place: str | Path) -> None:
     Raises UnsupportedModelError. Whatever is no local folder passes: it may be a hub id.
     """
     folder = Path(place)
-    if not folder.is_dir():
+    if not os.path.isdir(place):
+        if os.path.exists(place):
+            raise UnsupportedModelError(
+                f"a checkpoint is a folder, and {place} is none ({why_no_file(place) or 'it is a file'}); give the "
+                "folder it is in, or for weights alone use from_state_dict"
+            )
         return
     for file in sorted(folder.iterdir()):
         if not file.is_dir() and (why := why_no_file(file)) is not None:
@@ -67,7 +73,7 @@ def read_json(file: Path) -> dict[str, Any]:
             raise ValueError(why)
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON that can be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no entries by name: it is a {type(content).__name__}")
     return content

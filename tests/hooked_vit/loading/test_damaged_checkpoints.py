@@ -322,9 +322,7 @@ def test_a_state_dict_inside_is_found(plain, tmp_path, key):
 def test_of_several_one_is_named(plain, tmp_path):
     other = {key: 2 * tensor for key, tensor in plain.items()}
     torch.save({"student": other, "teacher": plain}, tmp_path / "it.pth")
-    with pytest.raises(
-        CheckpointError, match=r"several state dicts, 'student', 'teacher': choose one with part="
-    ):
+    with pytest.raises(CheckpointError, match=r"several state dicts, 'student', 'teacher': choose one with part="):
         from_tensors(tmp_path / "it.pth")
     with pytest.raises(CheckpointError, match=r"no state dict called 'ema'; it holds 'student', 'teacher'"):
         from_tensors(tmp_path / "it.pth", part="ema")
@@ -337,7 +335,41 @@ def test_a_prefix_is_offered(plain, prefix):
     with pytest.raises(CheckpointError, match=f"give prefix='{prefix}'"):
         from_tensors(renamed)
     assert torch.equal(from_tensors(renamed, prefix=prefix).W_E, from_tensors(plain).W_E)
-    with pytest.raises(
-        CheckpointError, match=rf"'{prefix}', and take the others out first \(dino_head\.\*\)"
-    ):
+    with pytest.raises(CheckpointError, match=rf"'{prefix}', and take the others out first \(dino_head\.\*\)"):
         from_tensors(renamed | {"dino_head.weight": torch.ones(3)})
+
+
+# What is no checkpoint at all
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (Path.touch, "it is a file"),
+        (os.mkfifo, "it is a named pipe, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a file"),
+        (Path.mkdir, "there is no such file"),
+        (lambda path: None, "neither a local checkpoint"),
+    ],
+)
+def test_what_is_no_folder_of_a_checkpoint(tmp_path, make, says):
+    make(tmp_path / "it")
+    assert_refused(tmp_path / "it", says)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_weights_alone(tmp_path, monkeypatch, plain, damage, suffix):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / f"it{suffix}"
+    torch.save(plain, file) if suffix == ".pth" else save_file(plain, file)
+    DAMAGES[damage](file)
+    with pytest.raises(CheckpointError, match=f"it{suffix}"):
+        from_tensors(file)
+
+
+def test_hooks_are_listed_without_memory_for_weights(folder):
+    transformers.ViTImageProcessorPil(size={"height": 48, "width": 64}).save_pretrained(folder)
+    model = without_weights(HookedViT, str(folder))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert ("embed.hook_patch", "[batch, patch=48, d_model=32]") in {row[:2] for row in model.describe_hooks()}
