@@ -12,24 +12,27 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from hooked_vit.cache import ActivationCache
+from hooked_vit.components.sizes import Sizes
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnknownHookError, nearest
 from hooked_vit.hook_table import describe_hooks
-from hooked_vit.tokens import Run, TokenLayout
+from hooked_vit.tokens import TokenLayout
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 Hook = tuple[str | Callable[[str], bool], Callable]
 
 
-class Hooking(HookedRootModule):
+class Hooking(Sizes, HookedRootModule):
     """How a run is watched and edited, as a mixin of the model."""
 
-    cfg: ViTConfig
-    run: Run
+    def describe_hooks(self, height: int | None = None, width: int | None = None) -> list[tuple[str, str, str]]:
+        """(name, shape, meaning) of every hook point, for images of this size, or the one the processor makes.
 
-    def describe_hooks(self) -> list[tuple[str, str, str]]:
-        """(name, shape, meaning) of every hook point."""
-        return describe_hooks(self.cfg, self.hook_dict)
+        Raises ValueError for a size that patches do not cover.
+        """
+        size = self.usual_size if height is None else (height, height if width is None else width)
+        self.layout_for(*size)
+        return describe_hooks(self.cfg, self.hook_dict, size)
 
     @contextmanager
     def hooks(

@@ -82,19 +82,21 @@ class HookedViT(Readout, Weights, Hooking):
         *,
         prefix: str = "",
         drop: Sequence[str] = (),
+        part: str | None = None,
         **settings: Any,
     ) -> HookedViT:
         """Weights alone, of a model that timm has a name for; nothing of timm is imported.
 
         >>> model = HookedViT.from_state_dict("mine.pth", "vit_base_patch16_224", num_classes=100)  # doctest: +SKIP
 
-        `tensors` is a state dict or a file of one (.safetensors, .pth; under `model` or `state_dict` it is found too).
+        `tensors` is a state dict or a file of one (.safetensors, .pth; inside other entries, such as `model` or
+        `state_dict`, it is found too). Where there are several, as of a teacher and a student, `part` says which.
         `settings` are timm's keyword arguments where they differ from those of `architecture`, or `dtype`. `prefix` is
         taken off every name, and `drop` lists the tensors to leave out, as patterns with `*`.
         Raises UnsupportedModelError for an architecture nobody knows, CheckpointError for a tensor without a place, a
         place without a tensor, a name without the prefix, and a pattern in `drop` that fits none.
         """
-        return checkpoints.from_state_dict(cls, tensors, architecture, prefix=prefix, drop=drop, **settings)
+        return checkpoints.from_state_dict(cls, tensors, architecture, prefix=prefix, drop=drop, part=part, **settings)
 
     def forward(
         self,
@@ -145,26 +147,6 @@ class HookedViT(Readout, Weights, Hooking):
         if self.pos_embed is None:
             return self.hook_pos_embed(torch.zeros_like(x).requires_grad_(x.requires_grad))
         return self.hook_pos_embed(self.pos_embed(self.run.tokens.grid).expand(len(x), -1, -1))
-
-    @property
-    def tokens(self) -> TokenLayout:
-        """Which token is which: of the run in progress inside a hook, of the native image size otherwise."""
-        return self.run.tokens
-
-    def layout_for(self, height: int, width: int) -> TokenLayout:
-        """The tokens of an image of this many pixels.
-
-        Raises ValueError where patches do not cover it.
-        """
-        p = self.cfg.patch_size
-        if height % p or width % p or not (height and width):
-            raise ValueError(
-                f"image height and width must be multiples of the patch size {p}, got {height} x {width}: the rest "
-                "would be ignored silently; use model.preprocess(images)"
-            )
-        if (height, width) == self.cfg.image_size:
-            return self.run.native
-        return TokenLayout.native(self.cfg.prefix, (height // p, width // p))
 
     @contextmanager
     def running(self, layout: TokenLayout) -> Iterator[None]:
@@ -249,24 +231,6 @@ class HookedViT(Readout, Weights, Hooking):
         if not -n <= layer <= n:
             raise ValueError(f"{what} is 0 to {n}, or negative from the end: the model has {n} layers, got {layer}")
         return layer % n if layer < 0 else layer
-
-    def check_pixels(self, pixels: Shaped[Tensor, "..."]) -> TokenLayout:
-        """The tokens of these pixels.
-
-        Raises ValueError for pixels of the wrong shape, type or size, or with NaN or infinity.
-        """
-        if pixels.ndim != 4 or pixels.shape[1] != self.cfg.n_channels:
-            raise ValueError(
-                f"pixels are [batch, {self.cfg.n_channels}, height, width], got {tuple(pixels.shape)}; "
-                "use model.preprocess(images)"
-            )
-        if not pixels.is_floating_point():
-            raise ValueError(f"pixels must be normalised floats, got {pixels.dtype}; use model.preprocess(images)")
-        layout = self.layout_for(*pixels.shape[2:])
-        if not pixels.isfinite().all():
-            bad = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-            raise ValueError(f"pixels hold NaN or infinity in images {bad[:8]} of the batch")
-        return layout
 
     def _layout_of(self, x: Tensor, tokens: TokenLayout | None) -> TokenLayout:
         if x.ndim != 3 or x.shape[-1] != self.cfg.d_model:

@@ -215,7 +215,7 @@ def _keys(model: HookedViT, sites: Iterable[Asked]) -> list[Key]:
             continue
         layers = range(cfg.n_layers) if layer is None else [layer_of(model, layer)]
         named = tokens if isinstance(tokens, (str, int)) or tokens is None else tuple(tokens)
-        roles = model.run.native.roles if named is None else [named]
+        roles = model.tokens.roles if named is None else [named]
         for role in roles:
             check_tokens(model, role)
         for l in layers:

@@ -240,6 +240,11 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> HookedViT:
     return HookedViT.from_hf(make_hf(name).to(dtype))
 
 
+def processor_of(size: tuple[int, int]) -> Any:
+    """An image processor that makes images of (height, width) pixels of any."""
+    return transformers.ViTImageProcessorPil(size=dict(zip(("height", "width"), size, strict=True)))
+
+
 def pixels(model: HookedViT, size: tuple[int, int] | None = None, *, n: int = 3, seed: int = 0) -> Tensor:
     """Random images of the native size, or of (height, width), in the model's dtype."""
     shape = (n, model.cfg.n_channels, *(size or model.cfg.image_size))

@@ -180,10 +180,10 @@ def hooks(args: argparse.Namespace) -> int:
     """`hooks MODEL`: every hook point, from the config alone."""
     from analyses.running.models import check_model
     from hooked_vit import HookedViT
-    from hooked_vit.loading.checkpoints import read_described
+    from hooked_vit.loading.checkpoints import without_weights
 
     _quiet()
-    model = HookedViT(read_described(check_model(args.model)))
+    model = without_weights(HookedViT, check_model(args.model))
     _print_table(_console(), ["hook point", "shape", "meaning"], model.describe_hooks())
     return 0
 

@@ -163,7 +163,8 @@ class FileSource(IndexedSource):
         return self._files[position].relative_to(self._root).as_posix()
 
     def digest(self) -> str:
-        sizes = [f.stat().st_size for f in self._files]
+        # an unreadable one may be a link that leads nowhere
+        sizes = [f.stat().st_size if f.exists() else None for f in self._files]
         return json.dumps(["files", [self.name_of(i) for i in range(self.n)], sizes, self._labels])
 
 

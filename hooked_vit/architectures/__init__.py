@@ -63,7 +63,9 @@ def for_class(hf_class: str) -> Architecture:
     """
     known = supported_classes()
     if hf_class not in known:
-        why = f": {reason}." if (reason := why_not(hf_class)) else nearest(hf_class, known)
+        # a class that transformers has was meant, however near another one's name is
+        meant = "." if hf_class in _transformers_classes() else nearest(hf_class, known)
+        why = f": {reason}." if (reason := why_not(hf_class)) else meant
         raise UnsupportedModelError(f"no hook graph for {hf_class}{why} Supported: {', '.join(sorted(known))}")
     return get(known[hf_class])
 
@@ -79,6 +81,13 @@ def towers(model: nn.Module) -> dict[str, str]:
         if type(module).__name__ in supported_classes() and not any(path.startswith(f"{outer}.") for outer in found):
             found[path] = type(module).__name__
     return found
+
+
+@cache
+def _transformers_classes() -> frozenset[str]:
+    import transformers
+
+    return frozenset(dir(transformers))
 
 
 def by_config(config: Mapping[str, Any]) -> tuple[Architecture, CheckpointFiles] | None:

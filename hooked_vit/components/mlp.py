@@ -27,6 +27,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def check_activation(name: str) -> None:
+    """Raise ValueError for an activation function nobody here knows, naming those there are."""
+    if name not in ACTIVATIONS:
+        close = nearest(name, ACTIVATIONS)
+        raise ValueError(f"no activation is called {name!r}{close}; there are {', '.join(ACTIVATIONS)}")
+
+
 class MLP(nn.Module):
     """The feed-forward branch, plain or gated, its output already multiplied by LayerScale where the family has one."""
 
@@ -36,9 +43,7 @@ class MLP(nn.Module):
         self.fc_gate = nn.Linear(cfg.d_model, cfg.d_mlp) if cfg.gated_mlp else None
         self.fc_out = nn.Linear(cfg.d_mlp, cfg.d_model)
         self.ls = nn.Parameter(torch.ones(cfg.d_model)) if cfg.layer_scale else None
-        if cfg.act_fn not in ACTIVATIONS:
-            close = nearest(cfg.act_fn, ACTIVATIONS)
-            raise ValueError(f"no activation is called {cfg.act_fn!r}{close}; there are {', '.join(ACTIVATIONS)}")
+        check_activation(cfg.act_fn)
         self.act = ACTIVATIONS[cfg.act_fn]
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()

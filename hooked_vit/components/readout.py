@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.norms import LayerNorm, NoNorm
+from hooked_vit.components.sizes import Sizes
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import NoHeadError, nearest
-from hooked_vit.tokens import ROLES, Run, tokens_changed
+from hooked_vit.tokens import ROLES, tokens_changed
 
 
-class Readout(nn.Module):
+class Readout(Sizes):
     """The end of every graph, as a mixin, so that its hooks carry no prefix."""
 
-    cfg: ViTConfig
-    run: Run
     ln_final: LayerNorm | NoNorm
 
     def _build_readout(self, cfg: ViTConfig) -> None:
@@ -115,14 +114,18 @@ class Readout(nn.Module):
     def to_single_token(self, label: str) -> int:
         """Class id of a class name; TransformerLens' name for looking up a label.
 
-        Raises ValueError for a name the head does not know.
+        Raises ValueError for a name the head does not know, and for one that several classes share.
         """
         names = self.cfg.class_names
         if names is None:
             raise ValueError("this model's classes have no names; give class ids")
         if label not in names:
             raise ValueError(f"the head knows no class {label!r}{nearest(label, names)}")
-        return names.index(label)
+        if len(found := [i for i, name in enumerate(names) if name == label]) > 1:
+            raise ValueError(
+                f"{len(found)} classes are called {label!r}, {', '.join(map(str, found))}; give the class id"
+            )
+        return found[0]
 
     def tokens_to_residual_directions(self, tokens: str | int | Int[Tensor, "*b"]) -> Float[Tensor, "b t d"]:
         """For each class, the direction at every token that adds to its logit: [1, t, d], or [b, t, d] for [b] classes.
@@ -134,7 +137,7 @@ class Readout(nn.Module):
         classes = torch.as_tensor(label, device=self.W_U.device).reshape(-1)
         if not ((classes >= 0) & (classes < self.cfg.d_out)).all():
             raise ValueError(f"classes are 0 to {self.cfg.d_out - 1}, got {classes.tolist()}")
-        layout = self.run.tokens
+        layout = self.tokens
         per_source = (self.W_U.T[classes].unflatten(1, (len(self.cfg.sources), -1))) * self.ln_final.weight
         directions = per_source.new_zeros(1, layout.n_tokens, 1)
         for i, role in enumerate(self.cfg.sources):

@@ -238,7 +238,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
         config = {"model_type": "evil", "architectures": ["ViTModel"], "auto_map": {auto: f"{module}.Evil"}}
         (tmp_path / "config.json").write_text(json.dumps(config))
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-        with pytest.raises(UnsupportedModelError, match="neither a local checkpoint"):
+        with pytest.raises(UnsupportedModelError, match="transformers cannot read the config.json of"):
             HookedViT.from_pretrained(tmp_path)
     HookedViT.from_pretrained(saved("vit", tmp_path))  # beside whose preprocessor_config.json the code still lies
     assert not marker.exists()
