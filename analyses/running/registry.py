@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, overload
 
+from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
 from analyses.running.results import Result, environment
 
@@ -44,7 +46,8 @@ def analysis(
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
     `analysis` and `versions`.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`.
-    Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result.
+    Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
+    when called what `check_models` and `check_options` raise.
     """
     if callable(name):
         return analysis()(name)
@@ -62,6 +65,7 @@ def analysis(
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
+            _check(function, args, kwargs)
             result = function(*args, **kwargs)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
@@ -74,3 +78,12 @@ def analysis(
         return run
 
     return register
+
+
+def _check(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what cannot be right of any analysis; a call that does not fit the signature is refused by Python."""
+    names = list(inspect.signature(function).parameters)
+    told = dict(zip(names, args, strict=False)) | kwargs
+    if names[:1] == ["models"] and "models" in told:
+        check_models(told["models"])
+    check_options(function, told)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from analyses.running.files import check_writable
+from analyses.running.files import check_writable, write_whole
 from analyses.running.results import Result
 
 FILE = "report.html"
@@ -92,12 +91,8 @@ def write_report(
     folder = check_writable(folder)
     text = _page(result, title or str(result.meta.get("analysis", "Result")), intro, sections)
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / FILE, folder / f".{FILE}.{os.getpid()}"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = folder / FILE
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
 

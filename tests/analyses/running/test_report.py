@@ -41,7 +41,7 @@ def drawn(own_registry):
         }
         return Result(frame, meta)
 
-    return drawn_for_the_report({}, None)
+    return drawn_for_the_report({"a": object()}, None)
 
 
 class Page(HTMLParser):
