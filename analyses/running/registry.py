@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, overload
 from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
 from analyses.running.results import Result, environment
+from analyses.running.shown import drawn_plain
 
 P = ParamSpec("P")
 
@@ -45,7 +46,8 @@ def analysis(
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
     `analysis` and `versions`.
-    `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`.
+    `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
+    a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
     when called what `check_models` and `check_options` raise.
     """
@@ -74,10 +76,17 @@ def analysis(
             return result
 
         run.analysis_name = key  # type: ignore[attr-defined]
-        REGISTERED[key] = Analysis(key, run, figure, more_figures or {}, zoo_target, zoo_models)
+        more = _drawn(more_figures or {})
+        REGISTERED[key] = Analysis(key, run, figure and drawn_plain(figure), more, zoo_target, zoo_models)
         return run
 
     return register
+
+
+def _drawn(more: Figures) -> Figures:
+    if callable(more):
+        return lambda result: {heading: drawn_plain(draw) for heading, draw in more(result).items()}
+    return {heading: drawn_plain(draw) for heading, draw in more.items()}
 
 
 def _check(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as as_html
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from analyses.running.files import check_writable, write_whole
 from analyses.running.results import Result
+from analyses.running.text import visible
 
 FILE = "report.html"
 ROWS = 60
@@ -168,6 +169,11 @@ def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -
     )
 
 
+def escape(text: str) -> str:
+    """Text that is neither markup nor anything else that acts."""
+    return as_html(visible(text))
+
+
 def _kind(meta: Mapping[str, Any]) -> str:
     data = meta.get("data")
     data = data.get("name") if isinstance(data, Mapping) else data
@@ -247,4 +253,4 @@ def _fact(key: str, value: Any) -> str:
     )
     if not deep and len(text := _text(value, isinstance(value, int))) <= 300:
         return escape(text)
-    return f"<details><summary>show</summary><pre>{escape(json.dumps(value, indent=1))}</pre></details>"
+    return f"<details><summary>show</summary><pre>{as_html(json.dumps(value, indent=1))}</pre></details>"
