@@ -32,7 +32,7 @@ format: $(READY) ## what ruff can put right by itself
 	$(BIN)/ruff format
 
 zoo: $(READY) ## train the built-in models again
-	$(BIN)/python -m recipes.train_zoo
+	$(BIN)/python -m zoo_training.train_zoo
 
 bench: $(READY) ## speed beside transformers
 	$(BIN)/python -m benchmarks

@@ -8,7 +8,7 @@ from typing import Any
 
 from analyses.data import ImageData
 from analyses.data.sets import count_classes, two_sets
-from analyses.probes.heads import Answers, own_head
+from analyses.probes.classifier_heads import Answers, own_head
 from analyses.running.notes import about_data
 from hooked_vit import HookedViT
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.activations.streams import read_stream
-from analyses.probes.heads import Answers, with_family_readout, with_ridge_head
+from analyses.probes.classifier_heads import Answers, with_family_readout, with_ridge_head
 from analyses.probes.opening import Opening
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.running.notes import progress_batches
