@@ -17,7 +17,7 @@ try:
     from pathlib import Path
     from typing import Any
 
-    from analyses.command_line.values import Once, assigned, data, model, number, path, processes_here, text
+    from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text
     from analyses.running.arguments import COUNT, SEED, Range
     from analyses.running.text import visible
 except KeyboardInterrupt:  # before there is a `main` that could say so
@@ -182,7 +182,7 @@ def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
         ("--data=D", data, "take these images (as in `run --data`) for a data set of the recipe"),
     ):
         name, _, short = flag.partition("=")
-        again.add_argument(name, metavar=f"NAME={short}", action=Once, default=[], type=assigned(kind), help=what)
+        again.add_argument(name, metavar=f"NAME={short}", action=Once, default=[], type=Assigned(kind), help=what)
     _add_number(again, "--n", "N", COUNT, "at most so many images of each data set")
     for flag, metavar, what in (
         ("--steps", "STEP", "only these steps"),
@@ -193,7 +193,7 @@ def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
 
 
 def _add_number(to: argparse.ArgumentParser, flag: str, metavar: str, numbers: Range, what: str, **kw: Any) -> None:
-    to.add_argument(flag, metavar=metavar, action=Once, type=number(numbers, int), help=what, **kw)
+    to.add_argument(flag, metavar=metavar, action=Once, type=Number(numbers, int), help=what, **kw)
 
 
 def _add_out(to: argparse.ArgumentParser, what: str, **kw: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from analyses.command_line.values import Once, data, number, path, text
+from analyses.command_line.values import Number, Once, data, path, text
 from analyses.running.arguments import PLACES, Option, options_of
 
 
@@ -37,7 +37,7 @@ def given(args: argparse.Namespace, function: Callable) -> dict[str, Any]:
 
 def _value(option: Option) -> Callable[[str], Any]:
     if option.kind in (int, float):
-        return number(option.range, option.kind)
+        return Number(option.range, option.kind)
     return path if option.name in PLACES else data if option.is_data else text
 
 

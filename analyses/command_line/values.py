@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from analyses.running.arguments import Range
@@ -14,31 +15,33 @@ from analyses.running.places import usable_path
 from analyses.running.text import check_seen, visible
 
 WHOLE = re.compile(r"[-+]?[0-9]{1,30}")
+DECIMAL = re.compile(r"[-+]?([0-9]+\.?|[0-9]*\.[0-9]+)(e[-+]?[0-9]{1,3})?", re.IGNORECASE)
 SCHEMES_WITH_PATH = ("imagefolder:", "parquet:", "imagenet-s:")
 
 
-def number(numbers: Range, kind: type) -> Callable[[str], Any]:
-    """What reads a number of this range, for argparse.
+@dataclass(frozen=True)
+class Number:
+    """What reads a number of a range, for argparse.
 
-    >>> number(Range(1, 10), int)("3")
+    >>> Number(Range(1, 10), int)("3")
     3
 
-    What it returns raises ArgumentTypeError for anything else, infinity and nan among them.
+    Called, it raises ArgumentTypeError for anything else, infinity and nan among them.
     """
 
-    def read(typed: str) -> Any:
-        try:
-            value = float(typed) if kind is float or not WHOLE.fullmatch(typed) else int(typed)
-        except ValueError:
-            value = math.nan
-        fault = numbers.fault(value, kind)
-        if fault is None and kind is int and not isinstance(value, int):
-            fault = numbers.fault(math.nan, int)
-        if fault is not None:
+    range: Range
+    kind: type
+
+    def __call__(self, typed: str) -> int | float:
+        """The number."""
+        value: int | float = math.nan
+        if self.kind is float and DECIMAL.fullmatch(typed):
+            value = float(typed)
+        elif self.kind is int and WHOLE.fullmatch(typed):
+            value = int(typed)
+        if fault := self.range.fault(value, self.kind):
             raise argparse.ArgumentTypeError(f"{fault} is needed, got {visible(typed)[:80]!r}")
         return value
-
-    return read
 
 
 def processes_here() -> Range:
@@ -78,16 +81,18 @@ def data(typed: str) -> str:
     return text(typed)
 
 
-def assigned(value: Callable[[str], str]) -> Callable[[str], tuple[str, str]]:
-    """What reads NAME=VALUE. What it returns raises ArgumentTypeError where one of them is missing."""
+@dataclass(frozen=True)
+class Assigned:
+    """What reads NAME=VALUE. Called, it raises ArgumentTypeError where one of them is missing or its value is wrong."""
 
-    def read(typed: str) -> tuple[str, str]:
+    value: Callable[[str], str]
+
+    def __call__(self, typed: str) -> tuple[str, str]:
+        """The name and the value."""
         name, _, given = typed.partition("=")
         if not name.strip() or not given.strip():
             raise argparse.ArgumentTypeError(f"it is NAME=VALUE, got {visible(typed)!r}")
-        return text(name), value(given)
-
-    return read
+        return text(name), self.value(given)
 
 
 class Once(argparse.Action):

@@ -188,7 +188,8 @@ def check_options(function: Callable, given: Mapping[str, Any]) -> None:
 def check_models(models: Any) -> None:
     """Make sure that the models of an analysis have names that can be shown.
 
-    Raises TypeError for anything but a dictionary, ValueError for an empty one and for a name with control characters.
+    Raises TypeError for anything but a dictionary of HookedViTs, ValueError for an empty one and for a name with
+    control characters.
     """
     if not isinstance(models, Mapping):
         kind = type(models).__name__
@@ -199,6 +200,8 @@ def check_models(models: Any) -> None:
         if not isinstance(name, str) or not name:
             raise TypeError(f"a model's name is a text; got {name!r}")
         check_seen(name, "a model's name")
-        if model is None or isinstance(model, (str, bytes, int, float, list, tuple, dict)):
-            kind = type(model).__name__
-            raise TypeError(f"{name} is no model but a {kind}; `analyses.running.models.load_model` loads one by name")
+        if not hasattr(model, "run_with_cache"):  # torch's wrappers pass it on
+            raise TypeError(
+                f"{name} is no HookedViT but a {type(model).__name__}: HookedViT.from_pretrained loads one by name, "
+                "HookedViT.from_hf takes a model of transformers"
+            )

@@ -25,7 +25,7 @@ def usable_path(path: str | Path) -> Path:
     ValueError: a path is needed, got an empty one
 
     Raises ValueError for an empty path, control characters, names that are no UTF-8 (which no report could show), a
-    home folder nobody has, and names or paths longer than a file system holds.
+    home folder nobody has, names or paths longer than a file system holds, and pipes and devices.
     """
     text = os.fspath(path)
     if not text.strip():
@@ -36,6 +36,8 @@ def usable_path(path: str | Path) -> Path:
     parts = [os.fsencode(part) for part in Path(full).parts]
     if len(os.fsencode(os.path.abspath(full))) > LONGEST_PATH or max(map(len, parts), default=0) > LONGEST_NAME:
         raise ValueError(f"a path has at most {LONGEST_PATH} bytes, a name in it {LONGEST_NAME}; got {text[:60]!r}…")
+    if os.path.exists(full) and not (os.path.isfile(full) or os.path.isdir(full)):
+        raise ValueError(f"a file or a folder is needed; {text} is a pipe or a device, which could be read for ever")
     return Path(full)
 
 
