@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -174,13 +174,15 @@ def _option(parameter: inspect.Parameter, hint: Any, numbers: Range) -> Option |
     return None
 
 
-def check_options(function: Callable, given: Mapping[str, Any]) -> None:
+def check_options(function: Callable, given: Mapping[str, Any], *, called: bool = False) -> None:
     """Make sure that numbers are numbers, in range and given once, before anything takes long.
 
     Raises TypeError and ValueError, naming the option, what it has to be and what was given. None, where it is the
-    default, is left to the analysis.
+    default, is left to the analysis. So is, where it is being `called`, a number that is too small: it can say why.
     """
     for option in options_of(function):
+        if called:
+            option = replace(option, range=option.range._replace(least=-option.range.most, above=False))
         if option.name in given and not (given[option.name] is None and option.default is None):
             option.check(given[option.name])
 

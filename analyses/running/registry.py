@@ -93,6 +93,6 @@ def _check(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[
     """Refuse what cannot be right of any analysis; a call that does not fit the signature is refused by Python."""
     names = list(inspect.signature(function).parameters)
     told = dict(zip(names, args, strict=False)) | kwargs
-    check_options(function, told)
-    if names[:1] == ["models"] and "models" in told:
-        check_models(told["models"])
+    if names[:1] == ["models"]:  # others take tensors, whose kinds are their own
+        check_options(function, told, called=True)
+        check_models(told.get("models"))

@@ -112,7 +112,7 @@ def test_python_is_held_to_the_same_numbers(name):
     for option in options_of(entry.run):
         if option.kind not in (int, float):
             continue
-        for value in [float("nan"), float("inf"), 1e300, 2**70, "3", None, True, option.range.least - 1]:
+        for value in [float("nan"), float("inf"), 1e300, 2**70, "3", None, True]:
             if value is None and option.default is None:
                 continue
             with pytest.raises((TypeError, ValueError), match=f"{option.name} is a"):
