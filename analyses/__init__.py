@@ -7,7 +7,6 @@ when asked for, so that importing this package, or printing a command's help, do
 from __future__ import annotations
 
 import importlib
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ def __getattr__(name: str) -> Any:
     # Whoever looks for something private here, as import machinery does, must not have the source searched.
     if home is not None:
         return getattr(importlib.import_module(home), name)
+    from difflib import get_close_matches  # which costs more than all else that is imported here
+
     near = get_close_matches(name, __dir__(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

@@ -67,6 +67,8 @@ class ImageData:
         self.image = image
         self.label = label
         self.class_names = None if class_names is None else list(class_names)
+        if strange := [n for n in self.class_names or [] if any("\ud800" <= letter <= "\udfff" for letter in str(n))]:
+            raise ValueError(f"class names are UTF-8, or no result could be saved; rename {strange[0]!a} of {name!a}")
         self.seed = seed
         self.skip_bad = skip_bad
         self.skipped: list[str] = []

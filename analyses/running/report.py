@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as as_html
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from analyses.running.files import check_writable
+from analyses.running.files import check_writable, write_whole
 from analyses.running.results import Result
+from analyses.running.text import visible
 
 FILE = "report.html"
 ROWS = 60
@@ -92,12 +92,8 @@ def write_report(
     folder = check_writable(folder)
     text = _page(result, title or str(result.meta.get("analysis", "Result")), intro, sections)
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / FILE, folder / f".{FILE}.{os.getpid()}"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = folder / FILE
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -171,6 +167,11 @@ def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n"
         f"<main>\n{chr(10).join(filter(None, parts))}\n</main>\n</body>\n</html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Text that is neither markup nor anything else that acts."""
+    return as_html(visible(text))
 
 
 def _kind(meta: Mapping[str, Any]) -> str:
@@ -252,4 +253,4 @@ def _fact(key: str, value: Any) -> str:
     )
     if not deep and len(text := _text(value, isinstance(value, int))) <= 300:
         return escape(text)
-    return f"<details><summary>show</summary><pre>{escape(json.dumps(value, indent=1))}</pre></details>"
+    return f"<details><summary>show</summary><pre>{as_html(json.dumps(value, indent=1))}</pre></details>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -41,7 +42,7 @@ def drawn(own_registry):
         }
         return Result(frame, meta)
 
-    return drawn_for_the_report({}, None)
+    return drawn_for_the_report({"a": SimpleNamespace(run_with_cache=None)}, None)
 
 
 class Page(HTMLParser):
