@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, overload
 
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
-from analyses.running.results import Result, environment
+from analyses.running.results import Result, computing, environment
 
 P = ParamSpec("P")
 
@@ -42,7 +42,7 @@ def analysis(
     'image-count'
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
-    `analysis` and `versions`.
+    `analysis`, `versions` and `computing`.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result.
     """
@@ -66,6 +66,7 @@ def analysis(
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())
+            result.meta.setdefault("computing", computing())
             result.meta["analysis"] = key
             return result
 
