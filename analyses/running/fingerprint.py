@@ -36,10 +36,10 @@ class Fingerprint:
 
     def differences(self, other: Any) -> str:
         """The parts, in words, in which this fingerprint is not the `other` one: ours first."""
-        there = other if isinstance(other, Mapping) else {}
-        names = [name for name in {**self.parts, **there} if self.parts.get(name) != there.get(name)]
-        told = [f"{n} ({self.parts.get(n, 'not there')}, not {there.get(n, 'there')})" for n in names]
-        return ", ".join(told[:-1]) + (" and " if told[1:] else "") + told[-1] if told else ""
+        if not isinstance(other, Mapping):
+            return "what it was made of, which an earlier version did not note"
+        names = [name for name in {**self.parts, **other} if self.parts.get(name) != other.get(name)]
+        return " and ".join(f"{n} ({self.parts.get(n, 'not there')}, not {other.get(n, 'there')})" for n in names)
 
 
 def fingerprint(

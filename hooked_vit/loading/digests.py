@@ -96,7 +96,9 @@ class _Walk:
             case Tensor():
                 return _hashed("tensor", value.dtype, tuple(value.shape), *_tensor_bytes(value))
             case np.ndarray() if value.dtype != object:
-                return _hashed("array", value.dtype.str, value.shape, np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+                return _hashed(
+                    "array", value.dtype.str, value.shape, np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+                )
             case np.ndarray():
                 return _hashed("objects", value.shape, *map(self.of, value.ravel().tolist()))
             case np.generic():
