@@ -21,6 +21,8 @@ from analyses.probes.probe import Probe
 from analyses.probes.reading import Site, SiteReader
 from analyses.probes.targets import Target, TargetData, target_data
 from analyses.running.files import check_writable, committed, write_together
+from analyses.running.notes import other_model
+from analyses.running.notice import notice
 from analyses.statistics.intervals import rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
@@ -88,6 +90,7 @@ class FittedProbes:
     >>> probes.evaluate(model, test, shuffle_cls(layer=2)).accuracy("cls", 3)  # doctest: +SKIP
 
     `counts` are the training images of each class, `patch_seed` draws the random patches, `model` describes the model.
+    Probes that were `loaded` say so where they read a model of other weights.
     """
 
     probes: dict[str, Probe]
@@ -96,6 +99,7 @@ class FittedProbes:
     counts: tuple[int, ...]
     patch_seed: int = 0
     model: dict[str, Any] = field(default_factory=dict)
+    loaded: bool = False
 
     @property
     def sites(self) -> list[Site]:
@@ -187,7 +191,7 @@ class FittedProbes:
             probes[site] = Probe(layers, tensors[f"{site}/classes"], **about)
         target = Target(stored["target"]["spec"], tuple(stored["target"]["classes"]))
         counts = tuple(stored["counts"])
-        return cls(probes, target, stored["kind"], counts, stored["patch_seed"], stored["model"])
+        return cls(probes, target, stored["kind"], counts, stored["patch_seed"], stored["model"], True)
 
 
 def evaluate_probes(
@@ -210,6 +214,8 @@ def evaluate_probes(
     one = next(iter(fitted.values()))
     if any(f.probes.keys() != one.probes.keys() or f.patch_seed != one.patch_seed for f in fitted.values()):
         raise ValueError("probes that are applied together read the same sites, and the same random patches")
+    if one.loaded and (other := other_model(model, one.model)):
+        notice(f"these probes were fitted on another model: it differs in {other}")
     data = target_data(data, one.target)
     sites = one.sites
     layers = sorted({s.layer for s in sites if s.layer is not None}) or [0]

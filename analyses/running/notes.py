@@ -40,3 +40,9 @@ def about_model(model: HookedViT) -> dict[str, Any]:
         "dtype": str(weight.dtype).removeprefix("torch."),
         **{what: mark[:16] for what, mark in model_digests(model).items() if what != "hooks"},
     }
+
+
+def other_model(model: HookedViT, about: dict[str, Any]) -> str:
+    """What of weights, config and processor is not as `about_model` said; nothing where that said nothing."""
+    now = about_model(model)
+    return " and ".join(what for what in ("weights", "config", "processor") if about.get(what, now[what]) != now[what])

@@ -137,7 +137,8 @@ def streams(
     Raises ValueError for a file of that name that is not ours, OSError where the disk is full: then what was begun is
     removed.
     """
-    notes, found = [], {}
+    notes: list[str] = []
+    found = {}
     for layer, path in plan.paths.items():
         if not path.exists():
             notes += _others(path, plan.marks[layer])
