@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what killed processes had begun to write of a file, which nobody may be writing now."""
+    for part in path.parent.glob(f".{escape(path.name)}.*{PART}"):
+        part.unlink(missing_ok=True)
 
 
 def to_disk(path: Path) -> None:
