@@ -146,7 +146,32 @@ def _locked(lock: Path, place: Path, what: str, wait: float) -> Iterator[None]:
 
 def _try(lock: Path) -> int | None:
     """The open, locked file; None where somebody else has it."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    while True:
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        except FileNotFoundError:  # whoever made the folder has just removed it
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            if not _flock(handle):
+                os.close(handle)
+                return None
+            # whoever had it before may have removed the file meanwhile: then this lock is on nothing
+            if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+                notice(f"{lock.parent} is on a file system without locks: make sure that only one process writes there")
+                return handle
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _flock(handle: int) -> bool:
+    """Lock an open file, if nobody else has."""
     try:
         if sys.platform == "win32":
             os.lseek(handle, FAR, os.SEEK_SET)
@@ -154,19 +179,9 @@ def _try(lock: Path) -> int | None:
             os.lseek(handle, 0, os.SEEK_SET)
         else:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # whoever had it before may have removed the file meanwhile: then this lock is on nothing
-        if os.path.samestat(os.fstat(handle), os.stat(lock)):
-            return handle
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        pass
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-            notice(f"{lock.parent} is on a file system without locks: make sure that only one process writes there")
-            return handle
-        os.close(handle)
-        raise
-    os.close(handle)
-    return None
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _holder(lock: Path) -> str:
