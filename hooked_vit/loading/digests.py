@@ -19,6 +19,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from hooked_vit.model import HookedViT
 
+OF_PYTHON = 1 << 9
+"""The flag of classes that are made while Python runs."""
+
 UNLIKE = os.urandom(8).hex()
 """What has no description is like itself in this process, and like nothing in another."""
 
@@ -129,7 +132,8 @@ class _Walk:
                 return _hashed("partial", *map(self.of, (value.func, value.args, value.keywords)))
         if is_dataclass(value):
             return _hashed(_name(type(value)), self.of({f.name: getattr(value, f.name) for f in fields(value)}))
-        if hasattr(value, "__dict__"):
+        # attributes say all of an object of Python; one of C holds more
+        if hasattr(value, "__dict__") and all(kind.__flags__ & OF_PYTHON for kind in type(value).__mro__[:-1]):
             return _hashed(_name(type(value)), self.of(vars(value)))
         try:
             return _hashed("built by", self.of(value.__reduce_ex__(2)))  # dates, decimals, objects with slots
