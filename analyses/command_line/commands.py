@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from analyses.data import load_data
     from analyses.running.catalogue import get_analysis
     from analyses.running.files import check_writable
+    from analyses.running.locks import hold_folder
     from analyses.running.models import ZOO, check_model, default_models, load_models, short_names
     from analyses.running.report import Section, write_report
 
@@ -49,16 +50,17 @@ def run(args: argparse.Namespace) -> int:
     data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
     for name in [name for name, value in options.items() if name.endswith("_data") and isinstance(value, str)]:
         options[name] = load_data(options[name], args.n, seed=args.seed, skip_bad=args.skip_bad)
-    models = load_models(specs, device=args.device)
+    with hold_folder(out, "--out"):
+        models = load_models(specs, device=args.device)
+        result = entry.run(models, data, **options)
+        result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}
+        if any(spec.startswith(ZOO) for spec in specs):
+            result.meta["notes"] = [*result.meta.get("notes", []), OF_THE_ZOO]
 
-    result = entry.run(models, data, **options)
-    result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}
-    if any(spec.startswith(ZOO) for spec in specs):
-        result.meta["notes"] = [*result.meta.get("notes", []), OF_THE_ZOO]
-    result.save(out)
-    # further figures of an analysis: heading -> function that draws one from the result
-    more = [Section(heading, figure=draw(result)) for heading, draw in entry.figures(result).items()]
-    report = write_report(result, out, title=entry.summary, intro=_about(entry), sections=more)
+        def more() -> list[Section]:  # heading -> function that draws one from the result
+            return [Section(heading, figure=draw(result)) for heading, draw in entry.figures(result).items()]
+
+        report = write_report(result, out, title=entry.summary, intro=_about(entry), sections=more)
     _print_result(console, entry, result)
     for path in (report, out / "result.parquet", out / "result.json"):
         _say(console, path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -93,10 +91,6 @@ class ParquetSource(Source):
         first = int(self._starts[[f for f, _ in self._groups].index(file)])
         return f"row {row - first} of {self._files[file].name}"
 
-    def digest(self) -> str:
-        files = [(f.name, f.stat().st_size) for f in self._files]
-        return json.dumps(["parquet", files, _hash(self._ids)])
-
     def _group_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self._starts, ids, side="right") - 1
 
@@ -139,7 +133,3 @@ def _reading(file: Path) -> Iterator[None]:
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)
-
-
-def _hash(ids: NDArray[np.int64]) -> str:
-    return hashlib.sha256(ids.tobytes()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, overload
 
 from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
-from analyses.running.results import Result, environment
+from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain
 
 P = ParamSpec("P")
@@ -45,7 +45,7 @@ def analysis(
     'image-count'
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
-    `analysis` and `versions`.
+    `analysis`, `versions` and `computing`.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
     a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
@@ -72,6 +72,7 @@ def analysis(
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())
+            result.meta.setdefault("computing", computing())
             result.meta["analysis"] = key
             return result
 

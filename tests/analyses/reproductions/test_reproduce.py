@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -262,7 +263,8 @@ def test_the_stand_in_from_end_to_end(tmp_path, capsys, monkeypatch):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert all(what in page and what in told for what in result.frame["what"])
     assert (out / "shuffle" / "report.html").is_file()
-    monkeypatch.setattr(running, "load_model", lambda *a, **kw: pytest.fail("it ran again"))
+    refusing = {"run": lambda *a, **kw: pytest.fail("it ran again")}
+    monkeypatch.setattr(running, "get_analysis", lambda name: replace(get_analysis(name), **refusing))
     assert main(command) == 0
     with pytest.raises(pytest.fail.Exception, match="it ran again"):
         main([word.replace("20", "21") for word in command])
