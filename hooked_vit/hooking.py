@@ -8,13 +8,14 @@ from typing import Any, Self
 
 from torch import Tensor
 from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from hooked_vit.cache import ActivationCache
+from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnknownHookError, nearest
 from hooked_vit.hook_table import describe_hooks
+from hooked_vit.running import uncompiled
 from hooked_vit.tokens import Run, TokenLayout
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -41,11 +42,13 @@ class Hooking(HookedRootModule):
     ) -> Iterator[Self]:
         """Attach hooks for the length of a `with`; every name is resolved before the first one is attached.
 
-        Raises UnknownHookError for a name, or a name filter, that fits no hook point.
+        Raises UnknownHookError for a name, or a name filter, that fits no hook point, and RuntimeError where another
+        thread runs the model or has hooks attached to it.
         """
         for name, _ in (*fwd_hooks, *bwd_hooks):
             self.resolve_hooks(name)
-        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
+        attached = super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts)
+        with self.run.held(), uncompiled(), attached:
             yield self
 
     def resolve_hooks(self, name: str | Callable[[str], bool]) -> list[str]:
@@ -65,7 +68,8 @@ class Hooking(HookedRootModule):
         Raises UnknownHookError for a name that fits no hook point.
         """
         self.resolve_hooks(name)
-        super().add_hook(name, *args, **kw)
+        with self.run.held():
+            super().add_hook(name, *args, **kw)
 
     def run_with_hooks(
         self, *model_args: Any, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), **kw: Any

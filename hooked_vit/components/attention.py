@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.embedding import RelativePositionBias
-from hooked_vit.components.watching import seen_by, unless_edited, watched
+from hooked_vit.components.watching import HookPoint, seen_by, transformed, unless_edited, watched
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import Run, tokens_changed
 
@@ -45,16 +44,20 @@ class Attention(nn.Module):
         q = self.hook_q(self._split(self.q(x))).transpose(1, 2)
         k = self.hook_k(self._split(self.k(x))).transpose(1, 2)
         v = self.hook_v(self._split(self.v(x))).transpose(1, 2)
-        bias = self._bias(x)
-        if self._fused():
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.d_head**-0.5)
-        else:
-            scores = q @ k.transpose(2, 3) * self.d_head**-0.5
-            scores = self.hook_attn_scores(scores if bias is None else scores + bias)
-            # half precision is too coarse for a softmax over hundreds of keys
-            pattern = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
-            z = self.hook_pattern(pattern) @ v
-        return self._out(self.hook_z(z.transpose(1, 2)))
+        return self._out(self.hook_z(self._mixed(q, k, v, self._bias(x)).transpose(1, 2)))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "b h t d_head"]:
+        def fused() -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.d_head**-0.5)
+
+        if self._fused() and not transformed(q):
+            return fused()
+        scores = q @ k.transpose(2, 3) * self.d_head**-0.5
+        scores, scores_edited = seen_by(self.hook_attn_scores, scores if bias is None else scores + bias)
+        # half precision is too coarse for a softmax over hundreds of keys
+        pattern = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+        pattern, edited = seen_by(self.hook_pattern, pattern)
+        return unless_edited(self.run.attention == "eager" or scores_edited or edited, pattern @ v, fused)
 
     def _split(self, x: Tensor) -> Float[Tensor, "b t h d_head"]:
         return x.unflatten(-1, (self.n_heads, self.d_head))
@@ -70,6 +73,7 @@ class Attention(nn.Module):
 
     def _bias(self, x: Tensor) -> Float[Tensor, "#b #h #t t"] | None:
         """What is added to the scores: relative positions, and minus infinity at padded keys."""
+        self.run.refuse_recomputation()
         tokens = self.run.tokens
         if tokens.n_tokens != x.shape[1]:
             raise ValueError(tokens_changed(tokens.n_tokens, x.shape[1]))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
-from hooked_vit.components.watching import seen_by, unless_edited, watched
+from hooked_vit.components.watching import HookPoint, seen_by, unless_edited, watched
 
 
 class LayerNorm(nn.LayerNorm):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.norms import LayerNorm, NoNorm
+from hooked_vit.components.watching import HookPoint, leaving
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import NoHeadError, nearest
 from hooked_vit.tokens import ROLES, Run, tokens_changed
@@ -42,7 +42,7 @@ class Readout(nn.Module):
         pooled = self.hook_pooled(pooled.flatten(1)).unflatten(1, (len(self.cfg.sources), -1))
         each = [getattr(self, name)(pooled[:, list(read)].flatten(1)) for name, read in self.cfg.heads]
         each = self.hook_head_logits(torch.stack(each or [pooled.flatten(1)], dim=1))
-        return self.hook_logits(each.sum(1) / each.shape[1])
+        return leaving(self.hook_logits, each.sum(1) / each.shape[1])
 
     def _pool(self, x: Float[Tensor, "b t d"], role: Role) -> Float[Tensor, "b d"]:
         """Mean over the tokens of a role, wherever they are now."""
