@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 Role = Literal["cls", "dist", "registers", "patches", "inserted"]
+
+
+PATCHING = (
+    "TransformerLens' patching counts positions along its last axis of tokens, which for pixels is their width; use "
+    "interventions.patch_tokens and patch_heads, or the analysis activation_patching"
+)
+# what TransformerLens' tools ask a config for
+ELSEWHERE = {
+    "device": f"the weights say where they are: next(model.parameters()).device. {PATCHING}",
+    "dtype": "the weights say what they are: next(model.parameters()).dtype",
+    "n_key_value_heads": f"every head has keys and values of its own: n_heads. {PATCHING}",
+    "d_vocab": "classes are n_classes",
+    "n_ctx": "tokens are counted by the image: model.layout_for(height, width).n_tokens",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +115,10 @@ class ViTConfig:
         for holds, message in rules:
             if not holds:
                 raise ValueError(message)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        raise AttributeError(f"a ViTConfig says nothing of {name!r}{hint}")
 
     def replace(self, **changes: Any) -> ViTConfig:
         """A copy with some fields changed."""

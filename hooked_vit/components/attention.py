@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_vit.components.embedding import RelativePositionBias
+from hooked_vit.components.linears import plain
 from hooked_vit.components.watching import HookPoint, seen_by, transformed, unless_edited, watched
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import Run, tokens_changed
@@ -97,10 +98,10 @@ class Attention(nn.Module):
         return unless_edited(edited, result.sum(2) + self.b_O, fast)
 
     def _heads_in(self, linear: nn.Linear) -> Float[Tensor, "h d d_head"]:
-        return linear.weight.unflatten(0, (self.n_heads, self.d_head)).transpose(1, 2)
+        return plain(linear).weight.unflatten(0, (self.n_heads, self.d_head)).transpose(1, 2)
 
     def _head_bias(self, linear: nn.Linear) -> Float[Tensor, "h d_head"]:
-        bias = linear.bias if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
+        bias = plain(linear).bias if plain(linear).bias is not None else linear.weight.new_zeros(linear.out_features)
         return bias.unflatten(0, (self.n_heads, self.d_head))
 
     @property
@@ -121,7 +122,7 @@ class Attention(nn.Module):
     @property
     def W_O(self) -> Float[Tensor, "h d_head d"]:
         """Output weights per head: a view, or times LayerScale where that is not folded yet."""
-        weight = self.o.weight if self.ls is None else self.o.weight * self.ls[:, None]
+        weight = plain(self.o).weight if self.ls is None else plain(self.o).weight * self.ls[:, None]
         return weight.unflatten(1, (self.n_heads, self.d_head)).permute(1, 2, 0)
 
     @property
@@ -142,4 +143,4 @@ class Attention(nn.Module):
     @property
     def b_O(self) -> Float[Tensor, "d"]:
         """Output bias, times LayerScale where that is not folded yet."""
-        return self.o.bias if self.ls is None else self.o.bias * self.ls
+        return plain(self.o).bias if self.ls is None else plain(self.o).bias * self.ls
