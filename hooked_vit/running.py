@@ -138,7 +138,7 @@ def leave_alone() -> None:
     if torch.compiler.is_exporting():
         raise NotImplementedError("an exported graph has no hooks; export the model of transformers this one came from")
     if torch.compiler.is_dynamo_compiling():
-        torch._dynamo.skip_frame("a run asks each time who listens; what it calls is compiled (without fullgraph)")
+        torch._dynamo.skip_frame("a run asks each time who listens; what it calls is compiled: leave out fullgraph")
 
 
 def plainly(function: Callable) -> Callable:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from analyses.activations.streams import cls_at_every_layer
 from analyses.cls_use.cls_causality.figure import lens_figure, main_figure, summary_table
-from analyses.controls.shuffle_floors import batch_seed, check_mixed, expected_hits
+from analyses.controls.shuffle_floors import batch_seed, check_mixed, check_shuffles, expected_hits
 from analyses.data import ImageData
 from analyses.data.sets import count_classes, two_sets
 from analyses.probes.heads import Answers, own_head
@@ -70,7 +70,9 @@ def cls_causality(
     n_classes = count_classes(data, probe_data)
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
-    if among not in BY_CLASS:
+    if disturb is None:
+        check_shuffles(data, batch_size, seeds, among)
+    elif among not in BY_CLASS:
         check_mixed(data, batch_size)
     disturbed = _disturbance(disturb, among)
     heads = {name: _checked(name, model, data, head, disturbed) for name, model in models.items()}
