@@ -10,10 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformer_lens.hook_points import HookPoint
-
     from hooked_vit import architectures, zoo
     from hooked_vit.cache import ActivationCache
+    from hooked_vit.components.watching import HookPoint
     from hooked_vit.config import ViTConfig
     from hooked_vit.loading import published
     from hooked_vit.loading.in_place import in_place
@@ -28,7 +27,7 @@ _HOMES = {
     "HookedViT": "hooked_vit.model",
     "ViTConfig": "hooked_vit.config",
     "ActivationCache": "hooked_vit.cache",
-    "HookPoint": "transformer_lens.hook_points",
+    "HookPoint": "hooked_vit.components.watching",
     "TokenLayout": "hooked_vit.tokens",
     "in_place": "hooked_vit.loading.in_place",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 Role = Literal["cls", "dist", "registers", "patches", "inserted"]
 
@@ -43,6 +43,20 @@ class RotaryPositions:
     indices: bool = False
     offset: float = 0.0
     reference: tuple[int, int] | None = None
+
+
+PATCHING = (
+    "TransformerLens' patching counts positions along its last axis of tokens, which for pixels is their width; use "
+    "interventions.patch_tokens and patch_heads, or the analysis activation_patching"
+)
+# what TransformerLens' tools ask a config for
+ELSEWHERE = {
+    "device": f"the weights say where they are: next(model.parameters()).device. {PATCHING}",
+    "dtype": "the weights say what they are: next(model.parameters()).dtype",
+    "n_key_value_heads": f"every head has keys and values of its own: n_heads. {PATCHING}",
+    "d_vocab": "classes are n_classes",
+    "n_ctx": "tokens are counted by the image: model.layout_for(height, width).n_tokens",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +197,10 @@ class ViTConfig:
         names = self.class_names
         if names is not None and not (isinstance(names, tuple) and all(isinstance(n, str) for n in names)):
             yield f"class_names are words, got {names!r}"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        raise AttributeError(f"a ViTConfig says nothing of {name!r}{hint}")
 
     def replace(self, **changes: Any) -> ViTConfig:
         """A copy with some fields changed."""

@@ -133,6 +133,10 @@ def centre_cropping(
             top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], crop, strict=True))
             return image[..., top : top + crop[0], left : left + crop[1]]
 
+        def __reduce__(self) -> Any:
+            return _cropping_again, (settings,)
+
+    settings = {"size": size, "crop": crop, "resample": resample, "mean": mean, "std": std}
     shape = {"height": crop[0], "width": crop[1]}
     return CentreCropping(size=size, crop_size=shape, resample=resample, image_mean=mean, image_std=std)
 
@@ -160,6 +164,10 @@ def check_processor(processor: Any) -> None:
                 continue
             if type(n) is not int or not 1 <= n <= MOST_PIXELS:
                 raise ValueError(f"{name} of an image processor is 1 to {MOST_PIXELS} pixels, got {side}={n!r}")
+
+
+def _cropping_again(settings: dict[str, Any]) -> Any:
+    return centre_cropping(**settings)
 
 
 def load_processor(name_or_path: str, **kw: Any) -> Any:

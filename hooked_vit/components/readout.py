@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
+from hooked_vit.components.linears import plain
 from hooked_vit.components.norms import LayerNorm, NoNorm
 from hooked_vit.components.sizes import Sizes
+from hooked_vit.components.watching import HookPoint, leaving
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import NoHeadError, nearest
 from hooked_vit.tokens import ROLES, tokens_changed
@@ -41,7 +42,7 @@ class Readout(Sizes):
         pooled = self.hook_pooled(pooled.flatten(1)).unflatten(1, (len(self.cfg.sources), -1))
         each = [getattr(self, name)(pooled[:, list(read)].flatten(1)) for name, read in self.cfg.heads]
         each = self.hook_head_logits(torch.stack(each or [pooled.flatten(1)], dim=1))
-        return self.hook_logits(each.sum(1) / each.shape[1])
+        return leaving(self.hook_logits, each.sum(1) / each.shape[1])
 
     def _pool(self, x: Float[Tensor, "b t d"], role: Role) -> Float[Tensor, "b d"]:
         """Mean over the tokens of a role, wherever they are now."""
@@ -77,7 +78,7 @@ class Readout(Sizes):
         source = self.cfg.sources.index(role) if role in self.cfg.sources else 0
         for name, read in self.cfg.heads:
             if source in read:
-                head, at = getattr(self, name), read.index(source) * self.cfg.d_model
+                head, at = plain(getattr(self, name)), read.index(source) * self.cfg.d_model
                 whole = len(read) == 1
                 return head.weight if whole else head.weight[:, at : at + self.cfg.d_model], head.bias
         raise NoHeadError(f"no head of this model reads {role!r} tokens; its heads read {self.cfg.sources}")
@@ -93,7 +94,7 @@ class Readout(Sizes):
     def W_U(self) -> Float[Tensor, "p c"]:
         """What multiplies `hook_pooled`: logits == pooled @ W_U + b_U. A view where there is one head."""
         self._require_head("W_U")
-        heads = [getattr(self, name) for name, _ in self.cfg.heads]
+        heads = [plain(getattr(self, name)) for name, _ in self.cfg.heads]
         if len(heads) == 1:
             return heads[0].weight.T
         d, n = self.cfg.d_model, len(self.cfg.sources)
@@ -106,7 +107,7 @@ class Readout(Sizes):
     def b_U(self) -> Float[Tensor, "c"]:
         """Bias of the logits; zeros where the head has none."""
         self._require_head("b_U")
-        heads = [getattr(self, name) for name, _ in self.cfg.heads]
+        heads = [plain(getattr(self, name)) for name, _ in self.cfg.heads]
         if not self.cfg.head_bias:
             return heads[0].weight.new_zeros(heads[0].out_features)
         return heads[0].bias if len(heads) == 1 else torch.stack([h.bias for h in heads]).mean(0)

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from hooked_vit.components.watching import may_look
 from hooked_vit.config import ViTConfig
 from hooked_vit.processing import processor_size
 from hooked_vit.tokens import Run, TokenLayout
@@ -72,16 +73,19 @@ class Sizes(nn.Module):
             return self.run.native
         return TokenLayout.native(self.cfg.prefix, (height // p, width // p))
 
-    def check_pixels(self, pixels: Shaped[Tensor, "..."]) -> TokenLayout:
+    def check_pixels(self, pixels: Shaped[Tensor, "..."] | Any) -> TokenLayout:
         """The tokens of these pixels.
 
-        Raises ValueError for pixels of the wrong shape, type or size, or with NaN or infinity.
+        Raises TypeError for what is no tensor, ValueError for pixels of the wrong shape, type or size, or with NaN or
+        infinity; where torch.func.vmap or torch.export hide the numbers, those pass.
         """
+        if not isinstance(pixels, Tensor):
+            raise TypeError(f"a model runs pixels, got a {type(pixels).__name__}; use model(model.preprocess(images))")
         height, width = self._size_of(pixels)
         if not pixels.is_floating_point():
             raise ValueError(f"pixels must be normalised floats, got {pixels.dtype}; use model.preprocess(images)")
         layout = self.layout_for(height, width)
-        if not pixels.isfinite().all():
+        if may_look(pixels) and not pixels.isfinite().all():
             bad = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"pixels hold NaN or infinity in images {bad[:8]} of the batch")
         return layout

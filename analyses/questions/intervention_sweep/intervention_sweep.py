@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analyses.controls.shuffle_floors import check_nobody_alone
 from analyses.data import ImageData, as_data, load_data
 from analyses.probes.classifier_heads import Answers, own_head
 from analyses.questions.intervention_sweep.journal import Journal
@@ -69,6 +70,8 @@ def intervention_sweep(
     data = load_data("scenes:test", n=1000) if data is None else as_data(data)
     chosen = {name: _chosen(model, interventions) for name, model in models.items()}
     answers = {name: _answers(name, model, data) for name, model in models.items()}
+    if any("among" in part.params for ivs in chosen.values() for iv in ivs for part in iv.parts):
+        check_nobody_alone(data, batch_size)
     mark = fingerprint(models, {"data": data}, {"interventions": chosen, "batch size": batch_size})
     rows = []
     with nullcontext() if file is None else hold_file(file, "--file") as path:
