@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """`run ANALYSIS` and `demo`: load, analyse, save, report."""
     from analyses.data import load_data
     from analyses.running.catalogue import get_analysis
-    from analyses.running.files import check_writable
+    from analyses.running.files import check_writable, clean
     from analyses.running.locks import hold_folder
     from analyses.running.models import ZOO, check_model, default_models, load_models, short_names
     from analyses.running.report import Section, write_report
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     for name in [name for name, value in options.items() if name.endswith("_data") and isinstance(value, str)]:
         options[name] = load_data(options[name], args.n, seed=args.seed, skip_bad=args.skip_bad)
     with hold_folder(out, "--out"):
+        clean(out)
         models = load_models(specs, device=args.device)
         result = entry.run(models, data, **options)
         result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}

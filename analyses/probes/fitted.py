@@ -21,8 +21,7 @@ from analyses.probes.probe import Probe
 from analyses.probes.reading import Site, SiteReader
 from analyses.probes.targets import Target, TargetData, target_data
 from analyses.running.files import check_writable, committed, write_together
-from analyses.running.notes import other_model
-from analyses.running.notice import notice
+from analyses.running.notes import note_other_model
 from analyses.statistics.intervals import rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
@@ -214,8 +213,8 @@ def evaluate_probes(
     one = next(iter(fitted.values()))
     if any(f.probes.keys() != one.probes.keys() or f.patch_seed != one.patch_seed for f in fitted.values()):
         raise ValueError("probes that are applied together read the same sites, and the same random patches")
-    if one.loaded and (other := other_model(model, one.model)):
-        notice(f"these probes were fitted on another model: it differs in {other}")
+    if one.loaded:
+        note_other_model("these probes were fitted on", model, one.model)
     data = target_data(data, one.target)
     sites = one.sites
     layers = sorted({s.layer for s in sites if s.layer is not None}) or [0]

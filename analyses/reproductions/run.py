@@ -14,7 +14,7 @@ from analyses.reproductions.figures import comparison_figure, curve_figures
 from analyses.reproductions.missing import missing
 from analyses.reproductions.recipe import Recipe, Step
 from analyses.running.catalogue import get_analysis
-from analyses.running.files import check_writable
+from analyses.running.files import check_writable, clean
 from analyses.running.fingerprint import Fingerprint, fingerprint
 from analyses.running.locks import hold_folder
 from analyses.running.models import load_model
@@ -39,6 +39,7 @@ def run_recipe(recipe: Recipe, out: str | Path, *, device: str = "cpu", say: Cal
     if lacking := missing(recipe):
         raise FileNotFoundError(f"{NOT_ALL_THERE}: {'; '.join(lacking)}")
     with hold_folder(out, "--out"):
+        clean(out)
         results = {}
         for step in recipe.steps:
             say(step.name)
@@ -113,6 +114,8 @@ def _run_step(recipe: Recipe, step: Step, folder: Path, device: str) -> Result:
 def _finished(folder: Path, mark: Fingerprint) -> tuple[Result | None, str]:
     """The result of this very step in a folder, or why what is there is not it; neither where nothing is there."""
     try:
+        with hold_folder(folder):
+            clean(folder)
         before = Result.load(folder)
     except FileNotFoundError:
         return None, ""

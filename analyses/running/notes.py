@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from analyses.data import ImageData
 from analyses.data.imagedata import Batch
+from analyses.running.notice import notice
 from hooked_vit import HookedViT
 from hooked_vit.loading.digests import model_digests
 
@@ -42,7 +43,9 @@ def about_model(model: HookedViT) -> dict[str, Any]:
     }
 
 
-def other_model(model: HookedViT, about: dict[str, Any]) -> str:
-    """What of weights, config and processor is not as `about_model` said; nothing where that said nothing."""
+def note_other_model(what: str, model: HookedViT, about: dict[str, Any]) -> None:
+    """Say where weights, config or processor are not as `about_model` said; what was not said is believed."""
     now = about_model(model)
-    return " and ".join(what for what in ("weights", "config", "processor") if about.get(what, now[what]) != now[what])
+    differs = [part for part in ("weights", "config", "processor") if about.get(part, now[part]) != now[part]]
+    if differs:
+        notice(f"{what} another model: it differs in {' and '.join(differs)}")

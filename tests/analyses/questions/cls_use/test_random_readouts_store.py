@@ -112,6 +112,26 @@ def test_half_a_file_is_written_anew(vit, data, tmp_path):
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize("left", [b"", bytes(PAGE), bytes(10)])
+def test_an_empty_file_is_written_anew(vit, data, tmp_path, left):
+    made, first, _ = written(vit, data, tmp_path)
+    before = content(first[1])
+    made.paths[1].write_bytes(left)
+    _, second, notes = written(vit, data, tmp_path)
+    assert content(second[1]) == before
+    assert "is empty; it was written anew" in notes[0]
+
+
+def test_a_stream_of_another_model_stays_and_is_said(vit, data, tmp_path, capsys):
+    made, _, _ = written(vit, data, tmp_path)
+    vit.head.weight.data.neg_()
+    _, _, notes = written(vit, data, tmp_path)
+    assert len(notes) == len(LAYERS)
+    assert f"{made.paths[0].name} is not used: it differs in weights of the model (" in notes[0]
+    assert notes[0] in " ".join(capsys.readouterr().err.split())
+    assert all(path.exists() for path in made.paths.values())
+
+
 def test_a_file_of_something_else_is_refused_and_left_alone(vit, data, tmp_path):
     path = plan(vit, data, LAYERS, tmp_path, name="s").paths[1]
     path.write_text("my thesis")
