@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hooked_vit import HookedViT
+from hooked_vit.loading.files import why_no_file
 from hooked_vit.tokens import Tokens
 from interventions.storing import decode, encode
 from interventions.vocabulary import TOKEN_SITES, check_tokens, layer_of, site_hook, site_shape
@@ -137,8 +138,17 @@ class Stats:
     def load(cls, path: str | Path) -> Stats:
         """Read a file that `save` wrote.
 
-        Raises ValueError for a file of something else.
+        Raises ValueError for a file of something else, a damaged one, and what is no file.
         """
+        if (why := why_no_file(path)) is not None:
+            raise ValueError(f"{path} holds no stats of collect_stats: {why}")
+        try:
+            return cls._load(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} holds no stats of collect_stats: {error}") from error
+
+    @classmethod
+    def _load(cls, path: str | Path) -> Stats:
         with safe_open(path, "pt") as file:
             index = json.loads((file.metadata() or {}).get("hooked_vit_stats", "null"))
             if index is None:

@@ -26,6 +26,7 @@ from analyses.running.results import Result
 from analyses.statistics.intervals import wilson
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
+from hooked_vit.loading.files import why_no_file
 from interventions import Intervention, grid, readout, shuffle_cls, sweep
 
 COUNTS = ("n", "correct", "changed")
@@ -102,6 +103,8 @@ class Journal:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and (why := why_no_file(path)) is not None:
+            raise ValueError(f"{path} cannot keep the rows of a sweep: {why}")
         if path.exists() and path.stat().st_size:
             self._read(path, fingerprint)
         else:
