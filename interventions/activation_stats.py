@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hooked_vit import HookedViT
-from hooked_vit.loading.files import write_whole
+from hooked_vit.loading.files import why_no_file, write_whole
 from hooked_vit.tokens import Tokens
 from interventions.storing import decode, encode
 from interventions.vocabulary import TOKEN_SITES, check_tokens, layer_of, site_hook, site_shape
@@ -136,15 +136,17 @@ class Stats:
     def load(cls, path: str | Path) -> Stats:
         """Read a file that `save` wrote.
 
-        Raises ValueError for a file of something else, and for one that is damaged.
+        Raises ValueError for a file of something else, a damaged one, and what is no file.
         """
+        if (why := why_no_file(path)) is not None:
+            raise ValueError(f"{path} holds no stats of collect_stats: {why}")
         try:
-            return cls._read(path)
+            return cls._load(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+            raise ValueError(f"{path} holds no stats of collect_stats: {error}") from error
 
     @classmethod
-    def _read(cls, path: str | Path) -> Stats:
+    def _load(cls, path: str | Path) -> Stats:
         with safe_open(path, "pt") as file:
             index = json.loads((file.metadata() or {}).get("hooked_vit_stats", "null"))
             if index is None:

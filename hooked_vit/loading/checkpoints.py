@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,8 +17,16 @@ from hooked_vit.architectures.base import CheckpointFiles, ConfigReader
 from hooked_vit.components.mlp import check_activation
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
-from hooked_vit.loading.conversion import check_plain, convert, frozen, is_irrelevant, is_read
-from hooked_vit.loading.inspection import WEIGHTS, check_folder, check_weights, read_json, read_tensors, state_dict_in
+from hooked_vit.loading.conversion import check_plain, convert, frozen, is_irrelevant, is_read, offer_prefix, some
+from hooked_vit.loading.inspection import (
+    WEIGHTS,
+    check_folder,
+    check_parts,
+    check_weights,
+    read_json,
+    read_tensors,
+    state_dict_in,
+)
 from hooked_vit.processing import load_processor
 
 Graph = TypeVar("Graph", bound=nn.Module)
@@ -77,6 +84,7 @@ def _hf_config(name_or_path: str, **hub: Any) -> tuple[Any, str]:
     told = config_json(name_or_path, **hub)
     if told.get("quantization_config") is not None:
         raise UnsupportedModelError(f"{name_or_path!r} is quantised; its weights have to be floating-point numbers")
+    check_parts(told)
     with _in_words(f"transformers cannot read the config.json of {name_or_path!r}", UnsupportedModelError):
         config = transformers.AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     named = told.get("architectures")
@@ -187,37 +195,17 @@ def from_state_dict(
         held = dict(tensors) if is_one else state_dict_in(tensors, "what was given", part)
     check_plain(family, held)
     if bare := [key for key in held if not key.startswith(prefix)]:
-        raise CheckpointError(f"every tensor should be called {prefix}…, and these are not: {_some(bare)}")
-    _offer_prefix(family, held, prefix)
+        raise CheckpointError(f"every tensor should be called {prefix}…, and these are not: {some(bare)}")
+    offer_prefix(family, held, prefix)
     held = {key.removeprefix(prefix): tensor for key, tensor in held.items()}
     for pattern in drop:
         dropped = [key for key in held if fnmatch(key, pattern)]
         if not dropped:
-            raise CheckpointError(f"{pattern!r} is to be dropped, and no tensor is called so: {_some(held)}")
+            raise CheckpointError(f"{pattern!r} is to be dropped, and no tensor is called so: {some(held)}")
         for key in dropped:
             del held[key]
     their_class, config = files.settings(architecture, **settings)
     return _build(graph, family, read_config(config, their_class), held, dtype)
-
-
-def _offer_prefix(family: Architecture, held: Mapping[str, Tensor], prefix: str) -> None:
-    """Name the prefix under which the names would be known, where with the one given hardly any is."""
-
-    def known(start: str) -> int:
-        return sum(key.startswith(start) and is_read(family, key.removeprefix(start)) for key in prepared)
-
-    prepared = {key: tensor for key, tensor in held.items() if tensor.ndim}
-    starts = Counter(f"{key[:i]}." for key in prepared for i, letter in enumerate(key) if letter == ".")
-    best = max(starts, key=known, default=prefix)
-    if prefix == "" and known(best) > 2 * known(prefix):
-        others = sorted({f"{key.partition('.')[0]}.*" for key in held if not key.startswith(best)})
-        rest = f", and take the others out first ({_some(others)})" if others else ""
-        raise CheckpointError(f"the tensors are called {_some(held)}: give prefix={best!r}{rest}")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
 
 
 def config_json(name_or_path: str, **hub: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 
 import torch
@@ -124,3 +124,24 @@ def frozen(family: Architecture, cfg: ViTConfig, hf_model: nn.Module, ours: dict
         for key, tensor in hf_model.state_dict().items()
     }
     return [name for name, mark in convert(family, cfg, marks, ours).items() if not mark.all()]
+
+
+def offer_prefix(family: Architecture, held: Mapping[str, Tensor], prefix: str) -> None:
+    """Raise CheckpointError with the prefix under which the names would be known, where hardly any is without it."""
+
+    def known(start: str) -> int:
+        return sum(key.startswith(start) and is_read(family, key.removeprefix(start)) for key in prepared)
+
+    prepared = {key: tensor for key, tensor in held.items() if tensor.ndim}
+    starts = Counter(f"{key[:i]}." for key in prepared for i, letter in enumerate(key) if letter == ".")
+    best = max(starts, key=known, default=prefix)
+    if prefix == "" and known(best) > 2 * known(prefix):
+        others = sorted({f"{key.partition('.')[0]}.*" for key in held if not key.startswith(best)})
+        rest = f", and take the others out first ({some(others)})" if others else ""
+        raise CheckpointError(f"the tensors are called {some(held)}: give prefix={best!r}{rest}")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of some names, in order."""
+    names = sorted(names)
+    return f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hooked_vit.config import ViTConfig
+from hooked_vit.config import RANGES, ViTConfig
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
 from hooked_vit.loading.files import why_no_file
 
@@ -77,6 +77,23 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no entries by name: it is a {type(content).__name__}")
     return content
+
+
+def check_parts(config: Mapping[str, Any]) -> None:
+    """Refuse sizes that no part of a model has; of parts without a graph, such as a text tower, nothing else is read.
+
+    Raises CheckpointError.
+    """
+    for part, told in config.items():
+        for name, value in told.items() if isinstance(told, dict) and part.endswith("_config") else ():
+            most = RANGES["n_layers" if name.endswith("layers") else "d_mlp"][1]
+            if name.endswith(("_size", "_dim", "_layers", "_heads", "_embeddings")) and not _is_size(value, most):
+                raise CheckpointError(f"{name} in {part} is a whole number up to {most}, got {value!r}")
+
+
+def _is_size(value: Any, most: int) -> bool:
+    sides = value if isinstance(value, list) else [value]
+    return value is None or all(type(side) is int and 0 <= side <= most for side in sides)
 
 
 def read_tensors(file: Path, part: str | None = None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from analyses.data.imagedata import Batch
 from analyses.running.fingerprint import Fingerprint
 from analyses.running.notice import notice
 from hooked_vit.loading.digests import digest
-from hooked_vit.loading.files import remove_parts, write_whole
+from hooked_vit.loading.files import remove_parts, why_no_file, write_whole
 
 CHECKSUM, IMAGES = "checksum", "images"
 OURS = '{"fingerprint": '
@@ -37,6 +37,8 @@ class Journal:
         self._batches: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         if path is None:
             return
+        if path.exists() and (why := why_no_file(path)) is not None:
+            raise ValueError(f"{path} cannot keep the rows of a sweep: {why}")
         remove_parts(path)
         header = json.dumps({"fingerprint": mark.key, "of": dict(mark.parts)})
         kept: list[str] = []

@@ -373,3 +373,15 @@ def test_hooks_are_listed_without_memory_for_weights(folder):
     model = without_weights(HookedViT, str(folder))
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert ("embed.hook_patch", "[batch, patch=48, d_model=32]") in {row[:2] for row in model.describe_hooks()}
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"])
+def test_a_text_tower_of_no_size(tmp_path, key):
+    """It is never run, and would be built all the same."""
+    make_hf("clip-full").save_pretrained(tmp_path)
+    HookedViT.from_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for value in (10**9, -1, "x", math.nan):
+        content["text_config"][key] = value
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert_refused(tmp_path, f"{key} in text_config is a whole number")

@@ -29,6 +29,7 @@ from analyses.running.notes import progress_batches
 from analyses.running.notice import notice
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.components.watching import watched
+from hooked_vit.loading.files import why_no_file
 
 MAGIC = "hooked-vit stream 1"
 PAGE = 4096
@@ -168,6 +169,8 @@ def read(path: Path, key: str, prefix: tuple[Any, ...]) -> Stream:
 
     Raises ValueError for a file of something else, DamagedError for one of ours that is damaged or of another key.
     """
+    if (why := why_no_file(path)) is not None:
+        raise ValueError(f"{path} is not a file of hooked-vit ({why}); move it away, or choose another folder")
     with path.open("rb") as file:
         page = file.read(PAGE)
         if not page.strip(b"\0 "):
