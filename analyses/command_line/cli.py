@@ -6,23 +6,31 @@ printing help must not wait for torch.
 
 from __future__ import annotations
 
+import _signal  # what is behind `signal`, which takes a while to import
+import os
 import sys
 
-try:
-    import argparse
-    import io
-    import os
-    import tomllib
-    from collections.abc import Sequence
-    from pathlib import Path
-    from typing import Any
 
-    from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text
-    from analyses.running.arguments import COUNT, SEED, Range
-    from analyses.running.text import visible
-except KeyboardInterrupt:  # before there is a `main` that could say so
+def _stopped(*_: object) -> None:
     sys.stderr.write("interrupted\n")
-    sys.exit(130)
+    sys.stderr.flush()
+    os._exit(130)
+
+
+_before = _signal.getsignal(_signal.SIGINT)
+if _before is _signal.default_int_handler:  # until `main` can say it, the imports below being a tenth of a second
+    _signal.signal(_signal.SIGINT, _stopped)
+
+import argparse  # noqa: E402
+import io  # noqa: E402
+import tomllib  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text  # noqa: E402
+from analyses.running.arguments import COUNT, SEED, Range  # noqa: E402
+from analyses.running.text import visible  # noqa: E402
 
 DEMO_ANALYSIS = "cls-causality"
 DEMO_IMAGES = 640  # the demo has to end within three minutes on two cores
@@ -220,6 +228,9 @@ def _analyses_listed() -> str:
     commands = {name: source.summary for name, source in in_source().items() if source.is_command}
     return "analyses:\n" + "\n".join(f"  {name:<20} {says}" for name, says in sorted(commands.items()))
 
+
+if _before is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _before)
 
 if __name__ == "__main__":
     sys.exit(main())
