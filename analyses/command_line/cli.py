@@ -28,16 +28,7 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from analyses.command_line.values import (  # noqa: E402
-    Assigned,
-    Number,
-    Once,
-    data,
-    model,
-    path,
-    processes_here,
-    text,
-)
+from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text  # noqa: E402
 from analyses.running.arguments import COUNT, SEED, Range  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
 

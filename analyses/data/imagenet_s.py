@@ -6,6 +6,7 @@ synset in the sorted list, from 1. Gao et al. 2022, "Large-scale unsupervised se
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -116,7 +117,7 @@ def imagenet_s(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -
     are left out. Then `n` images in all, classes mixed. The column `file` has the list. methods §0.3.
     Raises FileNotFoundError for a missing folder or mask, ValueError for folders that are no synsets of the list.
     """
-    root = Path(rest).expanduser()
+    root = Path(os.path.expanduser(rest))
     photos = root / "validation" if (root / "validation").is_dir() else root
     masks = photos.with_name(f"{photos.name}-segmentation")
     for folder in (photos, masks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def load_data(spec: str, n: int | None = None, *, seed: int = 0, skip_bad: bool 
     scheme, colon, rest = spec.partition(":")
     if scheme not in _SCHEMES or not rest:
         known = ", ".join(f"{name}:{what}" for name, (what, _) in _SCHEMES.items())
-        hint = f"; did you mean imagefolder:{spec}?" if not colon and Path(spec).expanduser().is_dir() else ""
+        hint = f"; did you mean imagefolder:{spec}?" if not colon and Path(os.path.expanduser(spec)).is_dir() else ""
         raise ValueError(f"data is one of {known}; got {spec!r}{hint}")
     _check_n(n)
     return _SCHEMES[scheme][1](spec, rest, n, seed, skip_bad)
@@ -144,7 +145,7 @@ def _hub(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> Imag
 
 
 def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> ImageData:
-    root = Path(rest).expanduser()
+    root = Path(os.path.expanduser(rest))
     if not root.is_dir():
         raise FileNotFoundError(f"{spec}: there is no folder {rest}")
     visible = [p for p in listed(root) if not p.name.startswith((".", "__"))]
@@ -179,7 +180,7 @@ def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool)
 
 
 def _parquet(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> ImageData:
-    path = Path(rest).expanduser()
+    path = Path(os.path.expanduser(rest))
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from urllib.error import HTTPError
@@ -58,7 +59,7 @@ def _data(spec: str) -> str | None:
         return None
     if scheme == "hf":
         return _on_hub(rest.partition(":")[0], "dataset")
-    path = Path(rest).expanduser()
+    path = Path(os.path.expanduser(rest))
     if "*" not in rest and not path.exists():
         return f"there is no {path}"
     return None

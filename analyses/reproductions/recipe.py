@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -177,7 +178,7 @@ def load_recipe(name: str) -> Recipe:
     Raises LookupError for a name there is not, FileNotFoundError for a file, RecipeError for what it says.
     """
     if name.endswith(".toml"):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.is_file():
             raise FileNotFoundError(f"there is no recipe {name}")
         text, name = _read(path), check_component(path.stem, "a recipe's name")

@@ -55,8 +55,8 @@ def locate(spec: str) -> str:
             raise UnsupportedModelError(
                 f"{spec} needs a file of weights that is on no hub: {known.weights}. Say where it is: {spec}=PATH"
             )
-        if Path(weights or "-").expanduser().is_file():
-            return str(Path(weights).expanduser())
+        if Path(os.path.expanduser(weights or "-")).is_file():
+            return str(Path(os.path.expanduser(weights)))
         return locate(weights or str(known.checkpoint))
 
     if spec.startswith(ZOO):
@@ -65,7 +65,7 @@ def locate(spec: str) -> str:
                 "the zoo is empty: this copy of hooked-vit came without it; `make zoo` trains it"
             )
         return str(zoo.path(spec.removeprefix(ZOO)))
-    folder = Path(spec).expanduser()
+    folder = Path(os.path.expanduser(spec))
     if folder.is_dir():
         check_folder(folder)
         return str(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from analyses.command_line import commands
 from analyses.command_line.cli import main
+from analyses.data import load_data
 from analyses.reproductions.figures import comparison_figure, curve_figures
 from analyses.running.catalogue import get_analysis, in_source
 from analyses.running.report import Section, write_report
@@ -133,6 +136,15 @@ def test_error_lines_and_tables_write_it_out(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.count("[link=https://evil.example]x[/link] :smile: \\x1b[2J") == 3
     assert "\x1b" not in out
+
+
+def test_class_names_that_no_file_can_hold_are_refused_before_work(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for place in (folder, tmp_path / "tea"):
+        place.mkdir()
+        Image.new("RGB", (8, 8)).save(place / "a.png")
+    with pytest.raises(ValueError, match=r"class names are UTF-8.*caf\\udce9"):
+        load_data(f"imagefolder:{tmp_path}")
 
 
 # --- a page in a browser
