@@ -139,9 +139,15 @@ def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
         )
 
 
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+
 def from_hf(graph: type[Graph], hf_model: nn.Module, *, processor: Any = None) -> Graph:
     """See HookedViT.from_hf."""
     hf_class = type(hf_model).__name__
+    if hf_class in WRAPPERS or hasattr(hf_model, "merge_and_unload"):
+        inside = WRAPPERS.get(hf_class, "merge_and_unload()")
+        raise UnsupportedModelError(f"{hf_class} is wrapped around a model; give what it is around: model.{inside}")
     family = _family_in_memory(hf_model)
     cfg = read_config(family.config_of(hf_model), hf_class)
     theirs = hf_model.state_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import CORE, GRAPHS, attention, pixels, sizes, tiny
+from tests.tiny import CORE, GRAPHS, attention, make, pixels, sizes, tiny
 
 DEPTHS = range(-2, 3)
 
@@ -96,3 +96,52 @@ def test_what_cannot_be_resumed_is_refused():
         model(stream[..., 1:], start_at_layer=1)
     with pytest.raises(ValueError, match=r"a resumed stream is \[batch, tokens, 32\]"):
         model(pixels(model), start_at_layer=1)
+
+
+FORGETFUL = {
+    "clone": lambda stream: stream.clone(),
+    "arithmetic": lambda stream: stream * 1.0,
+    "to": lambda stream: stream.to(torch.float64).to(stream.dtype),
+    "slice": lambda stream: stream[:2],
+    "detach": lambda stream: stream.detach(),
+    "numpy": lambda stream: torch.from_numpy(stream.detach().numpy().copy()),
+}
+
+
+@pytest.mark.parametrize("how", FORGETFUL)
+def test_a_stream_that_forgot_its_tokens_is_not_taken_for_a_native_one(how):
+    """As many tokens are not the same tokens: one came and one went, and CLS stands elsewhere."""
+    model = make("beit-mean-both", torch.float32)
+    forget, x = FORGETFUL[how], pixels(model)
+
+    def swap(act, hook):
+        longer = model.insert_tokens(act, 0, torch.ones(1, 32))
+        return model.keep_tokens(longer, torch.arange(17))
+
+    native = model(forget(model(x, stop_at_layer=1)), start_at_layer=1)  # nothing was changed so far
+    with model.hooks([("blocks.0.hook_resid_pre", swap)]):
+        whole = model(x)
+        stream = model(x, stop_at_layer=1)
+    _, cache = model.run_with_cache(stream, start_at_layer=1, names_filter="blocks.1.hook_resid_pre")
+    layout = cache.tokens("resid_pre", 1)
+    assert torch.equal(model(stream, start_at_layer=1), whole)
+    for forgetful in (forget(stream), forget(cache["resid_pre", 1])):
+        with pytest.raises(ValueError, match=r"forget which tokens it holds.*17 native ones and 17 others, "):
+            model(forgetful, start_at_layer=1)
+        with pytest.raises(ValueError, match="forget which tokens it holds"):
+            model.shared_copy()(forgetful, start_at_layer=1)
+        assert torch.equal(model(forgetful, start_at_layer=1, tokens=layout), whole[: len(forgetful)])
+    again = model(forget(model(x, stop_at_layer=1)), start_at_layer=1, tokens=model.layout_for(32, 32))
+    assert torch.equal(again, native)
+
+
+def test_another_grid_of_as_many_patches_is_another_layout():
+    model = make("beit-mean-both", torch.float32)
+    stream = model(pixels(model, (16, 64)), stop_at_layer=1)
+    with pytest.raises(ValueError, match="forget which tokens it holds"):
+        model(stream.clone(), start_at_layer=1)
+    layout = model.layout_for(16, 64)
+    assert torch.equal(model(stream.clone(), start_at_layer=1, tokens=layout), model(stream, start_at_layer=1))
+    ragged = layout.keep(torch.arange(17).repeat(3, 1).where(torch.tensor([[1], [0], [0]]).bool(), 0))
+    with pytest.raises(ValueError, match="holds 2 images, and its layout the tokens of 3"):
+        model(stream[:2], start_at_layer=1, tokens=ragged)
