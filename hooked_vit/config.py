@@ -20,6 +20,7 @@ class ViTConfig:
     positions in `sources` each one reads; several heads are averaged. Without heads the model returns its pooled
     features, and `is_feature_model` says so. With `post_norm` a block adds norm(branch(x)) to the stream instead of
     branch(norm(x)). `positionless` are the roles in front of the patches that no position embedding is added to.
+    `positions` says how a position embedding comes to another grid: it is resampled, it never does, or it is computed.
 
     Raises ValueError for a combination no graph can have.
     """
@@ -33,18 +34,23 @@ class ViTConfig:
     n_channels: int = 3
     act_fn: str = "gelu"
     gated_mlp: bool = False
+    norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-6
     layer_scale: bool = False
     post_norm: bool = False
     q_bias: bool = True
     k_bias: bool = True
     v_bias: bool = True
+    o_bias: bool = True
+    mlp_bias: bool = True
     patch_bias: bool = True
+    patch_norm: bool = False
 
     has_cls: bool = True
     has_dist: bool = False
     n_registers: int = 0
     absolute_positions: bool = True
+    positions: Literal["resampled", "native", "sincos"] = "resampled"
     positionless: tuple[Role, ...] = ("registers",)
     position_antialias: bool = False
     position_float32: bool = False
@@ -79,6 +85,15 @@ class ViTConfig:
             (
                 not (self.rel_pos_shared or self.rel_pos_per_layer) or self.prefix == ("cls",),
                 f"a relative position bias is defined for a CLS token and patches, got the prefix {self.prefix}",
+            ),
+            (
+                self.positions != "sincos" or (not self.prefix and self.d_model % 4 == 0),
+                "sines and cosines of rows and columns are defined for patches alone and a d_model that is a multiple "
+                f"of 4, got the prefix {self.prefix} and {self.d_model}",
+            ),
+            (
+                self.mlp_bias or self.norm == "rms",
+                "an MLP without biases stands behind RMS norms, which have no offset to fold into them",
             ),
             (bool(self.sources), "the readout needs at least one source"),
             (
@@ -141,8 +156,12 @@ class ViTConfig:
         return self.n_classes if self.n_classes is not None else self.d_model * len(self.sources)
 
     # TransformerLens' ActivationCache asks these of a config.
-    normalization_type = "LN"
     attn_only = False
+
+    @property
+    def normalization_type(self) -> str:
+        """TransformerLens' word for the norm."""
+        return "RMS" if self.norm == "rms" else "LN"
 
     @property
     def final_rms(self) -> bool:

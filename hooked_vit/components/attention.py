@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.q_bias)
         self.k = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.k_bias)
         self.v = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.v_bias)
-        self.o = nn.Linear(cfg.d_model, cfg.d_model)
+        self.o = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.o_bias)
         self.ls = nn.Parameter(torch.ones(cfg.d_model)) if cfg.layer_scale else None
         self.rel_pos = RelativePositionBias(cfg) if cfg.rel_pos_per_layer else None
         # in a tuple, so that the shared table is not registered once per block
@@ -137,5 +137,6 @@ class Attention(nn.Module):
 
     @property
     def b_O(self) -> Float[Tensor, "d"]:
-        """Output bias, times LayerScale where that is not folded yet."""
-        return self.o.bias if self.ls is None else self.o.bias * self.ls
+        """Output bias, times LayerScale where that is not folded yet; zeros where the family has none."""
+        bias = self.o.bias if self.o.bias is not None else self.o.weight.new_zeros(self.o.out_features)
+        return bias if self.ls is None else bias * self.ls

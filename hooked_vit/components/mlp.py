@@ -31,9 +31,9 @@ class MLP(nn.Module):
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
-        self.fc_in = nn.Linear(cfg.d_model, cfg.d_mlp)
-        self.fc_gate = nn.Linear(cfg.d_model, cfg.d_mlp) if cfg.gated_mlp else None
-        self.fc_out = nn.Linear(cfg.d_mlp, cfg.d_model)
+        self.fc_in = nn.Linear(cfg.d_model, cfg.d_mlp, bias=cfg.mlp_bias)
+        self.fc_gate = nn.Linear(cfg.d_model, cfg.d_mlp, bias=cfg.mlp_bias) if cfg.gated_mlp else None
+        self.fc_out = nn.Linear(cfg.d_mlp, cfg.d_model, bias=cfg.mlp_bias)
         self.ls = nn.Parameter(torch.ones(cfg.d_model)) if cfg.layer_scale else None
         if cfg.act_fn not in ACTIVATIONS:
             close = nearest(cfg.act_fn, ACTIVATIONS)
@@ -59,8 +59,8 @@ class MLP(nn.Module):
 
     @property
     def b_in(self) -> Float[Tensor, "d_mlp"]:
-        """Input bias."""
-        return self.fc_in.bias
+        """Input bias; zeros where the family has none."""
+        return _bias(self.fc_in)
 
     @property
     def W_gate(self) -> Float[Tensor, "d d_mlp"] | None:
@@ -74,5 +74,10 @@ class MLP(nn.Module):
 
     @property
     def b_out(self) -> Float[Tensor, "d"]:
-        """Output bias, times LayerScale where that is not folded yet."""
-        return self.fc_out.bias if self.ls is None else self.fc_out.bias * self.ls
+        """Output bias, times LayerScale where that is not folded yet; zeros where the family has none."""
+        bias = _bias(self.fc_out)
+        return bias if self.ls is None else bias * self.ls
+
+
+def _bias(linear: nn.Linear) -> Tensor:
+    return linear.bias if linear.bias is not None else linear.weight.new_zeros(linear.out_features)

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import hooked_vit
-from hooked_vit import HookedViT, in_place
+from hooked_vit import HookedViT, architectures, in_place
 from hooked_vit.errors import UnsupportedModelError
 from interventions import apply, insert_token, zero_attention
 from tests.tiny import MLP, SIZE, make, make_hf, pixels, set_kernel
@@ -18,7 +18,7 @@ IMAGE_TOKEN = 59
 # bodies of every family, as towers; MAE's hides patches at random
 BODIES = ("vit-model", "deit-model", "beit-model", "beit-model-cls", "dinov2-model", "registers-model", "clip-model")
 BODIES += ("msn-model", "ijepa-model", "data2vec-model", "data2vec-model-cls")
-BODIES += ("metaclip-2-model", "chinese-clip-model", "altclip-model")
+BODIES += ("aimv2-model", "metaclip-2-model", "chinese-clip-model", "altclip-model")
 
 
 class Whole(torch.nn.Module):
@@ -108,7 +108,8 @@ def test_the_tower_of_every_family(name):
     model = HookedViT.from_hf(hf)
     model.set_attention("eager")
     whole, x = Whole(hf), pixels(model)
-    want = whole(x, output_hidden_states=True)
+    with architectures.for_class(type(hf).__name__).as_read(hf, x):
+        want = whole(x, output_hidden_states=True)
     with in_place(whole, "inner.tower", model):
         got = whole(x, output_hidden_states=True, return_dict=True)
         assert whole.inner["tower"].config is hf.config
