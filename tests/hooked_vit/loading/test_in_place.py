@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -15,6 +18,7 @@ from tests.tiny import MLP, SIZE, make, make_hf, pixels, set_kernel
 LANGUAGE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 LANGUAGE |= {"vocab_size": 60, "model_type": "llama", "num_key_value_heads": 2, "max_position_embeddings": 64}
 IMAGE_TOKEN = 59
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 # bodies of every family, as towers; MAE's hides patches at random
 BODIES = ("vit-model", "deit-model", "beit-model", "beit-model-cls", "dinov2-model", "registers-model", "clip-model")
 BODIES += ("msn-model", "ijepa-model", "data2vec-model", "data2vec-model-cls")
@@ -87,6 +91,17 @@ def test_what_the_edit_does_is_what_it_does_to_the_original(llava):
         model.hooks([("blocks.0.hook_attn_out", lambda act, hook: 2 * act)]),
     ):
         assert torch.equal(vlm(**asked).logits, want)
+
+
+def test_the_recipe_of_the_docs(llava):
+    """As it stands there: one answer for each edit, and the unedited one is the model's own."""
+    vlm, asked = llava
+    (recipe,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    held = {"vlm": vlm, "inputs": asked}
+    exec(compile(recipe, str(PAGE), "exec"), held)
+    answers = held["answers"]
+    assert list(answers) == ["unedited", "patches do not read CLS", "patches read themselves alone"]
+    assert torch.equal(answers["unedited"], vlm.generate(**asked, max_new_tokens=8, do_sample=False))
 
 
 def test_gradients_of_the_answer_reach_the_tower(llava):
