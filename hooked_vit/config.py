@@ -72,6 +72,7 @@ class ViTConfig:
     features, and `is_feature_model` says so. With `post_norm` a block adds norm(branch(x)) to the stream instead of
     branch(norm(x)); `*_inner_norm` is one more norm, in front of a branch's output matrix. `positionless` are the
     roles in front of the patches that no position embedding is added to.
+    `positions` says how a position embedding comes to another grid: it is resampled, it never does, or it is computed.
 
     Raises ValueError for a combination no graph can have, for a field of another type or out of RANGES, and for more
     than MOST_PARAMETERS.
@@ -86,6 +87,7 @@ class ViTConfig:
     n_channels: int = 3
     act_fn: str = "gelu"
     gated_mlp: bool = False
+    norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-6
     layer_scale: bool = False
     post_norm: bool = False
@@ -94,12 +96,16 @@ class ViTConfig:
     q_bias: bool = True
     k_bias: bool = True
     v_bias: bool = True
+    o_bias: bool = True
+    mlp_bias: bool = True
     patch_bias: bool = True
+    patch_norm: bool = False
 
     has_cls: bool = True
     has_dist: bool = False
     n_registers: int = 0
     absolute_positions: bool = True
+    positions: Literal["resampled", "native", "sincos"] = "resampled"
     positionless: tuple[Role, ...] = ("registers",)
     position_antialias: bool = False
     position_float32: bool = False
@@ -142,6 +148,15 @@ class ViTConfig:
                 self.rotary is None or self.d_head % 4 == 0,
                 f"rotary positions turn pairs of dimensions by row and by column: d_head {self.d_head} must be a "
                 "multiple of 4",
+            ),
+            (
+                self.positions != "sincos" or (not self.prefix and self.d_model % 4 == 0),
+                "sines and cosines of rows and columns are defined for patches alone and a d_model that is a multiple "
+                f"of 4, got the prefix {self.prefix} and {self.d_model}",
+            ),
+            (
+                self.mlp_bias or self.norm == "rms",
+                "an MLP without biases stands behind RMS norms, which have no offset to fold into them",
             ),
             (bool(self.sources), "the readout needs at least one source"),
             (
@@ -254,8 +269,12 @@ class ViTConfig:
         return self.n_classes if self.n_classes is not None else self.d_model * len(self.sources)
 
     # TransformerLens' ActivationCache asks these of a config.
-    normalization_type = "LN"
     attn_only = False
+
+    @property
+    def normalization_type(self) -> str:
+        """TransformerLens' word for the norm."""
+        return "RMS" if self.norm == "rms" else "LN"
 
     @property
     def final_rms(self) -> bool:

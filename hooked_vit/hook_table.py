@@ -86,6 +86,7 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         if cfg.ln_pre
         else {"hook_embed": (STREAM, "prefix tokens and patches, before positions are added")}
     )
+    divisor = _divisor(cfg)
     positions = (
         "positions, added to the tokens" if cfg.absolute_positions else "zeros: the family adds no absolute positions"
     )
@@ -97,9 +98,11 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     return {
         "hook_pixels": ("batch channel height width", "normalised pixels, before they are cut into patches"),
         "embed.hook_patch": ("batch patch d_model", "patch embeddings in row-major order, no prefix token yet"),
+        "embed.norm.hook_scale": ("batch patch 1", f"{divisor} each patch embedding is divided by"),
+        "embed.norm.hook_normalized": ("batch patch d_model", "normalised patch embeddings, before the gain"),
         **({} if cfg.ln_pre else hook_embed),
         "hook_pos_embed": (STREAM, positions),
-        "ln_pre.hook_scale": ("batch pos 1", "standard deviation the tokens are divided by before block 0"),
+        "ln_pre.hook_scale": ("batch pos 1", f"{divisor} the tokens are divided by before block 0"),
         "ln_pre.hook_normalized": (STREAM, "normalised tokens before block 0, before gain and offset"),
         **(hook_embed if cfg.ln_pre else {}),
         **_block(cfg),
@@ -181,18 +184,22 @@ def _norm_of(cfg: ViTConfig, norm: str, part: str) -> dict[str, tuple[str, str]]
     """The norm in front of a part of a block, or behind it."""
     what, where = (f"output of {part}", "") if cfg.post_norm else ("stream", f" in front of {part}")
     return {
-        f"{norm}.hook_scale": ("batch pos 1", f"standard deviation the {what} is divided by{where}"),
+        f"{norm}.hook_scale": ("batch pos 1", f"{_divisor(cfg)} the {what} is divided by{where}"),
         f"{norm}.hook_normalized": (STREAM, f"normalised {what}{where}, before gain and offset"),
     }
+
+
+def _divisor(cfg: ViTConfig) -> str:
+    return "root mean square" if cfg.norm == "rms" else "standard deviation"
 
 
 def _final_norm(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     if cfg.final_norm == "none":
         said = "1 everywhere: no final norm; an edit divides the stream", "the stream as it is: no final norm"
     elif cfg.final_norm == "pooled":
-        said = "standard deviation the pooled tokens are divided by", "normalised pooled tokens, before gain and offset"
+        said = f"{_divisor(cfg)} the pooled tokens are divided by", "normalised pooled tokens, before gain and offset"
     else:
-        said = "standard deviation the final stream is divided by", "normalised final stream, before gain and offset"
+        said = f"{_divisor(cfg)} the final stream is divided by", "normalised final stream, before gain and offset"
     place = "source" if cfg.final_norm == "pooled" else "pos"
     return {
         "ln_final.hook_scale": (f"batch {place} 1", said[0]),

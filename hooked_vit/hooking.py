@@ -154,6 +154,7 @@ def _one_number(output: Tensor, metric: Callable[[Tensor], Tensor] | None, incl_
 def _slice_positions(kept: dict[str, Tensor], part: Slice, cfg: ViTConfig) -> dict[str, Tensor]:
     """TransformerLens' position slice, without cutting the batch off activations that have no position axis."""
     no_position: tuple[str, ...] = ("hook_pixels", "hook_patch", "hook_pooled", "hook_head_logits", "hook_logits")
+    no_position += ("embed.norm.hook_scale", "embed.norm.hook_normalized")
     if cfg.final_norm == "pooled":
         no_position += ("ln_final.hook_scale", "ln_final.hook_normalized")
     per_head = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "attn.hook_mid", "hook_z", "hook_result")

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from hooked_vit.components.block import Block
-from hooked_vit.components.embedding import Embedding, PositionEmbedding, RelativePositionBias
-from hooked_vit.components.norms import LayerNorm
+from hooked_vit.components.embedding import Embedding, PositionEmbedding, RelativePositionBias, SinCosPositions
+from hooked_vit.components.norms import norm_of
 from hooked_vit.components.readout import Readout
 from hooked_vit.components.watching import HookPoint, watched
 from hooked_vit.config import ViTConfig
@@ -23,6 +23,12 @@ from hooked_vit.processing import preprocess
 from hooked_vit.running import Running, as_python, leave_alone, plainly
 from hooked_vit.tokens import Run, TokenLayout
 from hooked_vit.weights import Weights
+
+
+def _positions(cfg: ViTConfig) -> PositionEmbedding | SinCosPositions | None:
+    if not cfg.absolute_positions:
+        return None
+    return SinCosPositions(cfg) if cfg.positions == "sincos" else PositionEmbedding(cfg)
 
 
 class HookedViT(Readout, Weights, Running, Hooking):
@@ -42,9 +48,9 @@ class HookedViT(Readout, Weights, Running, Hooking):
         self.hook_pixels = HookPoint()
         self.embed = Embedding(cfg)
         self.hook_embed = HookPoint()
-        self.pos_embed = PositionEmbedding(cfg) if cfg.absolute_positions else None
+        self.pos_embed = _positions(cfg)
         self.hook_pos_embed = HookPoint()
-        self.ln_pre = LayerNorm(cfg.d_model, cfg.eps) if cfg.ln_pre else None
+        self.ln_pre = norm_of(cfg) if cfg.ln_pre else None
         self.rel_pos = RelativePositionBias(cfg) if cfg.rel_pos_shared else None
         self.blocks = nn.ModuleList(Block(cfg, self.run, self.rel_pos) for _ in range(cfg.n_layers))
         self._build_readout(cfg)
@@ -155,7 +161,10 @@ class HookedViT(Readout, Weights, Running, Hooking):
     def _positions(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         if self.pos_embed is None:
             return self.hook_pos_embed(torch.zeros_like(x).requires_grad_(x.requires_grad))
-        return self.hook_pos_embed(self.pos_embed(self.run.tokens.grid).expand(len(x), -1, -1))
+        pos = self.pos_embed(self.run.tokens.grid)
+        if x.requires_grad and not pos.requires_grad:
+            pos = pos.detach().requires_grad_()  # a gradient reaches what is computed or frozen at its hook too
+        return self.hook_pos_embed(pos.expand(len(x), -1, -1))
 
     def insert_tokens(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 
-from hooked_vit.components.embedding import Embedding, PositionEmbedding
+from hooked_vit.components.embedding import Embedding, PositionEmbedding, SinCosPositions
 from hooked_vit.components.linears import plain
 from hooked_vit.components.norms import LayerNorm
 from hooked_vit.config import ViTConfig
@@ -25,7 +25,7 @@ class Weights(nn.Module):
     cfg: ViTConfig
     blocks: Any  # of Block: nn.ModuleList does not say of what
     embed: Embedding
-    pos_embed: PositionEmbedding | None
+    pos_embed: PositionEmbedding | SinCosPositions | None
 
     @property
     def OV(self) -> FactoredMatrix:
@@ -135,7 +135,7 @@ class Weights(nn.Module):
         Raises ValueError for a model whose norms stand behind its branches.
         """
         self.require_branches_are_sums("accumulated_bias")
-        total = self.blocks[0].attn.o.bias.new_zeros(self.cfg.d_model)
+        total = self.blocks[0].attn.o.weight.new_zeros(self.cfg.d_model)
         for block in self.blocks[:layer]:
             total = total + block.attn.b_O + (block.mlp.b_out if include_mlp_biases else 0)
         return total + self.blocks[layer].attn.b_O if mlp_input else total
@@ -158,7 +158,8 @@ class Weights(nn.Module):
             for branch, linear in ((block.attn, block.attn.o), (block.mlp, block.mlp.fc_out)):
                 if branch.ls is not None:
                     linear.weight.mul_(branch.ls[:, None])
-                    linear.bias.mul_(branch.ls)
+                    if linear.bias is not None:
+                        linear.bias.mul_(branch.ls)
                     branch.ls = None
         self.cfg = self.cfg.replace(layer_scale=False)
 
@@ -186,16 +187,18 @@ class Weights(nn.Module):
         if folds_head:
             assert isinstance(self.ln_final, LayerNorm)
             _fold(self.ln_final, [getattr(self, name) for name, _ in self.cfg.heads])
-        biased = {} if self.cfg.post_norm else {"q_bias": True, "k_bias": True, "v_bias": True}
-        self.cfg = self.cfg.replace(**biased, head_bias=self.cfg.head_bias or folds_head)
+        has_offsets = self.cfg.norm == "layer"
+        biased = {"q_bias": True, "k_bias": True, "v_bias": True} if has_offsets and not self.cfg.post_norm else {}
+        self.cfg = self.cfg.replace(**biased, head_bias=self.cfg.head_bias or (folds_head and has_offsets))
 
 
 def _fold(norm: LayerNorm, readers: list[nn.Linear]) -> None:
     for linear in map(plain, readers):
         copies = linear.in_features // len(norm.weight)
-        gain, offset = norm.weight.repeat(copies), norm.bias.repeat(copies)
-        shift = linear.weight @ offset
-        linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias + shift)
-        linear.weight.mul_(gain)
+        if norm.bias is not None:
+            shift = linear.weight @ norm.bias.repeat(copies)
+            linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias + shift)
+        linear.weight.mul_(norm.weight.repeat(copies))
     norm.weight.fill_(1.0)
-    norm.bias.fill_(0.0)
+    if norm.bias is not None:
+        norm.bias.fill_(0.0)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +34,8 @@ class Tiny(NamedTuple):
 
     @property
     def is_native_only(self) -> bool:
-        """transformers resamples the positions of square native grids only."""
-        return not isinstance(self.image_size, int)
+        """transformers resamples the positions of square native grids only, and AIMv2's learned ones never."""
+        return not isinstance(self.image_size, int) or self.settings.get("is_native") is False
 
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": IMAGE, "patch_size": PATCH}
@@ -132,6 +133,10 @@ TINY: dict[str, Tiny] = {
     "data2vec-cls": Tiny("Data2VecVisionForImageClassification", {"use_mean_pooling": False} | EXACT_ROOT),
     "data2vec-model": Tiny("Data2VecVisionModel", {"use_relative_position_bias": True} | EXACT_ROOT),
     "data2vec-model-cls": Tiny("Data2VecVisionModel", {"use_mean_pooling": False} | EXACT_ROOT),
+    "aimv2-model": Tiny("Aimv2VisionModel", {"use_head": False, "is_native": True}),
+    "aimv2-biased": Tiny(
+        "Aimv2VisionModel", {"use_head": False, "is_native": False, "qkv_bias": True, "mlp_bias": True}
+    ),
     **dict(_clip_relatives()),
     "timm": Tiny("VisionTransformer", {}),
     "timm-no-qkv-bias": Tiny("VisionTransformer", {"qkv_bias": False, "architecture": "vit_base_patch16_224_miil"}),
@@ -188,7 +193,7 @@ FAMILIES = (
     "timm-registers",
 )
 # and where norms stand behind the branches, with CLS and without, or inside: what must hold of every graph whatsoever
-GRAPHS = (*FAMILIES, "timm-rpn-cls", "timm-rpn", "timm-eva02-inner", "ijepa")
+GRAPHS = (*FAMILIES, "timm-rpn-cls", "timm-rpn", "timm-eva02-inner", "ijepa", "aimv2-model")
 
 
 def make_hf(name: str) -> nn.Module:
@@ -225,7 +230,17 @@ def _randomised(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    for module in model.modules():
+        if type(module).__name__ == "Aimv2RMSNorm":
+            module.forward = MethodType(_in_double, module)
     return model
+
+
+def _in_double(norm: nn.Module, x: Tensor) -> Tensor:
+    """Their RMS norm is float32 in a float64 model too; there, and there alone, the same formula in float64."""
+    if x.dtype != torch.float64:
+        return type(norm).forward(norm, x)
+    return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
 
 
 @cache
@@ -264,6 +279,7 @@ ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
     "ViTMSNModel": lambda hf, out: out.last_hidden_state[:, 0],
     "ViTMAEModel": lambda hf, out: out.last_hidden_state[:, 0],
     "ViTMAEForPreTraining": lambda hf, out: out.last_hidden_state[:, 0],
+    "Aimv2VisionModel": lambda hf, out: out.last_hidden_state.mean(1),
     "IJepaModel": lambda hf, out: out.last_hidden_state.mean(1),
     "Data2VecVisionModel": lambda hf, out: (
         out.last_hidden_state[:, 1:].mean(1) if hf.config.use_mean_pooling else out.last_hidden_state[:, 0]
@@ -304,7 +320,8 @@ def size_ids(size: tuple[int, int]) -> str:
 
 def sizes(name: str) -> list[tuple[int, int]]:
     """Image sizes transformers can run this variant on, the native one first."""
-    return [tuple(TINY[name].image_size)] if TINY[name].is_native_only else list(SIZES)
+    native = TINY[name].image_size
+    return [(native, native) if isinstance(native, int) else native] if TINY[name].is_native_only else list(SIZES)
 
 
 @contextmanager

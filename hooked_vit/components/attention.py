@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_vit.components.embedding import RelativePositionBias
-from hooked_vit.components.linears import plain
+from hooked_vit.components.linears import bias_of, plain
 from hooked_vit.components.norms import LayerNorm
 from hooked_vit.components.rotary import Rotary
 from hooked_vit.components.watching import HookPoint, seen_by, transformed, unless_edited, watched
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.q_bias)
         self.k = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.k_bias)
         self.v = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.v_bias)
-        self.o = nn.Linear(cfg.d_model, cfg.d_model)
+        self.o = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.o_bias)
         self.ls = nn.Parameter(torch.ones(cfg.d_model)) if cfg.layer_scale else None
         self.rel_pos = RelativePositionBias(cfg) if cfg.rel_pos_per_layer else None
         # in a tuple, so that the shared table is not registered once per block
@@ -158,5 +158,6 @@ class Attention(nn.Module):
 
     @property
     def b_O(self) -> Float[Tensor, "d"]:
-        """Output bias, times LayerScale where that is not folded yet."""
-        return plain(self.o).bias if self.ls is None else plain(self.o).bias * self.ls
+        """Output bias, times LayerScale where that is not folded yet; zeros where the family has none."""
+        bias = bias_of(self.o)
+        return bias if self.ls is None else bias * self.ls

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hooked_vit.components.attention import Attention
 from hooked_vit.components.embedding import RelativePositionBias
 from hooked_vit.components.mlp import MLP
-from hooked_vit.components.norms import LayerNorm
+from hooked_vit.components.norms import LayerNorm, norm_of
 from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import Run
@@ -28,9 +28,9 @@ class Block(nn.Module):
     def __init__(self, cfg: ViTConfig, run: Run, shared_bias: RelativePositionBias | None) -> None:
         super().__init__()
         self.post_norm = cfg.post_norm
-        self.ln1 = LayerNorm(cfg.d_model, cfg.eps)
+        self.ln1 = norm_of(cfg)
         self.attn = Attention(cfg, run, shared_bias)
-        self.ln2 = LayerNorm(cfg.d_model, cfg.eps)
+        self.ln2 = norm_of(cfg)
         self.mlp = MLP(cfg)
         for name in ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"):
             setattr(self, f"hook_{name}", HookPoint())

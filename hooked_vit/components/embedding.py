@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hooked_vit.components.norms import norm_of
 from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import TokenLayout
@@ -23,6 +24,7 @@ class PositionEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, cfg.n_positions, cfg.d_model))
         self.grid, self.antialias, self.float32 = cfg.grid, cfg.position_antialias, cfg.position_float32
         self.placed = [role not in cfg.positionless for role in cfg.prefix]
+        self.native_only = cfg.positions == "native"
 
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "1 t d"]:
         """What is added to the prefix, zero for a token without a position, and to rows x columns patches."""
@@ -36,6 +38,10 @@ class PositionEmbedding(nn.Module):
     def _learned(self, grid: tuple[int, int]) -> Float[Tensor, "1 p d"]:
         if grid == self.grid:
             return self.weight
+        if self.native_only:
+            raise ValueError(
+                f"this family's positions are never resampled, they are those of {self.grid} patches alone"
+            )
         if self.grid[0] != self.grid[1]:
             raise ValueError(f"positions are resampled from square native grids only; this model's grid is {self.grid}")
         n_patches = self.grid[0] * self.grid[1]
@@ -45,6 +51,33 @@ class PositionEmbedding(nn.Module):
         picture = F.interpolate(picture, size=grid, mode="bicubic", align_corners=False, antialias=self.antialias)
         patches = rearrange(picture.to(self.weight.dtype), "1 d rows cols -> 1 (rows cols) d")
         return torch.cat([prefix, patches], dim=1)
+
+
+class SinCosPositions(nn.Module):
+    """Fixed sines and cosines of a patch's column and row, for any grid; nothing is learned and nothing saved.
+
+    He et al. 2022 (MAE), whose order, columns first, AIMv2 keeps.
+    """
+
+    weight: Tensor
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        self.width, self.placed = cfg.d_model, [True for _ in cfg.prefix]
+        self.register_buffer("weight", sines(cfg.grid, cfg.d_model).float()[None], persistent=False)
+
+    def forward(self, grid: tuple[int, int]) -> Float[Tensor, "1 t d"]:
+        """What is added to rows x columns patches."""
+        return sines(grid, self.width).to(self.weight)[None]
+
+
+def sines(grid: tuple[int, int], width: int) -> Float[Tensor, "t d"]:
+    """[sin column, cos column, sin row, cos row] at frequencies that fall from 1 towards 1 / 10000, in float64."""
+    quarter = width // 4
+    frequencies = 1.0 / 10000.0 ** (torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    at = [torch.arange(n, dtype=torch.float64, device="cpu") for n in grid]
+    row, col = (x.flatten().outer(frequencies) for x in torch.meshgrid(*at, indexing="ij"))
+    return torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], dim=1)
 
 
 class RelativePositionBias(nn.Module):
@@ -105,8 +138,10 @@ class Embedding(nn.Module):
         self.dist = nn.Parameter(torch.zeros(1, 1, cfg.d_model)) if cfg.has_dist else None
         self.registers = nn.Parameter(torch.zeros(1, cfg.n_registers, cfg.d_model)) if cfg.n_registers else None
         self.hook_patch = HookPoint()
+        self.norm = norm_of(cfg) if cfg.patch_norm else None
 
     def forward(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
         patches = self.hook_patch(rearrange(self.patch(pixels), "b d rows cols -> b (rows cols) d"))
+        patches = patches if self.norm is None else self.norm(patches)
         prefix = [p.expand(len(pixels), -1, -1) for p in (self.cls, self.dist, self.registers) if p is not None]
         return torch.cat([*prefix, patches], dim=1)

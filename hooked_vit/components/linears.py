@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 
@@ -17,3 +17,9 @@ def plain(linear: nn.Module) -> nn.Linear:
         f"a {type(linear).__module__}.{type(linear).__name__} has taken the place of a linear layer, and its weight "
         "alone is not what it computes; merge adapters (peft: merge_and_unload()) or do not quantise the model"
     )
+
+
+def bias_of(linear: nn.Module) -> Tensor:
+    """Its bias; zeros where it has none. Raises what `plain` raises."""
+    layer = plain(linear)
+    return layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)

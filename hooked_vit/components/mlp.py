@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hooked_vit.components.linears import plain
+from hooked_vit.components.linears import bias_of, plain
 from hooked_vit.components.norms import LayerNorm
 from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
@@ -56,9 +56,9 @@ class MLP(nn.Module):
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
-        self.fc_in = nn.Linear(cfg.d_model, cfg.d_mlp)
-        self.fc_gate = nn.Linear(cfg.d_model, cfg.d_mlp) if cfg.gated_mlp else None
-        self.fc_out = nn.Linear(cfg.d_mlp, cfg.d_model)
+        self.fc_in = nn.Linear(cfg.d_model, cfg.d_mlp, bias=cfg.mlp_bias)
+        self.fc_gate = nn.Linear(cfg.d_model, cfg.d_mlp, bias=cfg.mlp_bias) if cfg.gated_mlp else None
+        self.fc_out = nn.Linear(cfg.d_mlp, cfg.d_model, bias=cfg.mlp_bias)
         self.ls = nn.Parameter(torch.ones(cfg.d_model)) if cfg.layer_scale else None
         check_activation(cfg.act_fn)
         self.act = ACTIVATIONS[cfg.act_fn]
@@ -87,8 +87,8 @@ class MLP(nn.Module):
 
     @property
     def b_in(self) -> Float[Tensor, "d_mlp"]:
-        """Input bias."""
-        return plain(self.fc_in).bias
+        """Input bias; zeros where the family has none."""
+        return bias_of(self.fc_in)
 
     @property
     def W_gate(self) -> Float[Tensor, "d d_mlp"] | None:
@@ -103,5 +103,6 @@ class MLP(nn.Module):
 
     @property
     def b_out(self) -> Float[Tensor, "d"]:
-        """Output bias, times LayerScale where that is not folded yet."""
-        return plain(self.fc_out).bias if self.ls is None else plain(self.fc_out).bias * self.ls
+        """Output bias, times LayerScale where that is not folded yet; zeros where the family has none."""
+        bias = bias_of(self.fc_out)
+        return bias if self.ls is None else bias * self.ls

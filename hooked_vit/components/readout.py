@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooked_vit.components.linears import plain
-from hooked_vit.components.norms import LayerNorm, NoNorm
+from hooked_vit.components.norms import LayerNorm, NoNorm, norm_of
 from hooked_vit.components.sizes import Sizes
 from hooked_vit.components.watching import HookPoint, leaving
 from hooked_vit.config import Role, ViTConfig
@@ -22,7 +22,7 @@ class Readout(Sizes):
     ln_final: LayerNorm | NoNorm
 
     def _build_readout(self, cfg: ViTConfig) -> None:
-        self.ln_final = NoNorm(cfg.d_model) if cfg.final_norm == "none" else LayerNorm(cfg.d_model, cfg.eps)
+        self.ln_final = NoNorm(cfg.d_model) if cfg.final_norm == "none" else norm_of(cfg)
         for name, read in cfg.heads:
             assert cfg.n_classes is not None
             setattr(self, name, nn.Linear(len(read) * cfg.d_model, cfg.n_classes, bias=cfg.head_bias))
@@ -66,9 +66,7 @@ class Readout(Sizes):
         Raises NoHeadError for a feature model, ValueError for a role that does not exist.
         """
         weight, bias = self.head_for(role)
-        if isinstance(self.ln_final, LayerNorm):
-            x = F.layer_norm(x, (self.cfg.d_model,), self.ln_final.weight, self.ln_final.bias, self.cfg.eps)
-        return F.linear(x, weight, bias)
+        return F.linear(self.ln_final.applied(x), weight, bias)
 
     def head_for(self, role: str) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c"] | None]:
         """The part of the head that reads tokens of this role, and its bias."""
@@ -149,7 +147,7 @@ class Readout(Sizes):
     @property
     def logit_constant(self) -> Float[Tensor, "c"]:
         """The part of each logit that no token contributes: the head's bias, and the final norm's offset through it."""
-        offset = torch.as_tensor(self.ln_final.bias).repeat(len(self.cfg.sources))
+        offset = self.ln_final.b.repeat(len(self.cfg.sources))
         return offset @ self.W_U + self.b_U
 
     def set_readout_(self, *, sources: tuple[Role, ...], final_norm: str | None = None) -> None:

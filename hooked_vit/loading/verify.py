@@ -49,7 +49,8 @@ def verify(name_or_path: str | Path, *, n_images: int = 2, seed: int = 0) -> lis
     theirs = load_hf(str(name_or_path)).eval()
     ours = HookedViT.from_hf(theirs)
     sizes = [ours.cfg.image_size]
-    if ours.cfg.grid[0] == ours.cfg.grid[1]:  # no family resamples the positions of another native shape
+    # no family resamples the positions of another native shape, and some resample none
+    if ours.cfg.grid[0] == ours.cfg.grid[1] and ours.cfg.positions != "native":
         sizes.append(foreign_size(ours))
     generator = torch.Generator().manual_seed(seed)
     batches = [torch.randn(n_images, ours.cfg.n_channels, *size, generator=generator) for size in sizes]

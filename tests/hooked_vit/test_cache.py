@@ -65,7 +65,7 @@ class TestDecompositions:
         kept.compute_head_results()
         for layer, block in enumerate(model.blocks):
             close(kept["result", layer].sum(2) + block.attn.b_O, kept["attn_out", layer])
-        assert kept.stack_head_results().shape[0] == 8
+        assert kept.stack_head_results().shape[0] == model.cfg.n_layers * model.cfg.n_heads
         with_rest = kept.stack_head_results(incl_remainder=True)
         close(with_rest.sum(0), kept["resid_post", 1])
 
@@ -198,7 +198,7 @@ def test_a_feature_model_has_no_logits_to_attribute(name):
     model, _, kept = run(name)
     for ask in (
         lambda: kept.logit_attrs(kept.decompose_resid(), 0),
-        lambda: kept.logit_lens(),
+        lambda: kept.logit_lens(model.cfg.sources[0]),
         lambda: model.logit_constant,
     ):
         with pytest.raises(NoHeadError, match=f"{model.cfg.hf_class} has none.*set_head_"):

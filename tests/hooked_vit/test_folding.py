@@ -58,7 +58,7 @@ def test_nothing_is_left_to_fold(name):
     model.fold_layer_norm_()
     assert not any("ls" in key.split(".") for key in model.state_dict())
     assert not model.cfg.layer_scale
-    kept = [model.ln_pre] if model.ln_pre is not None else []
+    kept = [norm for norm in (model.ln_pre, model.embed.norm) if norm is not None]
     kept += [] if final_norm_folds(model) else [model.ln_final]
     if model.cfg.post_norm:  # which nothing reads but the stream
         behind = [norm for block in model.blocks for norm in (block.ln1, block.ln2)]
@@ -139,9 +139,9 @@ def test_weights_are_views_that_write_through(name):
         assert model.W_pos.untyped_storage().data_ptr() == model.pos_embed.weight.untyped_storage().data_ptr()
     x, before = pixels(model), model(pixels(model))
     with torch.no_grad():
-        model.blocks[1].attn.W_V[2] = 0
+        model.blocks[1].attn.W_V[1] = 0
         _, acts = model.run_with_cache(x, names_filter="blocks.1.attn.hook_v")
-        assert torch.equal(acts["v", 1][:, :, 2], model.blocks[1].attn.b_V[2].expand(3, model.tokens.n_tokens, -1))
+        assert torch.equal(acts["v", 1][:, :, 1], model.blocks[1].attn.b_V[1].expand(3, model.tokens.n_tokens, -1))
     assert not torch.equal(model(x), before)
     if len(model.cfg.heads) == 1:
         with torch.no_grad():

@@ -65,9 +65,12 @@ def readers(model: HookedViT) -> dict[str, list[str]]:
     """hook -> the hooks whose activations are computed from its own."""
     n = model.cfg.n_layers
     first = ["ln_pre.hook_scale", "ln_pre.hook_normalized"] if model.cfg.ln_pre else ["blocks.0.hook_resid_pre"]
+    placed = first if model.cfg.ln_pre else ["hook_embed"]
     graph = {
         "hook_pixels": ["embed.hook_patch"],
-        "embed.hook_patch": first if model.cfg.ln_pre else ["hook_embed"],
+        "embed.hook_patch": ["embed.norm.hook_scale", "embed.norm.hook_normalized"] if model.cfg.patch_norm else placed,
+        "embed.norm.hook_scale": ["embed.norm.hook_normalized"],
+        "embed.norm.hook_normalized": placed,
         "hook_embed": ["blocks.0.hook_resid_pre"],
         "hook_pos_embed": first,
         "ln_pre.hook_scale": ["ln_pre.hook_normalized"],

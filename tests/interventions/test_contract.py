@@ -78,3 +78,22 @@ def test_refuses_before_any_run(name, family):
         assert len(str(refusal.value)) > 20, (name, number, refusal.value)
         assert state_of(s) == before, (name, number)
         assert not any(watched(point) for point in s.model.hook_points()), (name, number)
+
+
+WITHOUT_CLS = ("ijepa", "aimv2-model", "timm-rpn")
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("family", WITHOUT_CLS)
+def test_keeps_its_promises_without_cls_or_refuses_it_by_name(name, family):
+    """No case asks for what is not there and is answered."""
+    s = setting(family)
+    refusals = []
+    with unchecked_types():
+        for make in cases(name).valid:
+            try:
+                check_intervention(s.model, s.x, make(s))
+            except ValueError as refusal:
+                refusals.append(str(refusal))
+    lacks = ("cls", "CLS", "a norm of their sum")
+    assert [said for said in refusals if not any(word in said for word in lacks)] == []

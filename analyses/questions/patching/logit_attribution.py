@@ -21,7 +21,6 @@ from analyses.questions.patching.figures import terms_figure
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
-from hooked_vit.components.norms import LayerNorm
 
 Classes = Int[Tensor, "_"] | int | None
 
@@ -204,7 +203,7 @@ def _reading(
     """
     layout, cfg = model.layout_for(*pixels.shape[2:]), model.cfg
     per_source = (weights @ model.W_U.double().T).unflatten(1, (len(cfg.sources), -1)) * model.ln_final.weight.double()
-    if isinstance(model.ln_final, LayerNorm):
+    if model.ln_final.centred:
         per_source = per_source - per_source.mean(-1, keepdim=True)
     reading = per_source.new_zeros(len(pixels), layout.n_tokens, cfg.d_model)
     for i, role in enumerate(cfg.sources):

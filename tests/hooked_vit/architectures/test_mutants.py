@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hooked_vit import HookedViT
 from hooked_vit.components.embedding import offsets
 from hooked_vit.components.mlp import ACTIVATIONS
-from hooked_vit.components.norms import LayerNorm, NoNorm
+from hooked_vit.components.norms import LayerNorm, NoNorm, RMSNorm
 from hooked_vit.components.rotary import Rotary, coordinates, turns
 from tests.tiny import IMAGE, assert_parity, make_hf, pixels
 
@@ -45,7 +45,18 @@ def replace_cfg(model: HookedViT, **changes) -> None:
     model.cfg = model.cfg.replace(**changes)
 
 
-@mutant("vit", "deit", "beit-mean-both", "dinov2", "registers", "dinov3", "clip-projection", "timm", "timm-rpn")
+@mutant(
+    "vit",
+    "deit",
+    "beit-mean-both",
+    "dinov2",
+    "registers",
+    "dinov3",
+    "clip-projection",
+    "timm",
+    "timm-rpn",
+    "aimv2-model",
+)
 def eps_of_another_family(model, _):
     for norm in model.modules():
         if isinstance(norm, LayerNorm):
@@ -161,6 +172,72 @@ def patches_averaged_where_cls_is_read(model, _):
 @mutant("data2vec-model")
 def cls_read_where_patches_are_averaged(model, _):
     replace_cfg(model, sources=("cls",))
+
+
+@mutant("aimv2-model", "aimv2-biased")
+def the_mean_subtracted_as_by_a_layer_norm(model, _):
+    norm = model.blocks[0].ln1
+    norm.applied = lambda x: RMSNorm.applied(norm, x - x.mean(-1, keepdim=True))
+
+
+@mutant("aimv2-model")
+def no_mean_subtracted_in_the_final_norm_but_a_standard_deviation(model, _):
+    norm = model.ln_final
+    norm.applied = lambda x: norm.weight * x / (x.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+
+
+@mutant("vit", "ijepa")
+def the_mean_left_as_by_an_rms_norm(model, _):
+    norm = model.blocks[0].ln1
+    norm.applied = lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
+
+
+@mutant("aimv2-model", "aimv2-biased")
+def patches_placed_before_they_are_normalised(model, _):
+    embed, norm = model.embed, model.embed.norm
+    positions = model.pos_embed((4, 4)).clone()
+    model.pos_embed.forward = lambda grid: torch.zeros_like(positions)
+    embed.norm = nn.Module()
+    embed.norm.forward = lambda x: norm(x + positions)
+
+
+@mutant("aimv2-model")
+def rows_before_columns(model, _):
+    forward = model.pos_embed.forward
+    model.pos_embed.forward = lambda grid: forward(grid).roll(model.cfg.d_model // 2, dims=-1)
+
+
+@mutant("aimv2-model")
+def another_temperature(model, _):
+    forward, n = model.pos_embed.forward, model.cfg.d_model // 4
+    model.pos_embed.forward = lambda grid: torch.cat([forward(grid)[..., :-n], forward(grid)[..., -n:] * 0.999], dim=-1)
+
+
+@mutant("aimv2-model", size=(48, 40))
+def sines_resampled_and_not_computed(model, _):
+    forward = model.pos_embed.forward
+    picture = forward((4, 4)).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
+    def resampled(grid):
+        return F.interpolate(picture, size=grid, mode="bicubic").flatten(2).mT
+
+    model.pos_embed.forward = resampled
+
+
+@mutant("aimv2-model", "aimv2-biased")
+def up_and_gate_swapped(model, _):
+    mlp = model.blocks[0].mlp
+    mlp.fc_in, mlp.fc_gate = mlp.fc_gate, mlp.fc_in
+
+
+@mutant("aimv2-model", "aimv2-biased")
+def gelu_for_silu(model, _):
+    model.blocks[0].mlp.act = ACTIVATIONS["gelu"]
+
+
+@mutant("aimv2-biased")
+def no_bias_behind_attention(model, _):
+    model.blocks[0].attn.o.bias = None
 
 
 @mutant("deit-teacher")

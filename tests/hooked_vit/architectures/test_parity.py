@@ -13,6 +13,7 @@ from tests.tiny import (
     TINY,
     answer,
     assert_parity,
+    attention,
     distance,
     make_hf,
     pixels,
@@ -57,6 +58,14 @@ def test_no_other_exception_is_made():
     bounds = {name: architectures.get(model.cfg.architecture).eager_bound(model.cfg) for name, model in every_model()}
     assert {name: bound for name, bound in bounds.items() if bound} == EXCEPTIONS
     assert architectures.get("data2vec").eager_bound(tiny("vit")[1].cfg) > 0  # heads of width 8
+
+
+def test_tokens_where_the_convolution_left_them_differ_in_the_last_bit_alone():
+    """AIMv2 is compared with its tokens copied into rows; this is what the copy is worth."""
+    hf, model = tiny("aimv2-model")
+    x = pixels(model)
+    with torch.no_grad(), attention(model, "eager"):
+        assert 0 < distance(hf(x).last_hidden_state.mean(1), model(x)) <= 1e-6
 
 
 @pytest.mark.parametrize("name", TINY)

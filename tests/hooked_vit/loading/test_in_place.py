@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 
 import hooked_vit
-from hooked_vit import HookedViT, in_place
+from hooked_vit import HookedViT, architectures, in_place
 from hooked_vit.errors import UnsupportedModelError
 from interventions import apply, insert_token, zero_attention
 from tests.tiny import MLP, SIZE, make, make_hf, pixels, set_kernel
@@ -15,10 +18,11 @@ from tests.tiny import MLP, SIZE, make, make_hf, pixels, set_kernel
 LANGUAGE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 LANGUAGE |= {"vocab_size": 60, "model_type": "llama", "num_key_value_heads": 2, "max_position_embeddings": 64}
 IMAGE_TOKEN = 59
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 # bodies of every family, as towers; MAE's hides patches at random
 BODIES = ("vit-model", "deit-model", "beit-model", "beit-model-cls", "dinov2-model", "registers-model", "clip-model")
 BODIES += ("msn-model", "ijepa-model", "data2vec-model", "data2vec-model-cls")
-BODIES += ("metaclip-2-model", "chinese-clip-model", "altclip-model")
+BODIES += ("aimv2-model", "metaclip-2-model", "chinese-clip-model", "altclip-model")
 
 
 class Whole(torch.nn.Module):
@@ -89,6 +93,17 @@ def test_what_the_edit_does_is_what_it_does_to_the_original(llava):
         assert torch.equal(vlm(**asked).logits, want)
 
 
+def test_the_recipe_of_the_docs(llava):
+    """As it stands there: one answer for each edit, and the unedited one is the model's own."""
+    vlm, asked = llava
+    (recipe,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    held = {"vlm": vlm, "inputs": asked}
+    exec(compile(recipe, str(PAGE), "exec"), held)
+    answers = held["answers"]
+    assert list(answers) == ["unedited", "patches do not read CLS", "patches read themselves alone"]
+    assert torch.equal(answers["unedited"], vlm.generate(**asked, max_new_tokens=8, do_sample=False))
+
+
 def test_gradients_of_the_answer_reach_the_tower(llava):
     vlm, asked = llava
     model = HookedViT.from_hf(vlm.model.vision_tower)
@@ -108,7 +123,8 @@ def test_the_tower_of_every_family(name):
     model = HookedViT.from_hf(hf)
     model.set_attention("eager")
     whole, x = Whole(hf), pixels(model)
-    want = whole(x, output_hidden_states=True)
+    with architectures.for_class(type(hf).__name__).as_read(hf, x):
+        want = whole(x, output_hidden_states=True)
     with in_place(whole, "inner.tower", model):
         got = whole(x, output_hidden_states=True, return_dict=True)
         assert whole.inner["tower"].config is hf.config

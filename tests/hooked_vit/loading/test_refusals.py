@@ -14,7 +14,7 @@ from torch import nn
 
 from hooked_vit import HookedViT, architectures
 from hooked_vit.errors import CheckpointError, NoHeadError, UnsupportedModelError
-from tests.tiny import make_hf, pixels
+from tests.tiny import make, make_hf, pixels
 
 
 def saved(name: str, folder: Path, *, tensors: Callable[[dict], None] | None = None, **config) -> Path:
@@ -207,7 +207,7 @@ def test_an_unsupported_class(tmp_path):
 def test_another_graph_is_refused_with_the_reason(hf_class, says, tmp_path):
     assert hf_class == "ViTMAEDecoder" or hasattr(transformers, hf_class)
     folder = saved("vit", tmp_path, architectures=[hf_class])
-    with pytest.raises(UnsupportedModelError, match=rf"no hook graph for {hf_class}: .*{says}.* Supported: AltCLIP"):
+    with pytest.raises(UnsupportedModelError, match=rf"no hook graph for {hf_class}: .*{says}.* Supported: "):
         HookedViT.from_pretrained(folder)
 
 
@@ -264,3 +264,36 @@ def test_a_family_registers_once():
         architectures.register(architectures.get("vit"))
     with pytest.raises(UnsupportedModelError, match="no architecture is called 'vti'; there are .*beit"):
         architectures.get("vti")
+
+
+def test_every_family_names_a_known_checkpoint():
+    """Of classes it reads; `hooked-vit models` prints them."""
+    for name in architectures.registered():
+        family = architectures.get(name)
+        assert family.examples, name
+        assert set(family.examples) <= set(family.classes), name
+        assert all(checkpoint.count("/") == 1 for checkpoint in family.examples.values()), name
+
+
+def test_the_pooling_head_of_aimv2_is_refused():
+    config = transformers.Aimv2VisionConfig(**(make_hf("aimv2-model").config.to_dict() | {"use_head": True}))
+    with pytest.raises(UnsupportedModelError, match="attention-pooling head of Aimv2VisionModel.*use_head=False"):
+        HookedViT.from_hf(transformers.Aimv2VisionModel(config))
+
+
+def test_positions_that_are_never_resampled():
+    model = make("aimv2-biased", torch.float32)
+    with pytest.raises(ValueError, match=r"never resampled, they are those of \(4, 4\) patches alone"):
+        model(pixels(model, (48, 40)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"mlp_bias": False, "norm": "layer"}, "without biases stands behind RMS norms"),
+        ({"has_cls": True, "sources": ("cls",)}, "defined for patches alone"),
+    ],
+)
+def test_combinations_no_graph_has(changes, says):
+    with pytest.raises(ValueError, match=says):
+        make("aimv2-model").cfg.replace(**changes)

@@ -122,7 +122,7 @@ def _through(
 
 
 def _normed(norm: LayerNorm, cache: ActivationCache, layer: int, name: str) -> Tensor:
-    return cache[f"blocks.{layer}.{name}.hook_normalized"] * norm.weight + norm.bias
+    return cache[f"blocks.{layer}.{name}.hook_normalized"] * norm.w + norm.b
 
 
 def _linear(x: Tensor, weight: Float[Tensor, "o i"], relevance: Float64[Tensor, "*b o"]) -> Float64[Tensor, "*b i"]:
