@@ -32,7 +32,7 @@ format: $(READY) ## what ruff can put right by itself
 	$(BIN)/ruff format
 
 zoo: $(READY) ## train the built-in models again
-	$(BIN)/python -m recipes.train_zoo
+	$(BIN)/python -m zoo_training.train_zoo
 
 bench: $(READY) ## speed beside transformers
 	$(BIN)/python -m benchmarks
@@ -43,9 +43,12 @@ clean: ## forget the environment, caches and outputs
 
 # torch goes in alone and by its exact version. Left free, it is the newest build with gigabytes of CUDA libraries;
 # asked for first, a CPU build of that version that is already there, or that pip is set up to prefer, is kept.
+# timm, which tests compare with, needs torchvision, whose wheel on the package index fits torch's CUDA build only: beside
+# a CPU build it cannot be imported, and transformers with it. So both stand in a folder that only those tests look into.
 $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps --upgrade --target $(VENV)/timm timm torchvision
 	@touch $@
 
 # Also runs when the interpreter behind an old .venv has gone; hence --clear.

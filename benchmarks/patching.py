@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from analyses.data import load_data
-from analyses.patching.activation_patching import activation_patching
-from analyses.patching.attribution_patching import attribution_patching
+from analyses.questions.patching.activation_patching import activation_patching
+from analyses.questions.patching.attribution_patching import attribution_patching
 from benchmarks._models import TINY
 from benchmarks._timing import Ratio, take_turns
 from hooked_vit import HookedViT, zoo

@@ -14,11 +14,11 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from interventions import catalogue
+from interventions.activation_stats import Stats, collect_stats
 from interventions.apply import AppliedRun, InterventionNotFired, apply, resolve
-from interventions.checking import check_intervention
+from interventions.contract import check_intervention
 from interventions.core import Factory, Intervention, from_dict, get, intervention, registered
 from interventions.grid import grid
-from interventions.stats import Stats, collect_stats
 from interventions.sweep import sweep
 
 for _module in iter_modules(catalogue.__path__):

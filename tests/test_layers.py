@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "analyses": {"analyses", "interventions", "hooked_vit"},
 }
 # The last three are not in the wheel: a package that imports one works only inside the repository.
-OURS = {*MAY_IMPORT, "recipes", "benchmarks", "tests"}
+OURS = {*MAY_IMPORT, "zoo_training", "benchmarks", "tests"}
 FAMILIES = "hooked_vit.architectures"
 FAMILY_FIELDS = {"family", "model_type", "architecture", "architectures"}
 
@@ -146,23 +146,22 @@ def sideways(modules: dict[str, Module]) -> list[str]:
 
 
 def rooms(modules: dict[str, Module]) -> dict[str, set[str]]:
-    """The folders directly inside `analyses`, and the modules in each."""
+    """The folders directly inside `analyses`, the subjects in `questions` one by one, and the modules in each."""
     found: dict[str, set[str]] = {}
     for name in modules:
         if name.startswith("analyses.") and (len(parts := name.split(".")) > 2 or modules[name].is_package):
-            found.setdefault(parts[1], set()).add(name)
+            found.setdefault("/".join(parts[1 : 3 if parts[1] == "questions" else 2]), set()).add(name)
     return found
 
 
 def across(modules: dict[str, Module]) -> list[str]:
     """Imports from one subject into another, and from one question's folder into another's.
 
-    A subject is a room with a question in it. What two of them share stands in a room without questions, what two
-    questions of one subject share stands in that subject.
+    What two subjects share stands beside `questions`, what two questions of one subject share stands in that subject.
     """
-    subjects = {room: held for room, held in rooms(modules).items() if any(questions(modules[name]) for name in held)}
+    subjects = {room: held for room, held in rooms(modules).items() if room.startswith("questions/")}
     homes = {name.rpartition(".")[0] for held in subjects.values() for name in held if questions(modules[name])}
-    folders = {folder for folder in homes if folder.count(".") > 1}
+    folders = {folder for folder in homes if folder.count(".") > 2}
     found = []
     for room, held in subjects.items():
         for name in sorted(held):
@@ -173,6 +172,20 @@ def across(modules: dict[str, Module]) -> list[str]:
                 if other or (folder and there.target in held):
                     found.append(f"{modules[name].path}:{there.line} imports {there.name}")
     return found
+
+
+def climbing(modules: dict[str, Module]) -> list[str]:
+    """Imports of a question from a room beside the questions, and questions that stand in such a room."""
+    beside = {name for room, held in rooms(modules).items() if not room.startswith("questions") for name in held}
+    return [
+        *(f"{modules[name].path} holds {question}" for name in sorted(beside) for question in questions(modules[name])),
+        *(
+            f"{modules[name].path}:{found.line} imports {found.name}"
+            for name in sorted(beside)
+            for found in imports(name, modules)
+            if found.target.startswith("analyses.questions.")
+        ),
+    ]
 
 
 def circles(modules: dict[str, Module]) -> list[str]:
@@ -309,6 +322,10 @@ def test_subjects_and_questions_keep_to_themselves(house):
     assert across(house) == []
 
 
+def test_rooms_beside_the_questions_know_none(house):
+    assert climbing(house) == []
+
+
 def test_there_are_no_circles(house):
     assert circles(house) == []
 
@@ -330,13 +347,13 @@ def test_third_party_imports_are_declared(house):
 
 
 LEAVES = {
-    "analyses/__init__.py": "from analyses.one.first import first",
+    "analyses/__init__.py": "from analyses.questions.one.first import first",
     "analyses/results.py": "class Result: ...\ndef load(folder) -> Result: ...",
     "analyses/floor/ridge.py": "import torch",
-    "analyses/one/first.py": "from analyses.results import Result\n@analysis\ndef first() -> Result: ...",
-    "analyses/one/shared.py": "import analyses.floor.ridge",
-    "analyses/two/second/second.py": "import analyses.floor.ridge\n@analysis()\ndef second(): ...",
-    "analyses/two/second/part.py": "",
+    "analyses/questions/one/first.py": "from analyses.results import Result\n@analysis\ndef first() -> Result: ...",
+    "analyses/questions/one/shared.py": "import analyses.floor.ridge",
+    "analyses/questions/two/second/second.py": "import analyses.floor.ridge\n@analysis()\ndef second(): ...",
+    "analyses/questions/two/second/part.py": "",
     "hooked_vit/architectures/beit.py": "FAMILY = 'beit'\nassert FAMILY == 'beit'",
 }
 
@@ -348,20 +365,52 @@ LEAVES = {
         (upward, "hooked_vit/a.py", "def f():\n    from analyses import data", "analyses.data"),
         (upward, "hooked_vit/sub/__init__.py", "from ...analyses import data", "analyses.data"),
         (upward, "interventions/a.py", "import importlib\nimportlib.import_module('analyses.data')", "analyses.data"),
-        (upward, "analyses/a.py", "from recipes.train_zoo import main", "recipes.train_zoo.main"),
-        (sideways, "analyses/a.py", "from .one.first import first\ndef a() -> 'Result': ...", "analyses.one.first"),
-        (sideways, "analyses/a.py", "import analyses.one.first\n@analysis(data=1)\ndef a(): ...", "analyses.one.first"),
+        (upward, "analyses/a.py", "from zoo_training.train_zoo import main", "zoo_training.train_zoo.main"),
+        (
+            sideways,
+            "analyses/a.py",
+            "from .questions.one.first import first\ndef a() -> 'Result': ...",
+            "analyses.questions.one.first",
+        ),
+        (
+            sideways,
+            "analyses/a.py",
+            "import analyses.questions.one.first\n@analysis(data=1)\ndef a(): ...",
+            "analyses.questions.one.first",
+        ),
         (
             sideways,
             "analyses/a.py",
             "from analyses import Result\ndef a() -> results.Result: ...",
-            "analyses.one.first",
+            "analyses.questions.one.first",
         ),
-        (across, "analyses/one/a.py", "import analyses.two.second.part", "analyses.two.second.part"),
-        (across, "analyses/two/a.py", "def f():\n    from analyses.one import shared", "analyses.one.shared"),
-        (across, "analyses/two/third/third.py", "import analyses.two.second.part\n@analysis\ndef third(): ...", "part"),
+        (
+            across,
+            "analyses/questions/one/a.py",
+            "import analyses.questions.two.second.part",
+            "analyses.questions.two.second.part",
+        ),
+        (
+            across,
+            "analyses/questions/two/a.py",
+            "def f():\n    from analyses.questions.one import shared",
+            "analyses.questions.one.shared",
+        ),
+        (
+            across,
+            "analyses/questions/two/third/third.py",
+            "import analyses.questions.two.second.part\n@analysis\ndef third(): ...",
+            "part",
+        ),
+        (climbing, "analyses/floor/a.py", "import analyses.questions.one.shared", "one.shared"),
+        (climbing, "analyses/floor/a.py", "@analysis\ndef a(): ...", "holds a"),
         (circles, "analyses/floor/a.py", "def f():\n    from analyses.floor import a", "analyses.floor.a"),
-        (circles, "analyses/floor/a.py", "def f():\n    import analyses.one.shared", "floor -> one -> floor"),
+        (
+            circles,
+            "analyses/floor/a.py",
+            "def f():\n    import analyses.questions.one.shared",
+            "floor -> questions/one",
+        ),
         (family_lore, "hooked_vit/a.py", "if cfg.family == x: ...", "cfg.family == x"),
         (family_lore, "analyses/a.py", "ok = config['model_type'] in ('new', 'old')", "model_type"),
         (family_lore, "analyses/a.py", "y = 1 if name == 'beit' else 2", "name == 'beit'"),
@@ -380,13 +429,13 @@ def test_a_planted_fault_is_found(tmp_path, check, path, source, says):
     assert check is circles or (len(found) == 1 and path in found[0])
 
 
-@pytest.mark.parametrize("check", [upward, sideways, across, circles, shadowed, family_lore, undeclared])
+@pytest.mark.parametrize("check", [upward, sideways, across, climbing, circles, shadowed, family_lore, undeclared])
 @pytest.mark.parametrize(
     ("path", "source"),
     [
         ("interventions/a.py", "from hooked_vit import HookedViT"),
         ("analyses/a.py", "from . import results\nfrom analyses.results import Result\ndef a() -> Result: ..."),
-        ("analyses/cli.py", "import analyses.one.first\nimport json, torch, PIL.Image, sklearn.linear_model"),
+        ("analyses/cli.py", "import analyses.questions.one.first\nimport json, torch, PIL.Image, sklearn.linear_model"),
         ("hooked_vit/a.py", "known = cfg.model_type in registry\nfrom transformers import AutoModel"),
     ],
 )

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.activations.streams import read_stream
-from analyses.data import ImageData
-from analyses.probes.heads import Answers, with_family_readout, with_ridge_head
+from analyses.probes.classifier_heads import Answers, with_family_readout, with_ridge_head
+from analyses.probes.opening import Opening
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT
@@ -36,28 +36,24 @@ def check_role(name: str, model: HookedViT, tokens: str, what: str) -> None:
 
 
 def fit_role_probes(
-    name: str,
-    model: HookedViT,
-    data: ImageData,
-    n_classes: int,
-    own: Answers | None,
-    batch_size: int,
-    tokens: str = "cls",
+    name: str, model: HookedViT, opening: Opening, batch_size: int, tokens: str = "cls"
 ) -> tuple[list[RidgeProbe], Answers]:
-    """A probe for every layer's output, and the head that answers: the model's `own`, or a ridge head where it is None.
+    """A probe for every layer's output, and the head that answers: the model's own, or a ridge head where it has none.
 
-    >>> probes, answers = fit_role_probes("vit", model, data, 10, own_head(model, data), 128)  # doctest: +SKIP
+    >>> opening = open_study({"vit": model}, data, fit_data)  # doctest: +SKIP
+    >>> probes, answers = fit_role_probes("vit", model, opening, batch_size=128)  # doctest: +SKIP
 
     A probe reads the mean over the tokens of the role. The head is fitted in the same pass, on what the family's
     classifier reads. Raises what `GramRidge` raises.
     """
+    own = opening.heads[name]
     pooling = model if own is not None else with_family_readout(model)
     read = read_role(pooling, tokens)
-    ridge = GramRidge(n_classes)
-    for batch in progress_batches(data, batch_size, f"{name}: fitting probes"):
+    ridge = GramRidge(opening.n_classes)
+    for batch in progress_batches(opening.fitted, batch_size, f"{name}: fitting probes"):
         pooled, at_layer = read_stream(pooling, pooling.preprocess(batch.images), read)
         sites = {str(layer): x for layer, x in enumerate(at_layer)}
         ridge.update(sites if own is not None else {**sites, "head": pooled}, batch.labels)
     fitted = ridge.fit()
-    answers = own or with_ridge_head(pooling, fitted["head"], data)
+    answers = own or with_ridge_head(pooling, fitted["head"], opening.fitted)
     return [fitted[str(layer)] for layer in range(model.cfg.n_layers)], answers

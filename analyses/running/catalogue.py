@@ -100,10 +100,11 @@ def in_source() -> dict[str, Source]:
 @cache
 def _in_folders(folders: tuple[str, ...]) -> dict[str, Source]:
     found: dict[str, Source] = {}
-    for folder, path in ((folder, path) for folder in folders for path in sorted(Path(folder).rglob("*.py"))):
+    for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.py"))):
         text = path.read_text(encoding="utf-8")
         if "\n@analysis" not in text:  # most modules hold none, and parsing all of them takes longer than a user waits
             continue
+        folder = next(folder for folder in folders if path.is_relative_to(folder))
         module = ".".join(("analyses", *path.relative_to(folder).with_suffix("").parts))
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef) and (named := _registered_as(node)):

@@ -1,6 +1,6 @@
 """Small trained models that ship with the package, one per family: `zoo.load("vit")`.
 
-They were trained on digit scenes by `recipes/train_zoo.py`; they show how the tools work, not how large models do.
+They were trained on digit scenes by `zoo_training/train_zoo.py`; they show how the tools work, not how large models do.
 """
 
 from __future__ import annotations

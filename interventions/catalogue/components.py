@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from hooked_vit.tokens import Tokens
+from interventions.activation_stats import Stats
 from interventions.catalogue.patching import branch_site
 from interventions.core import Hooks, intervention
 from interventions.editing import edit_site, given
-from interventions.stats import Stats
 from interventions.vocabulary import Heads, Layers, Number, Where, check_choice, layers_of, site_hook, site_shape
 
 

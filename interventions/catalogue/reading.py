@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooked_vit import HookedViT
+from interventions.activation_stats import POOLED, Stats
 from interventions.core import Hooks, intervention
 from interventions.editing import Value, among, moved, weights
-from interventions.stats import POOLED, Stats
 from interventions.vocabulary import Where, check_where
 
 FULL = "full"

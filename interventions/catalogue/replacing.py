@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from hooked_vit.tokens import Tokens
+from interventions.activation_stats import Stats
 from interventions.apply import note
 from interventions.core import Hooks, intervention
 from interventions.editing import edit_site, given, n_named, placed
-from interventions.stats import Stats
 from interventions.vocabulary import STREAM, Where, generator_of, layer_of
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from interventions import Stats, apply, collect_stats, from_dict, mean_tokens, remove_tokens, shuffle_cls
-from interventions.stats import Moments
+from interventions.activation_stats import Moments
 from tests.tiny import make, pixels, tiny
 
 SITES = [

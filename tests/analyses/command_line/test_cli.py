@@ -62,12 +62,6 @@ def zoo_of_two(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def own_registry(monkeypatch):
-    """What a test registers is forgotten; our own analyses are imported only once, so they are remembered first."""
-    monkeypatch.setattr(registry, "REGISTERED", dict(registered_analyses()))
-
-
-@pytest.fixture
 def asked(own_registry):
     """An analysis that notes what it was called with."""
     calls = []

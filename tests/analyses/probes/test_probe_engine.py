@@ -31,7 +31,7 @@ from analyses.probes.ridge import ALPHAS
 from analyses.probes.store import feature_store
 from hooked_vit import HookedViT
 from interventions import Intervention, apply, insert_token, remove_tokens, shuffle_cls, zero_attention
-from tests.analyses.cls_use.test_cls_causality import PROCESSOR, coloured
+from tests.analyses.questions.cls_use.test_cls_causality import PROCESSOR, coloured
 from tests.tiny import CLASSES, FAMILIES, make_hf
 
 

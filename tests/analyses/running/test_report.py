@@ -10,8 +10,6 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
-from analyses.running import registry
-from analyses.running.catalogue import registered_analyses
 from analyses.running.registry import analysis
 from analyses.running.report import Section, key_numbers, write_report
 from analyses.running.results import Result
@@ -20,9 +18,8 @@ EVIL = "</script><script>alert('x')</script><b>&"
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(own_registry):
     """A result of a registered analysis that has a figure."""
-    monkeypatch.setattr(registry, "REGISTERED", dict(registered_analyses()))
 
     def draw(result: Result) -> go.Figure:
         return go.Figure(go.Scatter(x=[0, 1], y=[0.5, 1.0], name=EVIL), {"title": {"text": EVIL}})

@@ -341,12 +341,11 @@ def test_weights_that_have_to_be_given():
         published.load("vilas2023-cifar100")
 
 
-# --- timm itself, where it can be imported
+# --- timm itself
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_timm_itself(name):
-    timm = pytest.importorskip("timm")
+def test_timm_itself(name, timm):
     reference, model = tiny(name)
     made = arguments(name)
     if "block_fn" in made:
@@ -359,18 +358,17 @@ def test_timm_itself(name):
         made["norm_layer"] = lambda dim, **kw: timm.layers.LayerNorm(dim, eps=1e-5, **kw)
     original = timm.create_model(reference.architecture, **made, dynamic_img_size=True).eval()
     original.load_state_dict(reference.state_dict())
-    assert HookedViT.from_hf(original).cfg == model.cfg
+    ours = HookedViT.from_hf(original)
+    assert ours.cfg == model.cfg
     for size in sizes(name):
         x = pixels(model, size)
         with torch.no_grad():
             assert distance(original(x), reference(x)) <= 3e-6
-        assert distance(HookedViT.from_hf(original)(x), original(x)) <= 3e-6
-    assert HookedViT.from_hf(original).cfg == model.cfg
+            assert distance(ours(x), original(x)) <= 3e-6
 
 
-def test_the_names_mean_what_timm_means(monkeypatch):
+def test_the_names_mean_what_timm_means(monkeypatch, timm):
     """But for the number of classes, which comes with the weights. Models are built one block deep, to save time."""
-    timm = pytest.importorskip("timm")
     depths: list[int] = []
 
     def shallow(build):

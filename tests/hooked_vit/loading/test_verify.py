@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformer_lens.hook_points import HookPoint
 
+from hooked_vit import HookedViT
 from hooked_vit.hook_table import without_layer
-from hooked_vit.loading import verify as module
 from hooked_vit.loading.verify import causal, distance, foreign_size, verify
 from tests.tiny import TINY, make, make_hf, pixels
 
@@ -47,14 +47,14 @@ def test_a_sound_model_passes(saved, name):
 
 def fault(monkeypatch, change):
     """Our model with a change that the original has not."""
-    sound = module.from_hf
+    sound = HookedViT.from_hf
 
     def faulty(hf):
         model = sound(hf)
         change(model)
         return model
 
-    monkeypatch.setattr(module, "from_hf", faulty)
+    monkeypatch.setattr(HookedViT, "from_hf", faulty)
 
 
 def test_a_wrong_epsilon_is_seen(monkeypatch, saved):

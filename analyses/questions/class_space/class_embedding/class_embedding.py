@@ -1,0 +1,133 @@
+"""What do a model's tokens know of the image's class, where does it come from, and does it matter?
+
+The whole study of class embedding space (Vilas et al., NeurIPS 2023; methods §7–23) on the same models and images: how
+identifiable the class is in every token and block, which sub-layers and memories write it, what it takes from other
+tokens, and whether explanations read off it are faithful. Each part is an analysis of its own, with the controls it has
+there; here are their main numbers side by side, and below all their figures.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from analyses.data import ImageData, as_data, load_data
+from analyses.probes.classifier_heads import own_head
+from analyses.questions.class_space.class_embedding.figure import figures_of_parts, overview_figure, overview_table
+from analyses.reproductions.beside import published_beside
+from analyses.reproductions.recipe import load_recipe
+from analyses.running.catalogue import get_analysis
+from analyses.running.notes import about_data, about_model
+from analyses.running.registry import analysis
+from analyses.running.results import Result
+from hooked_vit import HookedViT
+
+DEFAULT_IMAGES = 300
+
+
+@dataclass(frozen=True)
+class Part:
+    """An analysis of the study: which column its data need, and whether it explains answers from CLS' own head."""
+
+    column: str | None = None
+    explains: bool = False
+
+
+PARTS = {
+    "class-projection": Part(),
+    "residual-updates": Part(),
+    "class-values": Part(),
+    "key-values": Part(),
+    "attention-knockouts": Part(),
+    "context-tokens": Part(column="mask"),
+    "token-removal": Part(column="mask"),
+    "gradient-explanations": Part(explains=True),
+    "perturbation-tests": Part(explains=True),
+}
+
+
+@analysis(figure=overview_figure, more_figures=figures_of_parts, zoo_models=("vit",))
+def class_embedding(
+    models: Mapping[str, HookedViT],
+    data: ImageData | Any = None,
+    *,
+    parts: tuple[str, ...] = tuple(PARTS),
+    batch_size: int = 64,
+    seed: int = 0,
+    repro: bool = False,
+) -> Result:
+    """What do a model's tokens know of the image's class, where does it come from, and does it matter?
+
+    >>> result = class_embedding({"vit": zoo.load("vit")})  # doctest: +SKIP
+    >>> result.frame.query("study == 'class-projection' and measure == 'rate'")  # doctest: +SKIP
+    >>> result.part("token-removal").figure()  # doctest: +SKIP
+
+    The frame has the rows of every part, named in the column `study`; `result.part(name)` is the `Result` of one. Parts
+    that need object masks are left out where the data has none, those that explain answers leave out models without CLS
+    or without a head of their own for the data's classes, and `notes` say so. `repro` is the published code's setting
+    in every part that knows one. `data` is 300 scenes:test by default.
+    Where models and data are the paper's, its values stand beside ours in `meta["published"]` and the report.
+    Raises ValueError for an unknown part, and what the parts raise.
+    """
+    unknown = [name for name in parts if name not in PARTS]
+    if unknown or not parts:
+        raise ValueError(f"the study has the parts {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}")
+    data = load_data("scenes:test", n=DEFAULT_IMAGES) if data is None else as_data(data)
+    obstacles = {name: why for name, model in models.items() if (why := _not_explained(model, data))}
+    results: dict[str, Result] = {}
+    notes: list[str] = []
+    for name in tqdm(parts, desc="class embedding space", leave=False):
+        part = PARTS[name]
+        if part.column is not None and part.column not in data.columns:
+            notes.append(f"{name}: left out, as {data.name} has no column {part.column!r}.")
+            continue
+        chosen = {m: model for m, model in models.items() if not (part.explains and m in obstacles)}
+        notes += [f"{name}: without {m}, which has {obstacles[m]}." for m in models if m not in chosen]
+        if chosen:
+            results[name] = _run(name, chosen, data, batch_size, seed, repro)
+    meta: dict[str, Any] = {
+        "models": {name: about_model(model) for name, model in models.items()},
+        "data": about_data(data),
+        "seeds": [seed],
+        "batch_size": batch_size,
+        "repro": repro,
+    }
+    result = Result.joined(results, meta)
+    result.meta["table"] = overview_table(result)
+    result.meta["published"] = _published(results, models, data)
+    result.meta["summary"] = [sentence for part in results.values() for sentence in part.meta.get("summary", [])]
+    of_parts = [f"{name}: {note}" for name, part in results.items() for note in part.meta.get("notes", [])]
+    result.meta["notes"] = list(dict.fromkeys([*notes, *of_parts]))
+    return result
+
+
+def _not_explained(model: HookedViT, data: ImageData) -> str | None:
+    """What a model lacks whose answers are to be explained by what CLS attends to."""
+    if not model.cfg.has_cls:
+        return "no CLS token"
+    return "no head of its own for these classes" if own_head(model, data) is None else None
+
+
+def _published(results: Mapping[str, Result], models: Mapping[str, HookedViT], data: ImageData) -> list[dict[str, Any]]:
+    """What the paper reports of these models on these data, beside what came out; its settings are those of `repro`."""
+    recipe = load_recipe("class-embedding")
+    checkpoints = {name: model.cfg.name or "" for name, model in models.items()}
+    return [
+        row
+        for name, result in results.items()
+        for row in published_beside(recipe, name, result.frame, checkpoints, data.spec)
+    ]
+
+
+def _run(
+    name: str, models: Mapping[str, HookedViT], data: ImageData, batch_size: int, seed: int, repro: bool
+) -> Result:
+    """One part, told what it takes of the study's settings."""
+    entry = get_analysis(name)
+    takes = inspect.signature(entry.run).parameters
+    settings = {"batch_size": batch_size, "seed": seed, "repro": repro}
+    return entry(models, data, **{key: value for key, value in settings.items() if key in takes})

@@ -1,0 +1,246 @@
+"""How identifiable each image's class is in each of its tokens, site by site, block by block.
+
+One forward pass per batch for the model and one for each control. Of the tokens only counts of their ranks are kept,
+of the images one number per block and kind of token.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analyses.activations.streams import read_stream
+from analyses.controls.random_weights import with_random_weights
+from analyses.questions.class_space.measures.image_means import ImageMeans, interval_rows
+from analyses.questions.class_space.measures.projection import (
+    AS_TRAINED,
+    EMBEDDING,
+    KINDS,
+    Rules,
+    check_rules,
+    class_answers,
+    project_tokens,
+    token_ranks,
+    true_scores,
+)
+from analyses.questions.class_space.measures.random_prototypes import permuted_classes, with_random_prototypes
+from analyses.questions.class_space.measures.rank_counts import RankCounts, SignedRankCounts
+from analyses.questions.class_space.measures.updates import Scores, read_updates
+from analyses.statistics.intervals import rate_row
+from analyses.statistics.ranks import chance, correct, identifiability, rank
+from analyses.statistics.significance import holm, sign_flip_test
+from hooked_vit import HookedViT
+
+SITES = {"post": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
+
+
+class Key(NamedTuple):
+    """What a distribution is of: which weights and head, where, and which kind of token."""
+
+    control: str
+    seed: int | None
+    site: str
+    layer: int
+    tokens: str
+
+
+class Identifiability:
+    """Tally of ranks: what `read_updates` shows, block by block and role by role.
+
+    >>> Identifiability(n_classes=10).n_images
+    0
+
+    `permuted` are seeds of controls whose head has its rows permuted. `full_range` scales r from 0, not from 1/C.
+    `published` is the code of Vilas et al. 2023: of a model without CLS the first image token is left out, blocks are
+    compared with the random model by Wilcoxon's test over tokens, uncorrected, and change starts at the second block.
+    methods §7–11.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        *,
+        has_cls: bool = True,
+        permuted: Sequence[int] = (),
+        published: bool = False,
+        full_range: bool = False,
+    ) -> None:
+        self.n_classes, self.published = n_classes, published
+        self.scale = n_classes - 1 if full_range else n_classes
+        self.n_images = 0
+        self._drops_first = published and not has_cls
+        self._permuted = {seed: permuted_classes(n_classes, seed) for seed in permuted}
+        self._ranks: dict[Key, RankCounts] = defaultdict(lambda: RankCounts(n_classes))
+        self._means, self._rates, self._changes = ImageMeans(), ImageMeans(), ImageMeans()
+        self._pairs: dict[tuple[int, str], SignedRankCounts] = defaultdict(lambda: SignedRankCounts(n_classes))
+        self._latest: dict[tuple[int, str], Tensor] = {}
+        self._right: list[Tensor] = []
+        self._n_tokens: dict[str, int] = {}
+
+    def add(self, layer: int, role: str, scores: Scores, labels: Int[Tensor, "b"]) -> None:
+        """Take in one block's scores of one batch's tokens of one role."""
+        parts = {SITES[name]: (layer, getattr(scores, name)) for name in SITES}
+        self._note_all(role, parts, labels)
+        if layer == 0:
+            self._note_all(role, {"resid_post": (EMBEDDING, scores.pre)}, labels)
+        if layer == 0 and self.published:
+            return
+        grown = true_scores(scores.post, labels) > true_scores(scores.pre, labels)
+        key = Key("trained", None, "resid_post", layer, role)
+        self._changes.add(key, self._counted(role, grown).double().mean(1))
+
+    def _note_all(self, role: str, parts: dict[str, tuple[int, Tensor]], labels: Tensor) -> None:
+        for site, (layer, scores) in parts.items():
+            pos = self._counted(role, token_ranks(scores, labels))
+            self._note(Key("trained", None, site, layer, role), pos)
+            if site != "resid_post":
+                continue
+            self._latest[layer, role] = pos
+            for seed, rows in self._permuted.items():
+                pos = token_ranks(scores, rows[labels.cpu()])
+                self._note(Key("permuted_head", seed, site, layer, role), self._counted(role, pos))
+
+    def _counted(self, role: str, tokens: Tensor) -> Tensor:
+        """Of the tokens of a role [b t] those that count."""
+        return tokens[:, 1:] if self._drops_first and role == "patches" else tokens
+
+    def _note(self, key: Key, pos: Float[Tensor, "b t"]) -> None:
+        self._ranks[key].add(pos)
+        self._means.add(key, identifiability(pos, self.scale).mean(1))
+        self._rates.add(key, correct(pos).double().mean(1))
+        self._n_tokens[key.tokens] = pos.shape[1]
+
+    def add_answers(self, scores: Float[Tensor, "b c"], labels: Int[Tensor, "b"]) -> None:
+        """Take in the model's own answers to a batch."""
+        self._right.append(correct(rank(scores, labels.to(scores.device))).cpu())
+        self.n_images += len(labels)
+
+    def add_random(
+        self, seed: int, model: HookedViT, pixels: Float[Tensor, "b ch h w"], labels: Tensor, rules: Rules = AS_TRAINED
+    ) -> None:
+        """Run a model with random weights on the batch that was read last."""
+
+        layout = model.layout_for(*pixels.shape[2:])
+
+        def ranks(x: Tensor) -> Tensor:
+            return token_ranks(project_tokens(model, x, layout, rules), labels)
+
+        _, by_layer = read_stream(model, pixels, ranks, embedding=True)
+        for layer, pos in enumerate(by_layer, start=EMBEDDING):
+            for role in KINDS:
+                if role not in layout.roles:
+                    continue
+                counted = self._counted(role, pos[:, layout.mask(role)])
+                self._note(Key("random", seed, "resid_post", layer, role), counted)
+                if self.published:  # a higher rank number is less identifiable
+                    self._pairs[layer, role].add(counted, self._latest[layer, role])
+
+    def rows(self, seed: int = 0) -> Iterator[dict[str, Any]]:
+        """A row per measure, site, layer, kind of token and control, with intervals over images."""
+        yield from self._named("identifiability", self._means.rows(seed))
+        yield from self._named("rate", self._rates.rows(seed))
+        yield from self._named("change_rate", self._changes.rows(seed))
+        rates = self._rates.columns()
+        for key, values in rates.items():
+            if key.tokens == "patches" and key.site == "resid_post":
+                yield {"measure": "at_least_one", **key._asdict(), **rate_row(int((values > 0).sum()), len(values))}
+        for key, counts in self._ranks.items():
+            for name, value in counts.box(self.scale)._asdict().items():
+                yield {"measure": name, **key._asdict(), "value": value, "n": counts.n}
+        yield from self._answers(rates)
+        yield from self._chances()
+        yield from self._tests(seed)
+
+    @staticmethod
+    def _named(measure: str, rows: Iterator[tuple[Key, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        for key, row in rows:
+            yield {"measure": measure, **key._asdict(), **row}
+
+    def _answers(self, rates: dict[Key, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """Accuracy, and how many images answered wrongly hold an image token with the right class."""
+        if not self._right:
+            return
+        right = torch.cat(self._right).numpy()
+        yield {"measure": "accuracy", "control": "trained", **rate_row(int(right.sum()), len(right))}
+        last = max(key.layer for key in rates)
+        key = Key("trained", None, "resid_post", last, "patches")
+        wrong = ~right
+        if key in rates and wrong.any():
+            row = rate_row(int((rates[key][wrong] > 0).sum()), int(wrong.sum()))
+            yield {"measure": "at_least_one_when_wrong", **key._asdict(), **row}
+
+    def _chances(self) -> Iterator[dict[str, Any]]:
+        c, n = self.n_classes, self._n_tokens.get("patches", 0)
+        expected = {
+            "identifiability": 1 - (c - 1) / 2 / self.scale,
+            "rate": chance(c),
+            "at_least_one": 1 - (1 - chance(c)) ** n,
+            "change_rate": 0.5,
+        }
+        for measure, value in expected.items():
+            yield {"measure": measure, "control": "chance", "value": value}
+
+    def _tests(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Trained above random, block by block: per image, Holm over blocks; or as published."""
+        columns = self._means.columns()
+        seeds = sorted({key.seed for key in columns if key.control == "random"})
+        for role in dict.fromkeys(key.tokens for key in columns) if seeds else ():
+            trained = [k for k in columns if k.tokens == role and k.control == "trained" and k.site == "resid_post"]
+            above = {
+                key: columns[key] - np.mean([columns[key._replace(control="random", seed=s)] for s in seeds], axis=0)
+                for key in sorted(trained, key=lambda k: k.layer)
+            }
+            if self.published:
+                p = [self._pairs[key.layer, role].p_greater() for key in above]
+                adjusted = p
+            else:
+                p = [sign_flip_test(difference, seed=seed) for difference in above.values()]
+                adjusted = holm(p)
+            for (key, row), raw, corrected in zip(interval_rows(above, seed), p, adjusted, strict=True):
+                yield {"measure": "above_random", **key._asdict(), **row, "p": raw, "p_adjusted": corrected}
+
+
+def measure_identifiability(
+    model: HookedViT,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    rules: Rules = AS_TRAINED,
+    random_seeds: Sequence[int] = (0, 1, 2),
+    permuted_seeds: Sequence[int] = (0,),
+    published: bool = False,
+    full_range: bool = False,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Everything §7–11 ask of one model, from one pass over batches of (pixels, classes of the head).
+
+    >>> rows = measure_identifiability(model, [(pixels, labels)], random_seeds=(0,))  # doctest: +SKIP
+
+    Rows hold measure, control, seed, site, layer (−1 for the stream that enters block 0), tokens, value, low, high, n.
+    Measures: identifiability and its box plot, rate, at_least_one, change_rate, accuracy, at_least_one_when_wrong,
+    above_random (with p and p_adjusted). Controls: random weights, a permuted head, chance.
+    Raises NoHeadError for a model without a head, ValueError for a label that is no class of it.
+    """
+    n_classes = check_rules(model, rules)
+    has_cls = model.cfg.has_cls
+    tally = Identifiability(
+        n_classes, has_cls=has_cls, permuted=permuted_seeds, published=published, full_range=full_range
+    )
+    controls = {s: with_random_weights(model, s) for s in random_seeds}
+    random_rules = {s: with_random_prototypes(rules, s) for s in random_seeds}
+    for pixels, labels in batches:
+        where = labels.to(pixels.device)
+
+        def see(layer: int, role: str, scores: Scores, labels: Tensor = where) -> None:
+            tally.add(layer, role, scores, labels)
+
+        output = read_updates(model, pixels, see, rules)
+        tally.add_answers(class_answers(model, output, rules), labels)
+        for s, control in controls.items():
+            tally.add_random(s, control, pixels, where, random_rules[s])
+    return list(tally.rows(seed))

@@ -1,0 +1,127 @@
+"""Models with a head for the data's classes, before anything is measured in the space of those classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analyses.data import ImageData, as_data, load_data
+from analyses.data.imagedata import Batch
+from analyses.data.sets import count_classes, two_sets
+from analyses.probes.classifier_heads import Answers, own_head, with_family_readout, with_ridge_head
+from analyses.probes.ridge import GramRidge
+from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
+from analyses.running.notes import about_data, about_model, progress_batches
+from hooked_vit import HookedViT
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the classes of its head that the data's labels are, and how vectors become scores of those classes."""
+
+    name: str
+    answers: Answers
+    rules: Rules
+    n_classes: int
+
+    @property
+    def model(self) -> HookedViT:
+        """The model with the head that is used."""
+        return self.answers.model
+
+    def batches(
+        self, data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = ()
+    ) -> Iterator[tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"], Batch]]:
+        """(pixels, classes of the head, the batch itself), with a progress bar."""
+        for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra):
+            yield self.model.preprocess(batch.images), self.answers.labels(batch.labels), batch
+
+    def labelled(self, data: ImageData, batch_size: int, what: str) -> Iterator[tuple[Tensor, Int[Tensor, "b"]]]:
+        """(pixels, classes of the head), with a progress bar."""
+        return ((pixels, labels) for pixels, labels, _ in self.batches(data, batch_size, what))
+
+    def about(self) -> dict[str, Any]:
+        """What a result's `meta` says of it."""
+        return {**about_model(self.model), "head": self.answers.note, "head_fitted": self.answers.fitted}
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Everything a study needs to begin: models with heads, images to measure on, and what to note of both."""
+
+    by_name: dict[str, Subject]
+    data: ImageData
+    about: dict[str, Any]
+
+    def __iter__(self) -> Iterator[Subject]:
+        return iter(self.by_name.values())
+
+    def rows(self, measure: Callable[[Subject], Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+        """What is measured of one subject after the other, each row with the model's name and architecture in front."""
+        return [
+            {"model": subject.name, "architecture": subject.model.cfg.architecture, **row}
+            for subject in self
+            for row in measure(subject)
+        ]
+
+
+def prepare(
+    models: Mapping[str, HookedViT],
+    data: Any = None,
+    fit_data: Any = None,
+    *,
+    head: str = "auto",
+    batch_size: int = 64,
+    n: int = 1000,
+    rules: Rules = AS_TRAINED,
+    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
+) -> Subjects:
+    """Models with a head for the data's classes: their own, their prototypes, or a ridge head fitted in one pass.
+
+    >>> for subject in prepare({"vit": zoo.load("vit")}): print(subject.about())  # doctest: +SKIP
+
+    `head` as in `own_head`. `prototypes` [classes of the data, width] by model's name, for models that answer with an
+    embedding. Images are set aside for fitting, as `two_sets` does, only where a head has to be fitted.
+    Raises ValueError for labels a head does not know and for prototypes of no model, before anything is run.
+    """
+    prototypes = dict(prototypes or {})
+    if unknown := [name for name in prototypes if name not in models]:
+        raise ValueError(f"prototypes are given by the models' names {list(models)}; got {unknown}")
+    data = load_data("scenes:test", n=n) if data is None else as_data(data)
+    own = {name: _known(model, data, head, prototypes.get(name), rules) for name, model in models.items()}
+    about: dict[str, Any] = {"data": about_data(data)}
+    if any(found is None for found in own.values()):
+        data, fitted_on, note = two_sets(data, fit_data)
+        about = {"data": about_data(data), "fit_data": about_data(fitted_on, note)}
+        n_classes = count_classes(data, fitted_on)
+    subjects = {}
+    for name, found in own.items():
+        answers = found or _fitted(name, models[name], fitted_on, n_classes, batch_size)
+        mine = Rules(rules.norm, rules.bias, rules.image_head, prototypes.get(name))
+        subjects[name] = Subject(name, answers, mine, check_rules(answers.model, mine))
+    about["models"] = {name: subject.about() for name, subject in subjects.items()}
+    return Subjects(subjects, data, about)
+
+
+def _known(model: HookedViT, data: ImageData, head: str, prototypes: Tensor | None, rules: Rules) -> Answers | None:
+    """The model as it is, where it answers for the data's classes."""
+    if prototypes is None:
+        return own_head(model, data, head)
+    n = check_rules(model, Rules(rules.norm, rules.bias, rules.image_head, prototypes))
+    if n != count_classes(data):
+        raise ValueError(f"prototypes are one per class of the data, {count_classes(data)}; got {n}")
+    return Answers(model, torch.arange(n), "prototypes of the classes", fitted=False)
+
+
+def _fitted(name: str, model: HookedViT, data: ImageData, n_classes: int, batch_size: int) -> Answers:
+    pooling = with_family_readout(model)
+    ridge = GramRidge(n_classes)
+    for batch in progress_batches(data, batch_size, f"{name}: fitting a head"):
+        with torch.no_grad():
+            ridge.update({"head": pooling(pooling.preprocess(batch.images))}, batch.labels)
+    return with_ridge_head(pooling, ridge.fit()["head"], data)

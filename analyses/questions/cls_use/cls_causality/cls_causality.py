@@ -1,0 +1,252 @@
+"""At which layers is the label decodable from the CLS token, and at which layers does the model use it?
+
+Blue: accuracy of a ridge probe on the CLS token after each block, which says what is there to be read. Orange: accuracy
+of the model when CLS tokens are exchanged between images after that block, which says what is used. Green: the same
+with the readout restricted to CLS, for families that read more than CLS. Further down: what the model's own final norm
+and head read from CLS at every depth (Vilas et al., NeurIPS 2023).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analyses.activations.streams import cls_at_every_layer
+from analyses.controls.shuffle_floors import batch_seed, check_mixed, expected_hits
+from analyses.data import ImageData
+from analyses.probes.classifier_heads import Answers
+from analyses.probes.opening import open_study
+from analyses.probes.ridge import RidgeProbe
+from analyses.probes.role_probes import fit_role_probes
+from analyses.questions.cls_use.cls_causality.figure import lens_figure, main_figure, summary_table
+from analyses.running.notes import about_model, progress_batches
+from analyses.running.registry import analysis
+from analyses.running.results import Result
+from analyses.statistics.intervals import rate_row
+from analyses.statistics.ranks import correct, identifiability, rank
+from hooked_vit import HookedViT
+from interventions import Intervention, readout, shuffle_cls, sweep
+from interventions.catalogue.shuffling import BY_CLASS
+
+Disturbance = Callable[[int, int, Tensor | None], Intervention]
+
+
+@analysis(figure=main_figure, more_figures={"The model's own head on CLS, against the probe": lens_figure})
+def cls_causality(
+    models: Mapping[str, HookedViT],
+    data: ImageData | Any = None,
+    *,
+    probe_data: ImageData | Any = None,
+    seeds: int = 3,
+    batch_size: int = 128,
+    among: str = "batch",
+    head: str = "auto",
+    disturb: Callable[..., Intervention] | None = None,
+) -> Result:
+    """Where in each model is the label decodable from CLS, and where is CLS used?
+
+    >>> result = cls_causality({"vit": zoo.load("vit")}, load_data("scenes:test", n=500))  # doctest: +SKIP
+    >>> result.frame.query("measure == 'shuffled'")  # doctest: +SKIP
+
+    Probes are fitted on `probe_data` (one pass, all layers), everything else is measured on `data`; without
+    `probe_data` half of `data`, by class, is set aside for it (scenes: the train split). CLS is exchanged within
+    batches of `batch_size` (`among` as in `shuffle_cls`), with `seeds` different permutations. A model whose `head`
+    knows none of the data's classes gets a ridge head on its family's readout, and `meta` says so. `disturb` puts
+    another intervention in place of `shuffle_cls`: it is called with the layer, and with a seed where it takes one.
+
+    The frame has one row per model, layer, measure and seed: `value`, its 95 % Wilson interval, and `n` images.
+    Measures: probe, shuffled, shuffled_cls_readout, head_on_cls, identifiability; without a layer: clean,
+    clean_cls_readout, floor (a readout that sees another image's CLS), chance (the most frequent class).
+    Raises ValueError for a model without CLS, fewer than two classes, data in the order of their classes, or labels a
+    head does not know.
+    """
+    if seeds < 1:
+        raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
+    plan = _Plan(_disturbance(disturb, among), seeds, batch_size)
+    for name, model in models.items():
+        _check(name, model, plan)
+    opening = open_study(models, data, probe_data, head)
+    if among not in BY_CLASS:
+        check_mixed(opening.measured, batch_size)
+    rows: list[dict[str, Any]] = []
+    notes: dict[str, Any] = {}
+    for name, model in models.items():
+        probes, answers = fit_role_probes(name, model, opening, batch_size)
+        tally = _measure(name, answers, probes, opening.measured, plan)
+        rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in tally.rows()]
+        notes[name] = _describe(answers)
+    frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
+    meta = {
+        "models": notes,
+        **opening.about("probe_data", n=tally.n),
+        "seeds": seeds,
+        "batch_size": batch_size,
+        "interventions": [repr(plan.disturbed(0, 0, None)), repr(readout("cls"))],
+    }
+    result = Result(frame, meta)
+    result.meta["summary"], result.meta["notes"] = _in_words(result), [n["green"] for n in notes.values() if n["green"]]
+    result.meta["table"] = summary_table(result).to_dict("records")
+    return result
+
+
+def _disturbance(disturb: Callable[..., Intervention] | None, among: str) -> Disturbance:
+    """What is done to CLS after a layer: `shuffle_cls`, or the caller's own intervention."""
+    if disturb is not None:
+        takes_seed = "seed" in inspect.signature(disturb).parameters
+        return lambda layer, seed, labels: disturb(layer=layer, **({"seed": seed} if takes_seed else {}))
+    by_class = among in BY_CLASS
+    return lambda layer, seed, labels: shuffle_cls(
+        layer=layer, seed=seed, among=among, labels=labels if by_class else None
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is done to every model."""
+
+    disturbed: Disturbance
+    seeds: int
+    batch_size: int
+
+
+def _check(name: str, model: HookedViT, plan: _Plan) -> None:
+    if not model.cfg.has_cls:
+        raise ValueError(
+            f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): there is nothing to shuffle"
+        )
+    plan.disturbed(0, 0, torch.zeros(0, dtype=torch.long)).hooks(model)  # refuses here what this model cannot have
+
+
+def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, plan: _Plan) -> _Tally:
+    model, tally = answers.model, _Tally()
+    layers = range(model.cfg.n_layers)
+    readouts = {"shuffled": readout("full")}
+    if _cls_readout(model) == "differs":
+        readouts["shuffled_cls_readout"] = readout("cls")
+    clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
+    for i, batch in enumerate(progress_batches(data, plan.batch_size, f"{name}: shuffling CLS")):
+        pixels = model.preprocess(batch.images)
+        labels, heads_labels = batch.labels, answers.labels(batch.labels)
+        logits, cls = cls_at_every_layer(model, pixels)
+        tally.add_floor(logits.argmax(-1).cpu(), heads_labels)
+        tally.add_counts(labels)
+        for layer in layers:
+            tally.add("probe", layer, None, probes[layer].scores(cls[layer]).cpu(), labels)
+            scores = model.project(cls[layer], "cls").cpu()
+            tally.add("head_on_cls", layer, None, scores, heads_labels)
+            tally.add_mean("identifiability", layer, identifiability(rank(scores, heads_labels), scores.shape[-1]))
+        variants: dict[tuple[str, int | None, int | None], Intervention] = {}
+        for measure, restricted in readouts.items():
+            variants[clean_of[measure], None, None] = restricted
+            for seed in range(plan.seeds):
+                for layer in layers:
+                    # another permutation for every batch, the same for every layer and readout
+                    variants[measure, layer, seed] = plan.disturbed(layer, batch_seed(seed, i), labels) + restricted
+        for key, (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
+            tally.add(*key, out.cpu(), heads_labels)
+    return tally
+
+
+class _Tally:
+    """Counts that stream: nothing here grows with the number of images."""
+
+    def __init__(self) -> None:
+        self.hits: dict[tuple, int] = defaultdict(int)
+        self.sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.n = 0
+        self.expected_by_luck = 0.0
+        self.per_class: dict[int, int] = defaultdict(int)
+
+    def add(self, measure: str, layer: int | None, seed: int | None, scores: Tensor, labels: Tensor) -> None:
+        self.hits[measure, layer, seed] += int(correct(rank(scores, labels)).sum())
+
+    def add_mean(self, measure: str, layer: int, values: Tensor) -> None:
+        total = self.sums[measure, layer, None]
+        total[0] += float(values.sum())
+        total[1] += float(values.square().sum())
+
+    def add_floor(self, predicted: Tensor, labels: Tensor) -> None:
+        """P(prediction for image j is the label of image i), i and j uniform: a readout of a random image's CLS."""
+        self.expected_by_luck += float(expected_hits(predicted, labels).sum())
+
+    def add_counts(self, labels: Tensor) -> None:
+        self.n += len(labels)
+        for label in labels.tolist():
+            self.per_class[label] += 1
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for (measure, layer, seed), hits in self.hits.items():
+            yield {"measure": measure, "layer": layer, "seed": seed, **rate_row(hits, self.n)}
+        for (measure, layer, seed), (total, squares) in self.sums.items():
+            mean = total / self.n
+            spread = 1.96 * (max(0.0, squares / self.n - mean**2) / self.n) ** 0.5
+            yield {
+                "measure": measure,
+                "layer": layer,
+                "seed": seed,
+                "value": mean,
+                "low": mean - spread,
+                "high": mean + spread,
+                "n": self.n,
+            }
+        for measure, value in (
+            ("floor", self.expected_by_luck / self.n),
+            ("chance", max(self.per_class.values()) / self.n),
+        ):
+            yield {
+                "measure": measure,
+                "layer": None,
+                "seed": None,
+                "value": value,
+                "low": value,
+                "high": value,
+                "n": self.n,
+            }
+
+
+def _cls_readout(model: HookedViT) -> str:
+    """How a CLS-only readout relates to the full one."""
+    if model.cfg.sources == ("cls",):
+        return "same"
+    return "differs" if "cls" in model.cfg.sources else "none"
+
+
+def _describe(answers: Answers) -> dict[str, Any]:
+    cfg = answers.model.cfg
+    reads = " and ".join(cfg.sources)
+    green = {
+        "same": f"{cfg.architecture}: its readout is CLS alone, so the green curve would be the orange one",
+        "differs": "",
+        "none": f"{cfg.architecture}: its readout reads {reads}, never CLS, so there is no CLS-only readout to show",
+    }[_cls_readout(answers.model)]
+    return {
+        **about_model(answers.model),
+        "head": answers.note,
+        "head_fitted": answers.fitted,
+        "green": green,
+    }
+
+
+def _in_words(result: Result) -> list[str]:
+    """One sentence per model: where the label becomes decodable, and where shuffling CLS begins to cost accuracy."""
+    sentences = []
+    for row in summary_table(result).to_dict("records"):
+        decodable = (
+            "no probe on CLS beats chance"
+            if pd.isna(row["decodable_from"])
+            else f"from layer {row['decodable_from']} on a probe reads at least half of what the best one does"
+        )
+        used = (
+            "shuffling CLS does not cost five points at the last layer"
+            if pd.isna(row["used_from"])
+            else f"from layer {row['used_from']} on shuffling CLS always costs more than five points"
+        )
+        sentences.append(f"{row['model']}: accuracy {row['clean']:.1%} unperturbed; {decodable}; {used}.")
+    return sentences

@@ -1,0 +1,188 @@
+"""Training a readout around a frozen block: seeded, stopped early, and resumed where it was left."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.networks import TokenReadout
+from analyses.questions.cls_use.random_readouts.store import Stream
+from analyses.running.files import write_whole
+from analyses.statistics.ranks import correct, rank
+from interventions.storing import digest
+
+EVALUATION = 256  # images at a time where nothing is learned
+# Noise in training, in evaluation and in the weights at first must not come from one sequence.
+TRAINING_SEED, EVALUATION_SEED = 1_000_003, 2_000_003
+
+
+@dataclass(frozen=True)
+class Training:
+    """Adam with a cosine schedule from `lr` to `lr_min`; `patience` counts epochs without a better validation."""
+
+    epochs: int = 5
+    batch_size: int = 64
+    lr: float = 1e-3
+    lr_min: float = 1e-6
+    patience: int = 5
+    seed: int = 0
+
+
+class Trained(NamedTuple):
+    """The readout at its best epoch, one row per epoch, and what to keep in mind."""
+
+    readout: TokenReadout
+    history: list[dict[str, float]]
+    best_epoch: int
+    notes: list[str]
+
+
+class Draws(NamedTuple):
+    """What a readout says of every image: right with one draw, right with the mean of all, agreement of any two."""
+
+    one: Bool[Tensor, "n"]
+    mean: Bool[Tensor, "n"]
+    agreement: Float[Tensor, "n"]
+
+
+def train(
+    readout: TokenReadout,
+    block: FrozenBlock,
+    fit: Stream,
+    validation: Stream,
+    settings: Training,
+    *,
+    checkpoint: Path | None = None,
+    what: str = "training",
+) -> Trained:
+    """Train a copy of `readout` on `fit` and keep its best epoch by accuracy on `validation`.
+
+    With `checkpoint` (a path without ending) every epoch is kept, whole or not at all, under a key of all that went
+    in; the same call goes on from there, to the same numbers. A damaged file is noticed, noted and begun anew.
+    Raises FloatingPointError when the loss is no longer a number.
+    """
+    readout = copy.deepcopy(readout)
+    key = _key(readout, block, fit, validation, settings)
+    path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{key[:16]}.training")
+    batches = _batches(len(fit.labels), settings.batch_size)
+    steps = settings.epochs * len(batches)
+    optimiser = torch.optim.Adam(readout.parameters(), lr=settings.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps, eta_min=settings.lr_min)
+    generator = torch.Generator().manual_seed(settings.seed + TRAINING_SEED)
+    history: list[dict[str, float]] = []
+    best_epoch, best = 0, copy.deepcopy(readout.state_dict())
+    state, notes = _load(path, key)
+    if state is not None:
+        readout.load_state_dict(state["readout"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+        history, best_epoch, best = state["history"], state["best_epoch"], state["best"]
+    with block.ready(), tqdm(total=steps, initial=len(history) * len(batches), desc=what, leave=False) as bar:
+        while len(history) < settings.epochs and len(history) - best_epoch < settings.patience:
+            order = torch.randperm(len(fit.labels), generator=generator)
+            readout.train()
+            total = hits = 0.0
+            for rows in (order[part] for part in batches):
+                x, labels = fit.batch(rows.sort().values)
+                scores = readout(block, x, generator)
+                loss = F.cross_entropy(scores, labels.to(scores.device))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                total += loss.item() * len(rows)
+                hits += int((scores.argmax(-1).cpu() == labels).sum())
+                bar.update()
+            if not math.isfinite(total):
+                raise FloatingPointError(f"{what}: the loss is no number in epoch {len(history) + 1}; take a lower lr")
+            accuracy = evaluate(readout, block, validation, seed=settings.seed).one.double().mean().item()
+            n = len(order)
+            history.append({"loss": total / n, "fit_accuracy": hits / n, "validation_accuracy": accuracy})
+            if not best_epoch or accuracy > history[best_epoch - 1]["validation_accuracy"]:
+                best_epoch, best = len(history), copy.deepcopy(readout.state_dict())
+            bar.set_postfix(validation=f"{accuracy:.3f}")
+            _save(
+                path,
+                {
+                    "key": key,
+                    "readout": readout.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "generator": generator.get_state(),
+                    "history": history,
+                    "best_epoch": best_epoch,
+                    "best": best,
+                },
+            )
+    readout.load_state_dict(best)
+    return Trained(readout.eval(), history, best_epoch, notes)
+
+
+@torch.no_grad()
+def evaluate(readout: TokenReadout, block: FrozenBlock, stream: Stream, *, seed: int, draws: int = 1) -> Draws:
+    """Accuracy per image with one draw of the token and with the mean scores of `draws`, and how often draws agree.
+
+    The noise depends on `seed` alone. Agreement is the share of pairs of draws with the same answer; 1 for one draw.
+    The block must be `ready`.
+    """
+    readout.eval()
+    generator = torch.Generator().manual_seed(seed + EVALUATION_SEED)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for rows in torch.arange(len(stream.labels)).split(EVALUATION):
+        x, labels = stream.batch(rows)
+        x = x.to(next(readout.parameters()).device)
+        scores = torch.stack([readout(block, x, generator) for _ in range(draws)]).cpu()
+        said = F.one_hot(scores.argmax(-1), scores.shape[-1]).sum(0).double()
+        same = (said * (said - 1)).sum(-1) / (draws * (draws - 1)) if draws > 1 else torch.ones(len(x))
+        parts.append((correct(rank(scores[0], labels)), correct(rank(scores.double().mean(0), labels)), same.float()))
+    return Draws(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _batches(n: int, batch_size: int) -> list[slice]:
+    """Where the batches of an epoch begin and end; an image left over alone joins the last one."""
+    starts = list(range(0, n, batch_size))
+    if len(starts) > 1 and n - starts[-1] == 1:
+        starts.pop()
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
+
+
+def _key(readout: TokenReadout, block: FrozenBlock, fit: Stream, validation: Stream, settings: Training) -> str:
+    """A digest of all that decides how the training goes."""
+    facts = [asdict(settings), block.layer, block.placement, fit.checksum, validation.checksum]
+    weights = [dict(module.state_dict()) for module in (readout, block.model.blocks[block.layer])]
+    return hashlib.sha256(json.dumps([facts, *map(digest, weights)]).encode()).hexdigest()
+
+
+def _save(path: Path | None, state: dict[str, Any]) -> None:
+    if path is None:
+        return
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    write_whole(path, lambda to: to.write_bytes(hashlib.sha256(content).digest() + content))
+
+
+def _load(path: Path | None, key: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """What was kept of this very training; None, and a note, where the file is damaged."""
+    if path is None or not path.exists():
+        return None, []
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() == content[:32]:
+        state = torch.load(io.BytesIO(content[32:]), weights_only=True)
+        if state["key"] == key:
+            return state, []
+    return None, [f"{path.name} is damaged: its checksum is not that of its content; the training began anew"]

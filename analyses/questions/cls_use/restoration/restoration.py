@@ -1,0 +1,265 @@
+"""How fast is the label written into CLS again after its content was destroyed?
+
+CLS is exchanged between images after block ℓ, and a probe reads it after block p: a matrix of shuffled layer × probed
+layer, beside the row without a shuffle. Columns before the shuffled layer cannot change, the diagonal is a probe that
+reads another image's CLS, and what comes back to the right of it was read anew from the other tokens. methods
+section 5.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analyses.controls.shuffle_floors import batch_order, check_shuffles, expected_hits
+from analyses.data import ImageData
+from analyses.probes.opening import open_study
+from analyses.probes.ridge import GramRidge, RidgeProbe
+from analyses.probes.role_probes import check_role, read_role
+from analyses.questions.cls_use.restoration.figure import (
+    in_words,
+    main_figure,
+    panels_figure,
+    restored_figure,
+    summary_table,
+)
+from analyses.running.notes import about_model, progress_batches
+from analyses.running.registry import analysis
+from analyses.running.results import Result
+from analyses.statistics.intervals import RESAMPLES, rate_row
+from analyses.statistics.ranks import correct, rank
+from hooked_vit import HookedViT
+from interventions import shuffle_tokens
+
+LEAST_LOSS = 0.05  # a probe that a shuffle costs less than this has nothing that could be restored
+FIT_SEED = 0
+
+Place = tuple[int | None, int]
+"""(shuffled layer or None, probed layer)"""
+
+
+@analysis(
+    figure=main_figure,
+    more_figures={
+        "How much comes back: 0 is another image's token, 1 is no shuffle": restored_figure,
+        "One panel per probed layer": panels_figure,
+    },
+)
+def restoration(
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    probe_data: ImageData | Any = None, probe_fit: Literal["clean", "refit"] = "clean", tokens: str = "cls",
+    probe_tokens: str | None = None, seeds: int = 3, batch_size: int = 64, among: str = "batch", repro: bool = False,
+) -> Result:  # fmt: skip
+    """How fast is the label rewritten into CLS after it was exchanged between images?
+
+    >>> result = restoration({"vit": zoo.load("vit")})  # doctest: +SKIP
+    >>> result.frame.query("measure == 'accuracy' and shuffled_layer == 3 and probe_layer == 5")  # doctest: +SKIP
+
+    Tokens of the role `tokens` are exchanged within batches of `batch_size` after one block at a time (`among` as in
+    `shuffle_tokens`, `seeds` permutations), and ridge probes read `probe_tokens` (the same role unless said otherwise;
+    the mean of several) after every block. With `probe_fit="clean"` they were fitted on runs without a shuffle, and ask
+    whether the information is back in its original code; with "refit" on runs with the same shuffle, and ask whether it
+    is linearly there in any code. `repro` is the published figure's setting: refit, one permutation.
+
+    The frame: `accuracy` by `shuffled_layer` (missing: none), `probe_layer` and `seed`, with its 95 % Wilson interval;
+    `restoration` (M[ℓ,p] − M[p,p]) / (M[none,p] − M[p,p]) for p > ℓ, over all seeds, with a bootstrap interval over
+    images, left out where the denominator is below 0.05; `floor`, what M[p,p] is on average over all permutations,
+    exactly; and `chance` (the most frequent class). Where the two roles differ, M[p,p] loses nothing, and the floor
+    takes its place. Memory grows with the images by a number per cell of the matrix.
+    Raises ValueError for a role a model has not, batches a shuffle cannot be drawn for, and fewer than two classes.
+    """
+    if repro:
+        probe_fit, seeds = "refit", 1
+    if probe_fit not in ("clean", "refit"):
+        raise ValueError(f"probe_fit is clean or refit; got {probe_fit!r}")
+    opening = open_study({}, data, probe_data)
+    check_shuffles(opening.measured, batch_size, seeds, among)
+    probe_tokens = probe_tokens or tokens
+    for name, model in models.items():
+        check_role(name, model, tokens, "shuffle")
+        check_role(name, model, probe_tokens, "probe")
+    if probe_fit == "refit":
+        check_shuffles(opening.fitted, batch_size, 1, among)
+    rows: list[dict[str, Any]] = []
+    for name, model in models.items():
+        matrix = _Matrix(name, model, tokens, probe_tokens, among, batch_size)
+        matrix.fit(opening.fitted, opening.n_classes, refit=probe_fit == "refit")
+        matrix.measure(opening.measured, seeds)
+        rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in matrix.rows()]
+    frame = pd.DataFrame(rows).astype({"shuffled_layer": "Int64", "probe_layer": "Int64", "seed": "Int64"})
+    meta = {
+        "models": {name: about_model(model) for name, model in models.items()},
+        **opening.about("probe_data", n=int(frame.n.max())),
+        "probe_fit": probe_fit,
+        "tokens": tokens,
+        "probe_tokens": probe_tokens,
+        "seeds": seeds,
+        "batch_size": batch_size,
+        "among": among,
+        "interventions": [f"shuffle_tokens(layer=…, tokens={tokens!r}, among={among!r}, seed=…)"],
+    }
+    result = Result(frame, meta)
+    table = summary_table(result).astype(object)
+    result.meta["table"] = table.where(table.notna(), None).to_dict("records")
+    result.meta["summary"], result.meta["notes"] = in_words(result)
+    return result
+
+
+def shuffled_streams(
+    model: HookedViT, pixels: Float[Tensor, "b c h w"], tokens: str, orders: Mapping[int, Int[Tensor, "b"]], read: Any
+) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
+    """Walk the network once and, behind every block, on from its output with tokens of a role exchanged.
+
+    >>> for shuffled, seed, probed, x in shuffled_streams(model, pixels, "cls", orders, read): ...  # doctest: +SKIP
+
+    Yields (shuffled layer, seed, probed layer, `read` of the stream behind the probed layer); without a shuffle the
+    first two are None. `orders` holds a permutation per seed. The unshuffled prefix is computed once, and two streams
+    are alive at most. Equal to runs of their own under `shuffle_tokens`.
+    """
+    layout = model.layout_for(*pixels.shape[2:])
+    mask = layout.mask(tokens).to(pixels.device)[:, None]
+
+    # step by step: a generator that switched gradients off would leave them off for whoever goes through it
+    @torch.no_grad()
+    def through(resid: Tensor, layer: int) -> Tensor:
+        return model(resid, start_at_layer=layer, stop_at_layer=layer + 1, tokens=layout)
+
+    with torch.no_grad():
+        resid = model(pixels, stop_at_layer=0)
+    for layer in range(model.cfg.n_layers):
+        resid = through(resid, layer)
+        yield None, None, layer, read(resid)
+        for seed, order in orders.items():
+            other = torch.where(mask, resid[order.to(resid.device)], resid)
+            yield layer, seed, layer, read(other)
+            for later in range(layer + 1, model.cfg.n_layers):
+                other = through(other, later)
+                yield layer, seed, later, read(other)
+
+
+class _Matrix:
+    """One model: probes, then hits per cell and image, gathered batch by batch."""
+
+    def __init__(
+        self, name: str, model: HookedViT, tokens: str, probe_tokens: str, among: str, batch_size: int
+    ) -> None:
+        self.name, self.model, self.tokens, self.among, self.batch_size = name, model, tokens, among, batch_size
+        self.read = read_role(model, probe_tokens)
+        self.same_role = tokens == probe_tokens
+        shuffle_tokens(layer=0, tokens=tokens).hooks(model)  # refuses here what this model cannot have
+        self.layers = range(model.cfg.n_layers)
+        self.probes: dict[Place, RidgeProbe] = {}
+        self.counts: dict[tuple[int | None, int, int | None], int] = defaultdict(int)
+        self.hits: dict[Place, list[Tensor]] = defaultdict(list)
+        self.luck: dict[int, list[Tensor]] = defaultdict(list)
+        self.labels: list[Tensor] = []
+
+    def fit(self, data: ImageData, n_classes: int, *, refit: bool) -> None:
+        """A probe per layer, or per cell of the matrix where it is `refit` under each shuffle."""
+        ridges: dict[int | None, GramRidge] = defaultdict(lambda: GramRidge(n_classes))
+        for i, batch in enumerate(progress_batches(data, self.batch_size, f"{self.name}: fitting probes")):
+            orders = {FIT_SEED: batch_order(FIT_SEED, i, self.among, batch.labels)} if refit else {}
+            sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
+            for shuffled, _, probed, x in self._walk(batch.images, orders):
+                sites[shuffled][str(probed)] = x
+            for shuffled, features in sites.items():
+                ridges[shuffled].update(features, batch.labels)
+        for shuffled, ridge in ridges.items():
+            self.probes |= {(shuffled, int(probed)): probe for probed, probe in ridge.fit().items()}
+
+    def measure(self, data: ImageData, seeds: int) -> None:
+        """Whether every probe reads every image right, under every shuffle and under none."""
+        self.seeds = seeds
+        for i, batch in enumerate(progress_batches(data, self.batch_size, f"{self.name}: shuffling {self.tokens}")):
+            orders = {seed: batch_order(seed, i, self.among, batch.labels) for seed in range(seeds)}
+            shares: dict[Place, Tensor] = {}
+            for shuffled, seed, probed, x in self._walk(batch.images, orders):
+                scores = self._probe(shuffled, probed).scores(x).cpu()
+                right = correct(rank(scores, batch.labels))
+                self.counts[shuffled, probed, seed] += int(right.sum())
+                share = right.float() / (1 if seed is None else seeds)
+                shares[shuffled, probed] = shares.get((shuffled, probed), 0.0) + share
+                if shuffled is None:
+                    read = scores if not self._is_refitted else self._probe(probed, probed).scores(x).cpu()
+                    self.luck[probed].append(expected_hits(read.argmax(-1), batch.labels, self.among))
+            for place, share in shares.items():
+                self.hits[place].append(share)
+            self.labels.append(batch.labels)
+
+    def _walk(self, images: Any, orders: Mapping[int, Tensor]) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
+        return shuffled_streams(self.model, self.model.preprocess(images), self.tokens, orders, self.read)
+
+    @property
+    def _is_refitted(self) -> bool:
+        return (0, 0) in self.probes
+
+    def _probe(self, shuffled: int | None, probed: int) -> RidgeProbe:
+        return self.probes[shuffled if self._is_refitted else None, probed]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        labels = torch.cat(self.labels)
+        n = len(labels)
+        nothing = {"shuffled_layer": None, "probe_layer": None, "seed": None}
+        for probed in self.layers:
+            at = {"shuffled_layer": None, "probe_layer": probed, "seed": None}
+            yield {"measure": "accuracy", **at, **rate_row(self.counts[None, probed, None], n)}
+        for shuffled in self.layers:
+            for probed in self.layers:
+                for seed in range(self.seeds):
+                    # what lies before the shuffle has not seen it
+                    place = (shuffled, probed, seed) if probed >= shuffled else (None, probed, None)
+                    at = {"shuffled_layer": shuffled, "probe_layer": probed, "seed": seed}
+                    yield {"measure": "accuracy", **at, **rate_row(self.counts[place], n)}
+        for (shuffled, probed), (value, low, high) in self._restored().items():
+            at = {"shuffled_layer": shuffled, "probe_layer": probed, "seed": None}
+            yield {"measure": "restoration", **at, "value": value, "low": low, "high": high, "n": n}
+        for probed in self.layers:
+            floor = float(torch.cat(self.luck[probed]).mean())
+            at = {"shuffled_layer": probed, "probe_layer": probed, "seed": None}
+            yield {"measure": "floor", **at, "value": floor, "low": floor, "high": floor, "n": n}
+        chance = int(labels.bincount().max()) / n
+        yield {"measure": "chance", **nothing, "value": chance, "low": chance, "high": chance, "n": n}
+
+    def _restored(self) -> dict[tuple[int, int], tuple[float, float, float]]:
+        """Restoration and its interval for every cell right of the diagonal whose probe had something to lose."""
+        hits = {place: torch.cat(parts).double().numpy() for place, parts in self.hits.items()}
+        luck = {probed: torch.cat(parts).numpy() for probed, parts in self.luck.items()}
+        cells = {}
+        for shuffled in self.layers:
+            for probed in range(shuffled + 1, len(self.layers)):
+                floor = hits[probed, probed] if self.same_role else luck[probed]
+                over, under = hits[shuffled, probed] - floor, hits[None, probed] - floor
+                if under.mean() >= LEAST_LOSS:
+                    cells[shuffled, probed] = (over, under)
+        return ratio_intervals(cells)
+
+
+def ratio_intervals(
+    cells: Mapping[Any, tuple[np.ndarray, np.ndarray]], *, n_resamples: int = RESAMPLES, seed: int = 0
+) -> dict[Any, tuple[float, float, float]]:
+    """mean(a) / mean(b) over images for pairs of columns [n], with 95 % percentile bootstrap intervals.
+
+    >>> ratio_intervals({"half": (np.ones(4), np.full(4, 2.0))})
+    {'half': (0.5, 0.5, 0.5)}
+
+    All cells share their draws of images. Source: Efron & Tibshirani 1993, chapter 13; methods §28.
+    """
+    if not cells:
+        return {}
+    over, under = (np.stack([pair[i] for pair in cells.values()], axis=1) for i in (0, 1))
+    n, rng = len(over), np.random.default_rng(seed)
+    ratios = []
+    for _ in range(n_resamples):
+        drawn = rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios.append((drawn @ over) / (drawn @ under))
+    low, high = np.nanquantile(ratios, [0.025, 0.975], axis=0)
+    values = over.mean(0) / under.mean(0)
+    return {key: (float(v), float(a), float(b)) for key, v, a, b in zip(cells, values, low, high, strict=True)}

@@ -1,0 +1,276 @@
+"""What can a probe read from each kind of token at each layer, and how much of that is the model's doing?
+
+Lines: accuracy of a probe on CLS, distillation and register tokens, the mean patch and one random patch after each
+block, on images it was not fitted on. Dotted: the same for models of random weights, which have the architecture and
+nothing else. Grey band: probes fitted on permuted labels, which can only guess. Further down: what a probe reads from
+a few principal components, and how well it memorises labels dealt out at random (Hewitt & Liang 2019); and how
+accuracy grows with the number of images. Decodable does not mean used: see cls-causality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+from scipy.stats import t as student
+
+from analyses.controls.random_weights import with_random_weights
+from analyses.data import ImageData
+from analyses.data.sets import two_sets
+from analyses.probes import (
+    EMBEDDING,
+    Evaluation,
+    FittedProbes,
+    Probing,
+    Site,
+    TargetData,
+    check_roles,
+    evaluate_probes,
+    fit_with_controls,
+    roles_of,
+    with_target,
+)
+from analyses.probes.targets import LABEL, ORIGIN
+from analyses.questions.decoding.decodability.figure import (
+    control_figure,
+    curve_figure,
+    in_words,
+    main_figure,
+    summary_table,
+)
+from analyses.running.notes import about_model
+from analyses.running.registry import analysis
+from analyses.running.results import Result
+from analyses.statistics.intervals import rate_row, wilson
+from hooked_vit import HookedViT
+
+CONTROLS = ("permuted", "random_weights", "pca", "selectivity")
+STEPS = 5  # of a learning curve, each with twice the images of the one before
+
+
+@analysis(
+    figure=main_figure,
+    more_figures={
+        "What the probe itself brings: controls on one role": control_figure,
+        "How many images a probe needs": curve_figure,
+    },
+)
+def decodability(
+    models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
+    fit_data: ImageData | Any = None, other_data: ImageData | Any = None, roles: tuple[str, ...] = (),
+    target: str = LABEL, probe: Literal["ridge", "logistic", "mlp"] = "ridge", controls: tuple[str, ...] = CONTROLS,
+    learning_curve: bool = True, embedding: bool = False, permutations: int = 10, random_models: int = 3,
+    components: int = 16, seed: int = 0, batch_size: int = 64,
+) -> Result:  # fmt: skip
+    """What can a probe read from each kind of token at each layer, beside what it would read from nothing?
+
+    >>> result = decodability({"vit": zoo.load("vit")}, target="count", roles=("cls", "patches"))  # doctest: +SKIP
+    >>> result.frame.query("measure == 'accuracy' and role == 'cls'")  # doctest: +SKIP
+
+    Probes are fitted on `fit_data` (scenes: the train split; otherwise half of `data`, by class) in one pass for all
+    roles and layers, and measured on `data`. `target` is "label", a column such as "count", "label=dog" for whether
+    that is there, or "dataset" for whether an image is of `data` or of `other_data`. `roles` are those of
+    `check_roles`, by default every kind of token and a random patch; a model that lacks one is measured without it.
+    `embedding` adds the stream in front of the first block, as layer -1.
+
+    One row per model, role, layer and measure, with `n` images, an interval, and `n_fit` images fitted on: `accuracy`
+    (Wilson) and `identifiability` (1 − rank / classes); `learning_curve`, accuracy after fewer images. Controls (none
+    with "none"): `permuted`, accuracy of `permutations` probes of permuted labels, between `low` and `high` another one
+    would fall (no row where features are the same in every image, and all classes score alike); `random_weights`,
+    accuracy on `random_models` models of the same configuration, by `seed`; `pca`, accuracy from `components` principal
+    components, the same for every layer and model; `control_task`, accuracy of the permuted probes on the images they
+    were fitted on, and `selectivity`, accuracy minus that (Hewitt & Liang 2019, every image being a type of its own).
+    `chance` is the share of the most frequent class.
+    Raises ValueError for roles no model has, targets and controls there are not, and fewer than two classes.
+    """
+    if unknown := [c for c in controls if c not in (*CONTROLS, "none")]:
+        raise ValueError(f"controls are {', '.join(CONTROLS)}, or none; got {unknown[0]!r}")
+    if min(permutations, random_models, components) < 1:
+        raise ValueError("permutations, random models and components are at least 1; leave a control out of `controls`")
+    read = {name: _roles(name, model, roles, models) for name, model in models.items()}
+    measured, fitted, note = _two_sets(data, fit_data, other_data, target)
+    study = _Study(
+        measured, fitted, controls, learning_curve, embedding, probe, permutations, random_models, components, seed,
+        batch_size,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name, model in models.items():
+        about = {"model": name, "architecture": model.cfg.architecture}
+        rows += [{**about, **row} for row in study.rows(name, model, read[name])]
+    frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64", "n_fit": "Int64"})
+    meta = {
+        "models": {name: {**about_model(model), "roles": read[name]} for name, model in models.items()},
+        "data": measured.about(),
+        "fit_data": fitted.about(note),
+        "target": target,
+        "classes": measured.target.classes,
+        "probe": probe,
+        "controls": controls,
+        "components": components,
+        "permutations": permutations,
+        "seeds": [seed],
+        "batch_size": batch_size,
+    }
+    result = Result(frame, meta)
+    lacking = [f"{name} has no {', '.join(gone)}" for name in models if (gone := _lacks(read[name], read, roles))]
+    result.meta["summary"], result.meta["notes"] = in_words(result), [*lacking, *study.notes]
+    table = summary_table(result).astype(object)
+    result.meta["table"] = table.where(table.notna(), None).to_dict("records")
+    return result
+
+
+def _roles(name: str, model: HookedViT, roles: Sequence[str], models: Mapping[str, HookedViT]) -> tuple[str, ...]:
+    """The roles of these a model has; those no model has are an error."""
+    if not roles:
+        return roles_of(model)
+    held: list[str] = []
+    for role in roles:
+        try:
+            held += check_roles(model, [role], name)
+        except ValueError:
+            if not any(_has(other, role) for other in models.values()):
+                raise
+    if not held:
+        raise ValueError(f"{name} has none of the roles {', '.join(roles)}; it has {', '.join(roles_of(model))}")
+    return check_roles(model, held, name)
+
+
+def _has(model: HookedViT, role: str) -> bool:
+    try:
+        return bool(check_roles(model, [role]))
+    except ValueError:
+        return False
+
+
+def _lacks(held: Sequence[str], all_held: Mapping[str, Sequence[str]], asked: Sequence[str]) -> list[str]:
+    wanted = dict.fromkeys(role for others in all_held.values() for role in others) if asked else {}
+    return [role for role in wanted if role not in held]
+
+
+def _two_sets(data: Any, fit_data: Any, other_data: Any, target: str) -> tuple[TargetData, TargetData, str]:
+    """What to measure on and what to fit on, with the answers numbered alike."""
+    if (target == ORIGIN) != (other_data is not None):
+        raise ValueError(
+            f"target={ORIGIN!r} asks which of two data sets an image is from: give other_data with it, and only with it"
+        )
+    if target == ORIGIN and fit_data is not None:
+        raise ValueError(
+            f"target={ORIGIN!r} fits on half of each data set (scenes: the train split); leave out fit_data"
+        )
+    sets = [two_sets(data, fit_data), *([two_sets(other_data)] if other_data is not None else [])]
+    measured, fitted = with_target(target, [s.measured for s in sets], [s.fitted for s in sets])
+    return measured, fitted, "; ".join(dict.fromkeys(s.note for s in sets))
+
+
+class _Study:
+    """The settings all models share, and what must be known of their fits."""
+
+    def __init__(
+        self,
+        measured: TargetData,
+        fitted: TargetData,
+        controls: Sequence[str],
+        learning_curve: bool,
+        embedding: bool,
+        probe: str,
+        permutations: int,
+        random_models: int,
+        components: int,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        self.measured, self.fitted, self.controls = measured, fitted, controls
+        self.embedding, self.probe, self.seed, self.batch_size = embedding, probe, seed, batch_size
+        dealt = "permuted" in controls or "selectivity" in controls
+        self.permutations = permutations if dealt else 0
+        self.random_models = random_models if "random_weights" in controls else 0
+        self.components = components if "pca" in controls else None
+        n = fitted.n or 0
+        self.sizes = sorted({n // 2**step for step in range(1, STEPS)} - {0}) if learning_curve else []
+        self.notes: list[str] = []
+
+    def rows(self, name: str, model: HookedViT, roles: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """Rows of a model, without its name."""
+        layers = (*([EMBEDDING] * self.embedding), *range(model.cfg.n_layers))
+        how = Probing(roles=roles, layers=layers, probe=self.probe, seed=self.seed, batch_size=self.batch_size)
+        fits = fit_with_controls(
+            model, self.fitted, how, permutations=self.permutations, components=self.components, sizes=self.sizes,
+            name=name,
+        )  # fmt: skip
+        self.notes += [f"{name}: {note}" for note in fits.probes.notes]
+        permuted: dict[Any, FittedProbes] = {("permuted", i): p for i, p in enumerate(fits.permuted)}
+        every = {"probe": fits.probes, **permuted, **({"pca": fits.pca} if fits.pca is not None else {})}
+        every |= {("curve", size): probes for size, probes in fits.curve.items()}
+        said = self._apply(model, every, self.measured, f"{name}: applying probes")
+        n_fit = sum(fits.probes.counts)
+        yield from _rows(said["probe"], n_fit)
+        if absent := [c for c, k in zip(self.measured.target.classes, said["probe"].counts, strict=True) if not k]:
+            self.notes.append(f"no image of {', '.join(absent[:5])} to measure on")
+            self.notes = list(dict.fromkeys(self.notes))
+        if "permuted" in self.controls:
+            varies = {site for site, fitted in fits.probes.probes.items() if fitted.varies}
+            yield from _permuted([said[key] for key in permuted], n_fit, varies)
+        if "pca" in said:
+            yield from _accuracy(said["pca"], "pca", n_fit)
+        if self.sizes:
+            for key in (key for key in every if key[0] == "curve"):
+                yield from _accuracy(said[key], "learning_curve", key[1])
+            yield from _accuracy(said["probe"], "learning_curve", n_fit)
+        if "selectivity" in self.controls:
+            dealt = self.fitted.with_permutations(self.permutations, self.seed)
+            columns = {key: 1 + i for i, key in enumerate(permuted)}
+            own = self._apply(model, permuted, dealt, f"{name}: control task", columns)
+            yield from _selectivity(said["probe"], [own[key] for key in permuted], n_fit)
+        for i in range(self.random_models):
+            drawn = self.seed * 1000 + i
+            random = with_random_weights(model, drawn)
+            probes = fit_with_controls(random, self.fitted, how, name=f"{name} with random weights").probes
+            one = self._apply(random, {"": probes}, self.measured, f"{name} with random weights: applying probes")[""]
+            yield from _accuracy(one, "random_weights", n_fit, seed=drawn)
+        chance = said["probe"].chance
+        place = {"role": None, "layer": None, "measure": "chance", "seed": None, "n_fit": None}
+        yield {**place, "value": chance, "low": chance, "high": chance, "n": said["probe"].n}
+
+    def _apply(
+        self, model: HookedViT, probes: Mapping[Any, FittedProbes], data: TargetData, what: str, columns: Any = None
+    ) -> dict[Any, Evaluation]:
+        return evaluate_probes(model, probes, data, columns=columns, batch_size=self.batch_size, what=what)
+
+
+def _rows(said: Evaluation, n_fit: int) -> Iterator[dict[str, Any]]:
+    for row in said.rows():
+        yield {**row, "seed": None, "n_fit": n_fit}
+
+
+def _accuracy(said: Evaluation, measure: str, n_fit: int, seed: int | None = None) -> Iterator[dict[str, Any]]:
+    for row in _rows(said, n_fit):
+        if row["measure"] == "accuracy":
+            yield {**row, "measure": measure, "seed": seed}
+
+
+def _permuted(said: Sequence[Evaluation], n_fit: int, varies: set[str]) -> Iterator[dict[str, Any]]:
+    """The mean over permutations, and where the accuracy of one more would fall: by permutation, and by image."""
+    k, n = len(said), said[0].n
+    for site in [site for site in said[0].hits if site in varies]:
+        values = pd.Series([s.hits[site] / n for s in said])
+        around = wilson(round(values.mean() * n), n)
+        reach = student.ppf(0.975, k - 1) * values.std() * (1 + 1 / k) ** 0.5 if k > 1 else 0.0
+        low, high = max(0.0, values.mean() - reach), min(1.0, values.mean() + reach)
+        bounds = {"value": values.mean(), "low": min(low, around.low), "high": max(high, around.high), "n": n}
+        yield {**Site.parse(site)._asdict(), "measure": "permuted", "seed": None, "n_fit": n_fit, **bounds}
+
+
+def _selectivity(said: Evaluation, own: Sequence[Evaluation], n_fit: int) -> Iterator[dict[str, Any]]:
+    """Accuracy on the control task, and what is left of the accuracy after it (interval: Newcombe 1998, method 10)."""
+    for site, hits in said.hits.items():
+        place = {**Site.parse(site)._asdict(), "seed": None, "n_fit": n_fit}
+        memorised = sum(o.hits[site] for o in own) / len(own)
+        control = rate_row(round(memorised), own[0].n)
+        yield {**place, "measure": "control_task", **control}
+        task = rate_row(hits, said.n)
+        difference = task["value"] - control["value"]
+        below = ((task["value"] - task["low"]) ** 2 + (control["high"] - control["value"]) ** 2) ** 0.5
+        above = ((task["high"] - task["value"]) ** 2 + (control["value"] - control["low"]) ** 2) ** 0.5
+        bounds = {"value": difference, "low": difference - below, "high": difference + above, "n": said.n}
+        yield {**place, "measure": "selectivity", **bounds}

@@ -1,0 +1,284 @@
+"""Where is the number of objects decodable, and which tokens does a counting model use at which depth?
+
+Pairs of scenes that differ in one object. Per group of tokens and depth of the residual stream: how well a ridge probe
+reads the count from the group's mean, and how much of the difference between the two answers comes back when the
+group is patched from the scene with the object into the scene without it (*denoise*: is it enough?) or the other way
+round (*noise*: is it needed?). The control is a random group of patches as large as the removed object's.
+methods section 24, after Huang & Chang 2025 (arXiv 2510.09794).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from analyses.activations.streams import read_stream
+from analyses.activations.token_groups import aligned_masks, object_groups
+from analyses.data import ImageData
+from analyses.data.sets import two_sets
+from analyses.probes.ridge import GramRidge, RidgeProbe
+from analyses.questions.patching.counting.figure import cumulative_figure, in_words, main_figure, summary_table
+from analyses.questions.patching.pair_tally import Tally
+from analyses.questions.patching.patch_sites import list_patches, pair_pixels
+from analyses.questions.patching.patched_runs import patched_runs
+from analyses.questions.patching.patching_metrics import EPS, METRICS, reference
+from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.registry import analysis
+from analyses.running.results import Result
+from analyses.statistics.intervals import bootstrap, rate_row
+from hooked_vit import HookedViT, zoo
+
+COLUMNS = ("mask", "pair", "removed", "count")
+MEASURES = ("recovery", "flip_rate", "expected_value")
+WAYS = [(way, cumulative) for way in ("denoise", "noise") for cumulative in (False, True)]
+
+
+@analysis(
+    figure=main_figure,
+    more_figures={"Patched at a depth and at every depth before it": cumulative_figure},
+    zoo_target="count",
+)
+def counting(
+    models: Mapping[str, HookedViT] | None = None,
+    data: ImageData | Any = None,
+    *,
+    probe_data: ImageData | Any = None,
+    max_pairs: int = 500,
+    threshold: int = 0,
+    eps: float = EPS,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Result:
+    """Which tokens does a counting model use at which depth, and where is the count only decodable?
+
+    >>> result = counting()  # the zoo's counting model on scenes:test  # doctest: +SKIP
+    >>> result.frame.query("measure == 'recovery' and group == 'cls' and direction == 'denoise'")  # doctest: +SKIP
+
+    A model's class is a count. Data has the columns of `digit_scenes`: besides the image its `count`, an object
+    `mask`, and `pair`, the image without object `removed`. Only pairs whose two members are both counted right are
+    patched, at most `max_pairs` of them. A patch belongs to an object with more than `threshold` pixels in it. Probes
+    are fitted on clean scenes of `probe_data` (scenes: the train split; otherwise half of `data`) and measured on all
+    of `data`.
+
+    One row per model, token group, depth (0: behind the embedding, to n_layers) and measure. `recovery` (of logit k −
+    logit k−1), `flip_rate`, `expected_value` for each `direction`, and patched at that depth alone or, `cumulative`,
+    there and at every depth before; `probe_accuracy` and `probe_mae`. Without group: `pairs_right`, `accuracy`,
+    `chance` (the most frequent count) and `chance_mae` (the best constant). Pairs in which a group has no token are
+    left out of its rows. Raises ValueError for data without pairs, pairs of two shapes, and models that do not count.
+    """
+    models = {"vit-count": zoo.load("vit-count")} if models is None else dict(models)
+    data, probe_data, split_note = _paired_sets(data, probe_data)
+    if max_pairs < 1:
+        raise ValueError(f"patching needs pairs: max_pairs is at least 1, got {max_pairs}")
+    ids = {name: count_ids(model, name) for name, model in models.items()}
+    rows: list[dict[str, Any]] = []
+    about: dict[str, Any] = {}
+    for name, model in models.items():
+        study = _Study(name, model, ids[name], threshold, eps, seed)
+        study.fit_probes(probe_data, batch_size)
+        study.measure(data, batch_size, max_pairs)
+        rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
+        about[name] = study.describe()
+    frame = pd.DataFrame(rows).astype({"depth": "Int64", "cumulative": "boolean"})
+    meta = {
+        "models": about,
+        "data": about_data(data),
+        "probe_data": about_data(probe_data, split_note),
+        "max_pairs": max_pairs,
+        "threshold": threshold,
+        "eps": eps,
+        "seeds": [seed],
+        "batch_size": batch_size,
+        "site": "the residual stream, depth 0 (behind the embedding) to n_layers (behind the last block)",
+    }
+    result = Result(frame, meta)
+    result.meta["summary"], result.meta["notes"] = in_words(result)
+    table = summary_table(result).astype(object)
+    result.meta["table"] = table.where(table.notna(), None).to_dict("records")
+    return result
+
+
+def count_ids(model: HookedViT, name: str = "the model") -> dict[int, int]:
+    """Count -> class of the head: by class names where they are numbers, by class number otherwise.
+
+    Raises ValueError for a model whose head answers nothing.
+    """
+    if model.cfg.is_feature_model or model.cfg.n_classes is None or model.cfg.outputs != "classes":
+        raise ValueError(f"{name} has no classifier, so it counts nothing; use a counting model, such as zoo:vit-count")
+    names = model.cfg.class_names or ()
+    if names and all(n.strip().isdigit() for n in names):
+        return {int(n): i for i, n in enumerate(names)}
+    return {i: i for i in range(model.cfg.n_classes)}
+
+
+def _paired_sets(data: Any, probe_data: Any) -> tuple[ImageData, ImageData, str]:
+    """What to measure on, and what to fit probes on; both with masks and pairs."""
+    measured, fitted, note = two_sets(data, probe_data)
+    for part, columns in ((measured, COLUMNS), (fitted, ("mask", "removed", "count"))):
+        if missing := [c for c in columns if c not in part.columns]:
+            raise ValueError(
+                f"the counting study needs the columns {', '.join(columns)}, as digit_scenes has them; {part.name} "
+                f"lacks {', '.join(missing)}"
+            )
+    return measured, fitted, note
+
+
+class _Scenes(NamedTuple):
+    """A batch: clean and corrupt pixels, counts, and token groups."""
+
+    clean: Float[Tensor, "b c h w"]
+    corrupt: Float[Tensor, "b c h w"] | None
+    counts: Int[Tensor, "b"]
+    groups: dict[str, Bool[Tensor, "b t"]]
+    inside: float
+
+
+class _Study:
+    """One model: probes, then patches, gathered batch by batch."""
+
+    def __init__(self, name: str, model: HookedViT, ids: dict[int, int], threshold: int, eps: float, seed: int) -> None:
+        self.name, self.model, self.ids, self.threshold, self.seed = name, model, ids, threshold, seed
+        self.n_counts = max(ids) + 1
+        self.tally = Tally([METRICS[m] for m in MEASURES], eps)
+        self.probes: dict[str, list[RidgeProbe]] = {}
+        self.errors: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+        self.counts: list[int] = []
+        self.right = self.right_pairs = self.patched = 0
+        self.sizes: dict[str, list[float]] = defaultdict(list)
+        self.inside: list[float] = []
+
+    def batches(self, data: ImageData, batch_size: int, what: str, *, paired: bool) -> Iterator[_Scenes]:
+        extra = COLUMNS if paired else ("mask", "removed", "count")
+        for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra):
+            counts = torch.tensor(batch.extra["count"])
+            if strange := set((counts - 1).clamp(min=0).tolist() + counts.tolist()) - set(self.ids):
+                raise ValueError(f"{self.name} knows the counts {sorted(self.ids)}; {data.name} has {sorted(strange)}")
+            if paired:
+                clean, corrupt = pair_pixels(self.model, batch.images, batch.extra["pair"])
+            else:
+                clean, corrupt = self.model.preprocess(batch.images), None
+            objects = aligned_masks(self.model, batch.extra["mask"])
+            groups = object_groups(
+                objects,
+                torch.tensor(batch.extra["removed"]),
+                self.model.layout_for(*clean.shape[2:]),
+                threshold=self.threshold,
+                seed=self.seed,
+                index=batch.index,
+            )
+            inside = float("nan") if corrupt is None else _inside(clean - corrupt, groups["removed"], self.model)
+            yield _Scenes(clean, corrupt, counts, groups, inside)
+
+    def fit_probes(self, data: ImageData, batch_size: int) -> None:
+        """A ridge probe of the count for every group and depth, from one pass over clean scenes."""
+        ridges: dict[str, GramRidge] = defaultdict(lambda: GramRidge(self.n_counts))
+        for scenes in self.batches(data, batch_size, "fitting probes", paired=False):
+            _, streams = read_stream(self.model, scenes.clean, embedding=True)
+            for group, mask in scenes.groups.items():
+                rows = mask.any(1)
+                means = {str(depth): _mean(x, mask)[rows] for depth, x in enumerate(streams)}
+                ridges[group].update(means, scenes.counts[rows])
+        for group, ridge in ridges.items():
+            fitted = ridge.fit()
+            self.probes[group] = [fitted[str(depth)] for depth in range(self.model.cfg.n_layers + 1)]
+
+    def measure(self, data: ImageData, batch_size: int, max_pairs: int) -> None:
+        """Probes on every clean scene, patches on the pairs whose members are both counted right."""
+        for scenes in self.batches(data, batch_size, "probing and patching", paired=True):
+            assert scenes.corrupt is not None
+            logits, streams = read_stream(self.model, scenes.clean, embedding=True)
+            for group, mask in scenes.groups.items():
+                self._probe(group, mask, streams, scenes.counts)
+            self.counts += scenes.counts.tolist()
+            classes = [torch.tensor([self.ids[int(k)] for k in scenes.counts - less]) for less in (0, 1)]
+            right = logits.argmax(-1).cpu() == classes[0]
+            self.right += int(right.sum())
+            with torch.no_grad():
+                right &= self.model(scenes.corrupt).argmax(-1).cpu() == classes[1]
+            self.right_pairs += int(right.sum())
+            chosen = right.nonzero().flatten()[: max_pairs - self.patched]
+            if len(chosen):
+                self.patched += len(chosen)
+                self.inside.append(scenes.inside)
+                groups = {group: mask[chosen] for group, mask in scenes.groups.items()}
+                self._patch(scenes.clean[chosen], scenes.corrupt[chosen], [c[chosen] for c in classes], groups)
+        if not self.patched:
+            raise ValueError(
+                f"{self.name} counts no pair of {data.name} right ({self.right} of {len(self.counts)} scenes), so "
+                "there is nothing to patch; use a counting model, such as zoo:vit-count"
+            )
+
+    def _probe(self, group: str, mask: Tensor, streams: list[Tensor], counts: Tensor) -> None:
+        rows = mask.any(1)
+        for depth, x in enumerate(streams):
+            predicted = self.probes[group][depth].predict(_mean(x, mask)[rows]).cpu()
+            self.errors[group, depth].append((predicted - counts[rows]).abs())
+
+    def _patch(self, clean: Tensor, corrupt: Tensor, classes: list[Tensor], groups: dict[str, Tensor]) -> None:
+        n_removed = groups["removed"].sum(1)
+        left_out = {group: ~mask.any(1) for group, mask in groups.items()}
+        left_out["random"] |= groups["random"].sum(1) < n_removed  # too few other patches to draw from
+        for group, mask in groups.items():
+            self.sizes[group] += mask.sum(1)[~left_out[group]].tolist()
+        patches = list_patches(self.model, "resid", None, groups)
+        for way, cumulative in WAYS:
+            base, donor = (corrupt, clean) if way == "denoise" else (clean, corrupt)
+            for run in patched_runs(self.model, base, donor, patches, groups, cumulative=cumulative):
+                part = classes[0][run.images], classes[1][run.images]
+                key = (run.patch.group, run.patch.layer, way, cumulative)
+                ref = reference(way, run.base, run.donor, part)
+                self.tally.add(key, run.logits, ref, left_out[run.patch.group][run.images])
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        nothing = {"group": None, "depth": None, "direction": None, "cumulative": None}
+        for (group, depth, way, cumulative), row in self.tally.rows(self.seed):
+            place = {"group": group, "depth": depth, "direction": way, "cumulative": cumulative}
+            yield {"measure": row.pop("metric"), **place, **row}
+        errors = {key: torch.cat(parts).double().numpy() for key, parts in self.errors.items()}
+        intervals = bootstrap(errors, seed=self.seed)
+        for key, error in errors.items():
+            place = {**nothing, "group": key[0], "depth": key[1]}
+            yield {"measure": "probe_accuracy", **place, **rate_row(int((error == 0).sum()), len(error))}
+            low, high = intervals[key]
+            yield {"measure": "probe_mae", **place, "value": error.mean(), "low": low, "high": high, "n": len(error)}
+        counts = torch.tensor(self.counts)
+        frequent = int(counts.bincount().max())
+        constant = (counts - counts.median()).abs().double().mean().item()
+        yield {"measure": "accuracy", **nothing, **rate_row(self.right, len(counts))}
+        yield {"measure": "pairs_right", **nothing, **rate_row(self.right_pairs, len(counts))}
+        yield {"measure": "chance", **nothing, **rate_row(frequent, len(counts))}
+        yield {
+            "measure": "chance_mae",
+            **nothing,
+            "value": constant,
+            "low": constant,
+            "high": constant,
+            "n": len(counts),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        n = len(self.counts)
+        return {
+            **about_model(self.model), "scenes": n, "accuracy": self.right / n,
+            "pairs_right": self.right_pairs / n, "pairs_patched": self.patched,
+            "tokens_per_group": {group: sum(sizes) / len(sizes) for group, sizes in self.sizes.items() if sizes},
+            "change_inside_removed": sum(self.inside) / len(self.inside),
+        }  # fmt: skip
+
+
+def _mean(x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
+    weight = mask.to(x)
+    return torch.einsum("btd,bt->bd", x, weight) / weight.sum(1, keepdim=True).clamp(min=1)
+
+
+def _inside(change: Float[Tensor, "b c h w"], removed: Bool[Tensor, "b t"], model: HookedViT) -> float:
+    """Share of the squared pixel difference of pairs that lies in the removed object's patches."""
+    layout, p = model.layout_for(*change.shape[2:]), model.cfg.patch_size
+    energy = torch.nn.functional.avg_pool2d(change.square().sum(1, keepdim=True), p).flatten(1).cpu()
+    return float((energy * removed[:, layout.mask("patches")]).sum() / energy.sum().clamp(min=1e-12))
