@@ -6,11 +6,10 @@ when asked for, so that importing this package, or printing a command's help, do
 
 from __future__ import annotations
 
-import importlib
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in typing; nothing is imported here, so that a command can be stopped from the beginning
 if TYPE_CHECKING:
+    from typing import Any
+
     from analyses.data import digit_scenes, load_data
     from analyses.running.registry import analysis
     from analyses.running.results import Result
@@ -26,10 +25,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     home = _HOMES.get(name) or _questions().get(name)
     # Whoever looks for something private here, as import machinery does, must not have the source searched.
     if home is not None:
-        return getattr(importlib.import_module(home), name)
+        return getattr(import_module(home), name)
+    from difflib import get_close_matches
+
     near = get_close_matches(name, __dir__(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
@@ -40,5 +43,7 @@ def __dir__() -> list[str]:
 
 
 def _questions() -> dict[str, str]:
-    catalogue = importlib.import_module("analyses.running.catalogue")
+    from importlib import import_module
+
+    catalogue = import_module("analyses.running.catalogue")
     return {source.function: source.module for source in catalogue.in_source().values()}

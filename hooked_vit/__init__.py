@@ -10,24 +10,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformer_lens.hook_points import HookPoint
-
     from hooked_vit import architectures, zoo
     from hooked_vit.cache import ActivationCache
+    from hooked_vit.components.watching import HookPoint
     from hooked_vit.config import ViTConfig
     from hooked_vit.loading import published
+    from hooked_vit.loading.in_place import in_place
     from hooked_vit.model import HookedViT
     from hooked_vit.tokens import TokenLayout
 
 __version__ = "0.1.0"
-__all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig", "architectures", "published", "zoo"]
+__all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig"]
+__all__ += ["architectures", "in_place", "published", "zoo"]
 
 _HOMES = {
     "HookedViT": "hooked_vit.model",
     "ViTConfig": "hooked_vit.config",
     "ActivationCache": "hooked_vit.cache",
-    "HookPoint": "transformer_lens.hook_points",
+    "HookPoint": "hooked_vit.components.watching",
     "TokenLayout": "hooked_vit.tokens",
+    "in_place": "hooked_vit.loading.in_place",
 }
 _ROOMS = {
     "architectures": "hooked_vit.architectures",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformer_lens import ActivationCache as TLActivationCache
 from transformer_lens.utilities import Slice
 
 from hooked_vit.config import Role
+from hooked_vit.errors import UnknownHookError, nearest
 from hooked_vit.tokens import TokenLayout, Tokens
 
 
@@ -37,6 +39,27 @@ class ActivationCache(TLActivationCache):
         # where positions are added in front of a norm they are no term of the residual stream
         self.has_pos_embed = self.has_pos_embed and not model.cfg.ln_pre
 
+    def __getitem__(self, key: Any) -> Tensor:
+        """The activation of a hook's name, or of a short name and a layer, negative from the end.
+
+        Raises UnknownHookError where there is no such hook point, and where this cache does not hold it.
+        """
+        try:
+            return super().__getitem__(key)
+        except (KeyError, TypeError):
+            raise UnknownHookError(self._missing(key)) from None
+
+    def _missing(self, key: Any) -> str:
+        known, n = self.model.hook_dict, self.model.cfg.n_layers
+        if isinstance(key, tuple) and len(key) > 1 and isinstance(key[1], int) and not -n <= key[1] < n:
+            return f"layers are 0 to {n - 1}, or negative from the end; got {key[1]}"
+        short, layer = (key[0], key[1]) if isinstance(key, tuple) and len(key) > 1 else (key, None)
+        name = self._full_name(short, layer) if isinstance(short, str) else repr(key)
+        if name.removesuffix("_grad") in known:
+            return f"the cache does not hold {name!r}; see names_filter, and incl_bwd for gradients, of run_with_cache"
+        shorts = {hook.rpartition("hook_")[2]: hook for hook in known}
+        return f"no activation is called {short!r}{nearest(str(short), {*shorts, *known})}"
+
     def tokens(self, name: str, layer: int | None = None) -> TokenLayout:
         """The tokens an activation held, in the order of its position axis."""
         return self.layouts.get(self._full_name(name, layer), self.model.tokens)
@@ -54,11 +77,12 @@ class ActivationCache(TLActivationCache):
             raise ValueError(
                 f"{name!r} has the shape {tuple(kept.shape)}, which does not hold {layout.n_tokens} tokens in a row"
             )
-        mask = layout.mask(tokens).expand(len(activation), -1)
-        counts = mask.sum(-1)
-        if not (counts == counts[0]).all():
-            raise ValueError(f"images hold {sorted(set(counts.tolist()))} such tokens; use .tokens(name).mask(role)")
-        found = activation[mask.to(activation.device)].unflatten(0, (len(activation), -1))
+        mask = layout.mask(tokens)
+        counts = sorted(set(mask.sum(-1).flatten().tolist()))
+        if len(counts) > 1:
+            raise ValueError(f"images hold {counts} such tokens; use .tokens(name).mask(role)")
+        here = mask.expand(len(activation), -1).to(activation.device)
+        found = activation[here].reshape(len(activation), *counts, *activation.shape[2:])
         return found if self.has_batch_dim else found[0]
 
     def _full_name(self, name: str, layer: int | None) -> str:
@@ -80,6 +104,33 @@ class ActivationCache(TLActivationCache):
         scale = pos_slice.apply(scale, dim=-2)
         return batch_slice.apply(scale) if batch_slice is not None and self.has_batch_dim else scale
 
+    def decompose_resid(self, layer: int | None = None, mlp_input: bool = False, *args: Any, **kw: Any) -> Any:
+        """TransformerLens' decomposition of the stream entering a layer; a change of tokens in between is refused."""
+        self._require_same_tokens(layer, *["resid_pre", "resid_mid"] * mlp_input)
+        return super().decompose_resid(layer, mlp_input, *args, **kw)
+
+    def accumulated_resid(self, layer: int | None = None, *args: Any, **kw: Any) -> Any:
+        """TransformerLens' stack of the stream at every depth; a change of tokens in between is refused."""
+        self._require_same_tokens(layer, "resid_pre", *["resid_mid"] * bool(kw.get("mlp_input")))
+        return super().accumulated_resid(layer, *args, **kw)
+
+    def _require_same_tokens(self, layer: int | None, *also: str) -> None:
+        """Raise ValueError where activations of a stack would be laid over each other whose tokens are not the same.
+
+        They are those in front of a layer, and `also` parts of it.
+        """
+        upto = self.model.cfg.n_layers if layer in (None, -1) else layer or 0
+        parts = ("resid_pre", "resid_mid", "resid_post")
+        stream = [f"blocks.{i}.hook_{part}" for i in range(upto + 1) for part in (parts if i < upto else also)]
+        held = [(name, self.layouts[name]) for name in ["hook_embed", *stream] if name in self.layouts]
+        for (before, old), (after, new) in pairwise(held):
+            if not new.same_as(old):
+                raise ValueError(
+                    f"a stack lays activations over each other token by token, and between {before} and {after} the "
+                    f"tokens change from {old} to {new}; stack those before or after it by hand, with "
+                    "cache.at(name, layer, tokens=role) for the tokens they share"
+                )
+
     def _ensure_head_results(self) -> bool:
         self.model.require_branches_are_sums("a stack of heads")
         return super()._ensure_head_results()
@@ -91,11 +142,13 @@ class ActivationCache(TLActivationCache):
 
     def stack_neuron_results(self, *args: Any, **kw: Any) -> Any:
         """TransformerLens' stack of neurons; a norm behind the MLP is refused."""
+        self._require_same_tokens(args[0] if args else kw.get("layer"))
         self.model.require_branches_are_sums("a stack of neurons")
         return super().stack_neuron_results(*args, **kw)
 
     def get_full_resid_decomposition(self, *args: Any, **kw: Any) -> Any:
         """TransformerLens' full decomposition; norms behind the branches are refused."""
+        self._require_same_tokens(args[0] if args else kw.get("layer"))
         self.model.require_branches_are_sums("a full decomposition")
         return super().get_full_resid_decomposition(*args, **kw)
 
@@ -112,12 +165,14 @@ class ActivationCache(TLActivationCache):
 
         >>> cache.logit_attrs(cache.decompose_resid(), 7).sum(dim=(0, -1)) + model.logit_constant[7]  # doctest: +SKIP
 
-        Raises ValueError for a stack over other positions than `pos_slice` says.
+        Raises ValueError for a stack over other positions than `pos_slice` says, or classes that are not as many as
+        the images or the incorrect ones.
         """
         pos_slice = pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
         with self.model.running(self.tokens("ln_final.hook_scale")):
             towards = self.model.tokens_to_residual_directions(tokens)
             if incorrect_tokens is not None:
+                _check_pairs(tokens, incorrect_tokens)
                 towards = towards - self.model.tokens_to_residual_directions(incorrect_tokens)
         towards = pos_slice.apply(towards, dim=-2)
         if pos_slice.mode != "int" and residual_stack.shape[-2] != towards.shape[-2]:
@@ -127,6 +182,10 @@ class ActivationCache(TLActivationCache):
         scaled = self.apply_ln_to_stack(
             residual_stack, -1, pos_slice=pos_slice, batch_slice=batch_slice, has_batch_dim=has_batch_dim
         )
+        whole = self.has_batch_dim and has_batch_dim and getattr(batch_slice, "mode", None) != "int"
+        images = scaled.shape[1] if whole and not isinstance(batch_slice, int) else 1
+        if len(towards) not in (1, images):
+            raise ValueError(f"classes are one, or one for each of {images} images of the stack; got {len(towards)}")
         return (scaled * towards).sum(-1)
 
     def logit_lens(  # type: ignore[override]
@@ -150,3 +209,13 @@ class ActivationCache(TLActivationCache):
         if any(layout.ragged for layout in self.layouts.values()):
             raise ValueError("a cache whose images hold different tokens cannot be sliced; run the images you want")
         return ActivationCache(part.cache_dict, self.model, part.has_batch_dim, self.layouts)
+
+
+def _check_pairs(classes: Any, incorrect: Any) -> None:
+    """Refuse classes that cannot be told which incorrect ones they are compared with: one each, or one for all."""
+    shapes = [() if isinstance(given, str) else tuple(torch.as_tensor(given).shape) for given in (classes, incorrect)]
+    if shapes[0] != shapes[1] and () not in shapes:
+        raise ValueError(
+            f"classes are compared one with one, so tokens and incorrect_tokens have one shape, or one of them is a "
+            f"single class; got {list(shapes[0])} and {list(shapes[1])}"
+        )

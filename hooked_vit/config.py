@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NoReturn, get_args
 
 Role = Literal["cls", "dist", "registers", "patches", "inserted"]
+
+MOST_PARAMETERS = 100_000_000_000
+"""A model of more is a mistake in its config: the largest published ViTs have 22 billion."""
+
+# the least and the most that a number may be; beyond it is a slip, and would allocate until the machine gives up
+RANGES: dict[str, tuple[int, int]] = {
+    "d_model": (1, 2**17),
+    "n_layers": (1, 2**10),
+    "n_heads": (1, 2**12),
+    "d_mlp": (1, 2**20),
+    "patch_size": (1, 2**12),
+    "n_channels": (1, 2**12),
+    "n_registers": (0, 2**12),
+    "n_classes": (1, 2**24),
+    "image_size": (1, 2**16),
+}
+MOST_EPS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +45,20 @@ class RotaryPositions:
     reference: tuple[int, int] | None = None
 
 
+PATCHING = (
+    "TransformerLens' patching counts positions along its last axis of tokens, which for pixels is their width; use "
+    "interventions.patch_tokens and patch_heads, or the analysis activation_patching"
+)
+# what TransformerLens' tools ask a config for
+ELSEWHERE = {
+    "device": f"the weights say where they are: next(model.parameters()).device. {PATCHING}",
+    "dtype": "the weights say what they are: next(model.parameters()).dtype",
+    "n_key_value_heads": f"every head has keys and values of its own: n_heads. {PATCHING}",
+    "d_vocab": "classes are n_classes",
+    "n_ctx": "tokens are counted by the image: model.layout_for(height, width).n_tokens",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """Everything the hook graph needs to know; frozen, so that a model cannot drift from its description.
@@ -40,7 +73,8 @@ class ViTConfig:
     branch(norm(x)); `*_inner_norm` is one more norm, in front of a branch's output matrix. `positionless` are the
     roles in front of the patches that no position embedding is added to.
 
-    Raises ValueError for a combination no graph can have.
+    Raises ValueError for a combination no graph can have, for a field of another type or out of RANGES, and for more
+    than MOST_PARAMETERS.
     """
 
     d_model: int
@@ -87,6 +121,8 @@ class ViTConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        if wrong := next(self._wrong_values(), None):
+            raise ValueError(wrong)
         rules = [
             (self.d_model % self.n_heads == 0, f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}"),
             (
@@ -128,6 +164,43 @@ class ViTConfig:
         for holds, message in rules:
             if not holds:
                 raise ValueError(message)
+        if (n := self.n_parameters) > MOST_PARAMETERS:
+            raise ValueError(f"a model has at most {MOST_PARAMETERS:,} parameters, this config describes {n:,}")
+
+    def _wrong_values(self) -> Iterator[str]:
+        """What is said of every field whose value by itself is none it can have."""
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if name == "n_classes" and value is None:
+                continue
+            pair = isinstance(value, (tuple, list)) and len(value) == 2
+            if (name == "image_size") != pair or not all(_whole(v, least, most) for v in (value if pair else [value])):
+                what = "a pair of whole numbers" if name == "image_size" else "a whole number"
+                yield f"{name} is {what} from {least} to {most}, got {value!r}"
+        # not a number, infinity and what is no number at all compare as false
+        eps: Any = self.eps
+        if type(eps) not in (int, float) or not 0 <= eps <= MOST_EPS:
+            yield f"eps is a number from 0 to {MOST_EPS}, got {self.eps!r}"
+        types = {f.name: (f.type, getattr(self, f.name)) for f in fields(self)}
+        yield from (f"{name} is True or False, got {v!r}" for name, (t, v) in types.items() if t == "bool" != _name(v))
+        yield from (f"{name} is a word, got {v!r}" for name, (t, v) in types.items() if t == "str" != _name(v))
+        choices = {"final_norm": ("tokens", "pooled", "none"), "outputs": ("classes", "embedding")}
+        yield from (
+            f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}"
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        )
+        for name in ("sources", "positionless"):
+            roles = getattr(self, name)
+            if not isinstance(roles, tuple) or not all(role in get_args(Role) for role in roles):
+                yield f"{name} are roles of tokens ({', '.join(get_args(Role))}), got {roles!r}"
+        names = self.class_names
+        if names is not None and not (isinstance(names, tuple) and all(isinstance(n, str) for n in names)):
+            yield f"class_names are words, got {names!r}"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        raise AttributeError(f"a ViTConfig says nothing of {name!r}{hint}")
 
     def replace(self, **changes: Any) -> ViTConfig:
         """A copy with some fields changed."""
@@ -158,6 +231,19 @@ class ViTConfig:
         return self.grid[0] * self.grid[1] + sum(role not in self.positionless for role in self.prefix)
 
     @property
+    def n_parameters(self) -> int:
+        """How many numbers there are to learn, about: biases and norms are not counted exactly."""
+        d, offsets = self.d_model, math.prod(2 * side - 1 for side in self.grid) + 3
+        tables = self.rel_pos_shared + self.n_layers * self.rel_pos_per_layer
+        return (
+            self.n_layers * d * (4 * d + (2 + self.gated_mlp) * self.d_mlp)
+            + d * self.n_channels * self.patch_size**2
+            + d * (len(self.prefix) + self.absolute_positions * self.n_positions)
+            + sum(len(read) for _, read in self.heads) * d * (self.n_classes or 0)
+            + tables * self.n_heads * offsets
+        )
+
+    @property
     def is_feature_model(self) -> bool:
         """True where there is no head: the model returns its pooled features."""
         return not self.heads
@@ -175,3 +261,11 @@ class ViTConfig:
     def final_rms(self) -> bool:
         """Tells ActivationCache not to centre the stack where the family has no final norm."""
         return self.final_norm == "none"
+
+
+def _whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _name(value: Any) -> str:
+    return type(value).__name__

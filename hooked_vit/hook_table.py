@@ -13,16 +13,19 @@ SCORES = "batch head query key"
 NEURONS = "batch pos d_mlp"
 
 
-def describe_hooks(cfg: ViTConfig, hooks: Iterable[str]) -> list[tuple[str, str, str]]:
+def describe_hooks(
+    cfg: ViTConfig, hooks: Iterable[str], image_size: tuple[int, int] | None = None
+) -> list[tuple[str, str, str]]:
     """(name, shape, meaning) of these hook points, in the order in which a forward pass reaches them.
 
     >>> describe_hooks(model.cfg, model.hook_dict)[0]  # doctest: +SKIP
     ('hook_pixels', '[batch, channel=3, height=48, width=48]', 'normalised pixels, before they are cut into patches')
 
-    Shapes are those of an image of the native size; at another size, and after tokens were inserted or removed, `pos`,
-    `query`, `key` and `patch` differ. Raises LookupError for a hook point without an entry in the table.
+    Shapes are those of an image of `image_size` (height, width), the native one where none is given; after tokens were
+    inserted or removed, `pos`, `query` and `key` differ.
+    Raises LookupError for a hook point without an entry in the table.
     """
-    names, table, sizes = list(hooks), _table(cfg), _sizes(cfg)
+    names, table, sizes = list(hooks), _table(cfg), _sizes(cfg, image_size or cfg.image_size)
     kinds = list(table)
     if unknown := sorted({kind for name in names if (kind := without_layer(name)) not in table}):
         raise LookupError(
@@ -62,11 +65,12 @@ def _shape(axes: str, sizes: Mapping[str, int]) -> str:
     return f"[{', '.join(f'{axis}={sizes[axis]}' if axis in sizes else axis for axis in axes.split())}]"
 
 
-def _sizes(cfg: ViTConfig) -> dict[str, int]:
-    patches = cfg.grid[0] * cfg.grid[1]
+def _sizes(cfg: ViTConfig, image_size: tuple[int, int]) -> dict[str, int]:
+    height, width = image_size
+    patches = (height // cfg.patch_size) * (width // cfg.patch_size)
     tokens = len(cfg.prefix) + patches
     return {
-        **{"channel": cfg.n_channels, "height": cfg.image_size[0], "width": cfg.image_size[1]},
+        **{"channel": cfg.n_channels, "height": height, "width": width},
         **{"patch": patches, "pos": tokens, "query": tokens, "key": tokens},
         **{"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "head": cfg.n_heads, "d_head": cfg.d_head},
         # a readout that reads several roles pools each of them; without a head there is one vector of features

@@ -8,28 +8,32 @@ from typing import Any, Self
 
 from torch import Tensor
 from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
 from hooked_vit.cache import ActivationCache
+from hooked_vit.components.sizes import Sizes
+from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnknownHookError, nearest
 from hooked_vit.hook_table import describe_hooks
-from hooked_vit.tokens import Run, TokenLayout
+from hooked_vit.running import uncompiled
+from hooked_vit.tokens import TokenLayout
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 Hook = tuple[str | Callable[[str], bool], Callable]
 
 
-class Hooking(HookedRootModule):
+class Hooking(Sizes, HookedRootModule):
     """How a run is watched and edited, as a mixin of the model."""
 
-    cfg: ViTConfig
-    run: Run
+    def describe_hooks(self, height: int | None = None, width: int | None = None) -> list[tuple[str, str, str]]:
+        """(name, shape, meaning) of every hook point, for images of this size, or the one the processor makes.
 
-    def describe_hooks(self) -> list[tuple[str, str, str]]:
-        """(name, shape, meaning) of every hook point."""
-        return describe_hooks(self.cfg, self.hook_dict)
+        Raises ValueError for a size that patches do not cover.
+        """
+        size = self.usual_size if height is None else (height, height if width is None else width)
+        self.layout_for(*size)
+        return describe_hooks(self.cfg, self.hook_dict, size)
 
     @contextmanager
     def hooks(
@@ -41,11 +45,13 @@ class Hooking(HookedRootModule):
     ) -> Iterator[Self]:
         """Attach hooks for the length of a `with`; every name is resolved before the first one is attached.
 
-        Raises UnknownHookError for a name, or a name filter, that fits no hook point.
+        Raises UnknownHookError for a name, or a name filter, that fits no hook point, and RuntimeError where another
+        thread runs the model or has hooks attached to it.
         """
         for name, _ in (*fwd_hooks, *bwd_hooks):
             self.resolve_hooks(name)
-        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
+        attached = super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts)
+        with self.run.held(), uncompiled(), attached:
             yield self
 
     def resolve_hooks(self, name: str | Callable[[str], bool]) -> list[str]:
@@ -65,7 +71,8 @@ class Hooking(HookedRootModule):
         Raises UnknownHookError for a name that fits no hook point.
         """
         self.resolve_hooks(name)
-        super().add_hook(name, *args, **kw)
+        with self.run.held():
+            super().add_hook(name, *args, **kw)
 
     def run_with_hooks(
         self, *model_args: Any, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), **kw: Any
@@ -85,6 +92,7 @@ class Hooking(HookedRootModule):
         device: Any = None,
         remove_batch_dim: bool = False,
         incl_bwd: bool = False,
+        metric: Callable[[Tensor], Tensor] | None = None,
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         pos_slice: Any = None,
@@ -95,7 +103,9 @@ class Hooking(HookedRootModule):
 
         >>> logits, cache = model.run_with_cache(pixels, names_filter="blocks.3.hook_resid_post")  # doctest: +SKIP
 
-        The arguments are TransformerLens'. Raises UnknownHookError for a name that fits no hook point.
+        The arguments are TransformerLens', and with `incl_bwd` the gradients of `metric(logits)` are kept too, under
+        names that end in "_grad". Raises UnknownHookError for a name that fits no hook point, and ValueError where what
+        is to be differentiated is not one number.
         """
         wanted = self._wanted(names_filter)
         layouts: dict[str, TokenLayout] = {}
@@ -103,17 +113,16 @@ class Hooking(HookedRootModule):
         def note(_: Tensor, hook: HookPoint) -> None:
             layouts[hook.name] = self.run.tokens  # type: ignore[index]
 
-        with self.hooks([(name, note) for name in wanted]):
-            output, kept = super().run_with_cache(
-                *model_args,
-                names_filter=lambda name: name in wanted,
-                device=device,
-                incl_bwd=incl_bwd,
-                remove_batch_dim=remove_batch_dim,
-                reset_hooks_end=reset_hooks_end,
-                clear_contexts=clear_contexts,
-                **model_kwargs,
-            )
+        if remove_batch_dim and model_args and len(model_args[0]) != 1:
+            raise AssertionError(f"Cannot remove batch dimension from cache with batch size {len(model_args[0])}")
+        kept, fwd, bwd = self.get_caching_hooks(wanted.__contains__, incl_bwd, device, remove_batch_dim)
+        with (
+            self.hooks([(name, note) for name in wanted]),
+            self.hooks(fwd, bwd, reset_hooks_end, clear_contexts),
+        ):
+            output = self(*model_args, **model_kwargs)
+            if incl_bwd or metric is not None:
+                _one_number(output, metric, incl_bwd).backward()
         if pos_slice is not None:
             kept = _slice_positions(kept, Slice.unwrap(pos_slice), self.cfg)
         if not return_cache_object:
@@ -126,6 +135,20 @@ class Hooking(HookedRootModule):
         if isinstance(names_filter, str) or callable(names_filter):
             return set(self.resolve_hooks(names_filter))
         return {name for wanted in names_filter for name in self.resolve_hooks(wanted)}
+
+
+def _one_number(output: Tensor, metric: Callable[[Tensor], Tensor] | None, incl_bwd: bool) -> Tensor:
+    if not incl_bwd:
+        raise ValueError("a metric says what to differentiate; it goes with incl_bwd=True")
+    value = output if metric is None else metric(output)
+    if value.numel() != 1:
+        raise ValueError(
+            f"gradients are those of one number, and {'the output' if metric is None else 'the metric'} is "
+            f"{list(value.shape)}; give metric=lambda logits: logits[:, label].sum()"
+        )
+    if not value.requires_grad:
+        raise ValueError("there are no gradients to keep: the run was made under no_grad, or nothing asks for them")
+    return value
 
 
 def _slice_positions(kept: dict[str, Tensor], part: Slice, cfg: ViTConfig) -> dict[str, Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,22 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.block import Block
 from hooked_vit.components.embedding import Embedding, PositionEmbedding, RelativePositionBias
 from hooked_vit.components.norms import LayerNorm
 from hooked_vit.components.readout import Readout
-from hooked_vit.components.watching import watched
+from hooked_vit.components.watching import HookPoint, watched
 from hooked_vit.config import ViTConfig
 from hooked_vit.hooking import Hooking
 from hooked_vit.loading import checkpoints
 from hooked_vit.processing import preprocess
+from hooked_vit.running import Running, as_python, leave_alone, plainly
 from hooked_vit.tokens import Run, TokenLayout
 from hooked_vit.weights import Weights
 
 
-class HookedViT(Readout, Weights, Hooking):
+class HookedViT(Readout, Weights, Running, Hooking):
     """ViT, DeiT, BEiT, DINOv2, CLIP and more as one graph of TransformerLens hook points.
 
     >>> model = HookedViT.from_pretrained("facebook/deit-tiny-patch16-224")  # doctest: +SKIP
@@ -82,23 +81,25 @@ class HookedViT(Readout, Weights, Hooking):
         *,
         prefix: str = "",
         drop: Sequence[str] = (),
+        part: str | None = None,
         **settings: Any,
     ) -> HookedViT:
         """Weights alone, of a model that timm has a name for; nothing of timm is imported.
 
         >>> model = HookedViT.from_state_dict("mine.pth", "vit_base_patch16_224", num_classes=100)  # doctest: +SKIP
 
-        `tensors` is a state dict or a file of one (.safetensors, .pth; under `model` or `state_dict` it is found too).
+        `tensors` is a state dict or a file of one (.safetensors, .pth; inside other entries, such as `model` or
+        `state_dict`, it is found too). Where there are several, as of a teacher and a student, `part` says which.
         `settings` are timm's keyword arguments where they differ from those of `architecture`, or `dtype`. `prefix` is
         taken off every name, and `drop` lists the tensors to leave out, as patterns with `*`.
         Raises UnsupportedModelError for an architecture nobody knows, CheckpointError for a tensor without a place, a
         place without a tensor, a name without the prefix, and a pattern in `drop` that fits none.
         """
-        return checkpoints.from_state_dict(cls, tensors, architecture, prefix=prefix, drop=drop, **settings)
+        return checkpoints.from_state_dict(cls, tensors, architecture, prefix=prefix, drop=drop, part=part, **settings)
 
     def forward(
         self,
-        x: Shaped[Tensor, "b ..."],
+        x: Shaped[Tensor, "b ..."] | Any,
         *,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
@@ -110,29 +111,39 @@ class HookedViT(Readout, Weights, Hooking):
 
         `stop_at_layer=k` returns the stream entering block k, `start_at_layer=k` resumes there. `tokens` says which
         tokens a resumed stream holds, where they are not the native ones and it did not come straight from a stop.
-        Raises ValueError for pixels of the wrong shape or with NaN, and for a layer out of range.
+        Raises TypeError for images, ValueError for pixels of the wrong shape or with NaN, for a layer out of range, and
+        for a stream that may hold other tokens than the native ones and does not say so.
         """
+        leave_alone()
         start = 0 if start_at_layer is None else self._depth(start_at_layer, "start_at_layer")
         stop = self.cfg.n_layers if stop_at_layer is None else self._depth(stop_at_layer, "stop_at_layer")
         if start > stop:
             raise ValueError(f"the stream enters block {start}, so it cannot stop in front of block {stop}")
-        layout = self._layout_of(x, tokens) if start_at_layer is not None else self.check_pixels(x)
-        self.run.n_forwards += 1
+        check = plainly(self.check_pixels)
+        layout = check(x) if start_at_layer is None else self._layout_of(x, tokens)
         with self.running(layout):
-            if start_at_layer is None:
-                x = self.embed_pixels(x)
-            for block in self.blocks[start:stop]:
-                x = block(x)
-            if stop_at_layer is None:
-                return self.readout(x)
-            x._tokens = self.run.tokens  # type: ignore[attr-defined]  # so that a resumed run still knows its tokens
-            return x
+            self.run.n_forwards += 1
+            whole = start_at_layer is None, stop_at_layer is None
+            out = as_python(self._pass)(x, start, stop, whole) if self._hooked() else self._pass(x, start, stop, whole)
+            if stop_at_layer is not None:
+                out._tokens = self.run.tokens  # type: ignore[attr-defined]  # so that a resumed run still knows them
+            return out
+
+    def _pass(self, x: Tensor, start: int, stop: int, whole: tuple[bool, bool]) -> Tensor:
+        """From pixels or the stream entering block `start`, to logits or the stream entering block `stop`."""
+        from_pixels, to_logits = whole
+        stream = self.embed_pixels(x) if from_pixels else x
+        for block in self.blocks[start:stop]:
+            stream = block(stream)
+        if to_logits:
+            return self.readout(stream)
+        kept = watched(self.blocks[stop - 1].hook_resid_post if stop > start else self.hook_embed)
+        return stream.clone() if kept or stream is x else stream  # the caller's own, and no hook's or his of before
 
     def embed_pixels(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
         """The residual stream entering block 0."""
         pixels = pixels.to(self.embed.patch.weight.dtype)
-        # a copy, so that an edit in place does not write into the caller's images
-        x = self.embed(self.hook_pixels(pixels.clone() if watched(self.hook_pixels) else pixels))
+        x = self.embed(self.hook_pixels(pixels))
         if self.ln_pre is not None:
             # positions are added in front of a norm, so the stream starts behind it
             return self.hook_embed(self.ln_pre(x + self._positions(x)))
@@ -145,37 +156,6 @@ class HookedViT(Readout, Weights, Hooking):
         if self.pos_embed is None:
             return self.hook_pos_embed(torch.zeros_like(x).requires_grad_(x.requires_grad))
         return self.hook_pos_embed(self.pos_embed(self.run.tokens.grid).expand(len(x), -1, -1))
-
-    @property
-    def tokens(self) -> TokenLayout:
-        """Which token is which: of the run in progress inside a hook, of the native image size otherwise."""
-        return self.run.tokens
-
-    def layout_for(self, height: int, width: int) -> TokenLayout:
-        """The tokens of an image of this many pixels.
-
-        Raises ValueError where patches do not cover it.
-        """
-        p = self.cfg.patch_size
-        if height % p or width % p or not (height and width):
-            raise ValueError(
-                f"image height and width must be multiples of the patch size {p}, got {height} x {width}: the rest "
-                "would be ignored silently; use model.preprocess(images)"
-            )
-        if (height, width) == self.cfg.image_size:
-            return self.run.native
-        return TokenLayout.native(self.cfg.prefix, (height // p, width // p))
-
-    @contextmanager
-    def running(self, layout: TokenLayout) -> Iterator[None]:
-        """Run parts of the graph by hand, with these tokens; what was running before comes back afterwards."""
-        before, self.run.tokens = self.run.tokens, layout
-        self.run.depth += 1
-        try:
-            yield
-        finally:
-            self.run.depth -= 1
-            self.run.tokens = before
 
     def insert_tokens(
         self,
@@ -227,14 +207,24 @@ class HookedViT(Readout, Weights, Hooking):
 
         >>> probe_model = model.shared_copy()  # doctest: +SKIP
         """
-        keep = {id(t): t for t in (*self.parameters(), *self.buffers())}
-        return deepcopy(self, keep | {id(self.processor): self.processor})
+        keep = (*self.parameters(), *self.buffers(), self.processor, self.run.lookalikes)
+        return deepcopy(self, {id(kept): kept for kept in keep})
+
+    def __copy__(self) -> HookedViT:
+        """torch's own copy.copy shares the modules too, and a change of one model's head would be half of another's."""
+        return self.shared_copy()
 
     def set_attention(self, kernel: str) -> None:
-        """ "auto" is fused unless a hook needs scores or pattern, "eager" never is, "sdpa" always; same numbers."""
+        """Which kernel mixes values: "auto" the fused one, "eager" never, "sdpa" always, refusing what it cannot show.
+
+        Under "auto" scores and patterns are formed beside the fused kernel for who watches them, and take its place
+        where a hook edits them. Kernels differ by rounding (1e-6 in float32, 1e-3 in bfloat16): for a comparison that
+        is meant to be exact, run both sides under "eager".
+        """
         if kernel not in ("auto", "eager", "sdpa"):
             raise ValueError(f'attention is "auto", "eager" or "sdpa", got {kernel!r}')
-        self.run.attention = kernel
+        with self.run.held():
+            self.run.attention = kernel
 
     def preprocess(self, images: Any) -> Float[Tensor, "b c h w"]:
         """Images (one PIL image, a list, a datasets column) to pixels, by the checkpoint's own image processor.
@@ -242,42 +232,6 @@ class HookedViT(Readout, Weights, Hooking):
         >>> pixels = model.preprocess(Image.open("cat.jpg"))  # doctest: +SKIP
         """
         return preprocess(self.processor, images, like=self.embed.patch.weight)
-
-    def _depth(self, layer: int, what: str) -> int:
-        """A layer as a depth 0..n_layers, negative from the end."""
-        n = self.cfg.n_layers
-        if not -n <= layer <= n:
-            raise ValueError(f"{what} is 0 to {n}, or negative from the end: the model has {n} layers, got {layer}")
-        return layer % n if layer < 0 else layer
-
-    def check_pixels(self, pixels: Shaped[Tensor, "..."]) -> TokenLayout:
-        """The tokens of these pixels.
-
-        Raises ValueError for pixels of the wrong shape, type or size, or with NaN or infinity.
-        """
-        if pixels.ndim != 4 or pixels.shape[1] != self.cfg.n_channels:
-            raise ValueError(
-                f"pixels are [batch, {self.cfg.n_channels}, height, width], got {tuple(pixels.shape)}; "
-                "use model.preprocess(images)"
-            )
-        if not pixels.is_floating_point():
-            raise ValueError(f"pixels must be normalised floats, got {pixels.dtype}; use model.preprocess(images)")
-        layout = self.layout_for(*pixels.shape[2:])
-        if not pixels.isfinite().all():
-            bad = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-            raise ValueError(f"pixels hold NaN or infinity in images {bad[:8]} of the batch")
-        return layout
-
-    def _layout_of(self, x: Tensor, tokens: TokenLayout | None) -> TokenLayout:
-        if x.ndim != 3 or x.shape[-1] != self.cfg.d_model:
-            raise ValueError(f"a resumed stream is [batch, tokens, {self.cfg.d_model}], got {tuple(x.shape)}")
-        layout: TokenLayout = tokens if tokens is not None else getattr(x, "_tokens", self.run.native)
-        if layout.n_tokens != x.shape[1]:
-            raise ValueError(
-                f"this stream has {x.shape[1]} tokens and the model's native layout {layout.n_tokens}; "
-                "say which they are: tokens=model.layout_for(height, width), or the layout of the run it came from"
-            )
-        return layout
 
     @torch.no_grad()
     def _initialise(self) -> None:

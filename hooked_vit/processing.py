@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from hooked_vit.errors import CheckpointError
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_RANGES = {"image_mean": (-1e4, 1e4), "image_std": (1e-6, 1e4), "rescale_factor": (1e-6, 1e4)}
+MOST_PIXELS = 2**14
+"""Along a side of what an image processor makes; more is a slip."""
+EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+"""Modes that Pillow converts to RGB without changing how bright they are."""
 
 
 def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c h w"]:
@@ -17,13 +29,15 @@ def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c 
     >>> preprocess(model.processor, [Image.new("RGB", (300, 200))], model.W_E).shape  # doctest: +SKIP
     torch.Size([1, 3, 224, 224])
 
-    Raises ValueError where the checkpoint came without an image processor, and for something that is no image.
+    Pictures are turned and brought to RGB by `upright_rgb`. Raises ValueError where the checkpoint came without an
+    image processor, for something that is no image, and for one whose brightness is not known.
     """
     if processor is None:
         raise ValueError(
             "this model came without an image processor; load one beside the checkpoint, or set "
             "model.processor = AutoImageProcessor.from_pretrained(...)"
         )
+    check_processor(processor)
     pictures = [images] if isinstance(images, Image.Image) else images
     if not isinstance(pictures, Iterable):
         raise ValueError(f"images are PIL images or a list or column of them, got {type(images).__name__}")
@@ -32,8 +46,71 @@ def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c 
         raise ValueError(f"images are PIL images, got {strange}")
     if not pictures:
         raise ValueError("there are no images to preprocess")
-    pixels = processor([p.convert("RGB") for p in pictures], return_tensors="pt")["pixel_values"]
-    return torch.as_tensor(pixels).to(like.device, like.dtype)
+    upright = [_numbered(i, picture) for i, picture in enumerate(pictures)]
+    return _made(processor, upright).to(like.device, like.dtype)
+
+
+def _made(processor: Any, pictures: list[Image.Image]) -> Tensor:
+    return torch.as_tensor(processor(pictures, return_tensors="pt")["pixel_values"])
+
+
+def _numbered(i: int, picture: Image.Image) -> Image.Image:
+    """The picture upright and in RGB; an error says which one it is."""
+    try:
+        return upright_rgb(picture)
+    except (ValueError, OSError) as error:  # OSError: its file is cut short
+        raise ValueError(f"image {i} cannot be read: {error}") from error
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB, eight bits a channel, turned as its EXIF orientation says: the one way into a model.
+
+    >>> upright_rgb(Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))).getpixel((1, 0))
+    (128, 128, 128)
+
+    Transparency is dropped, not blended; greyscale of 16 bits is brought to 8, with 65535 as white.
+    Raises ValueError for a mode whose range is not known (32 bits, floating point) or that Pillow cannot convert.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 and leaves a white picture.
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels have 32 bits and an unknown range (mode {picture.mode}); save it with 8 or 16 bits a channel"
+        )
+    if picture.mode not in EIGHT_BITS:
+        raise ValueError(
+            f"there is no way from mode {picture.mode} to RGB; convert it to one of {', '.join(EIGHT_BITS)}"
+        )
+    if picture.mode == "RGB":
+        picture.load()
+        return picture
+    # a palette with transparency converts in two steps, or Pillow warns; premultiplied colours have no way of their own
+    step = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}.get(picture.mode, picture.mode)
+    step = "RGBA" if "transparency" in picture.info else step
+    return (picture if step == picture.mode else picture.convert(step)).convert("RGB")
+
+
+def processor_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) of what an image processor makes of any picture; None where that depends on the picture.
+
+    >>> grey = [0.5] * 3
+    >>> processor_size(centre_cropping(size={"shortest_edge": 8}, crop=(6, 4), resample=2, mean=grey, std=grey))
+    (6, 4)
+
+    Found by asking it: a wide and a tall picture are processed. None without a processor too.
+    """
+    if processor is None:
+        return None
+    # beside the shortest edge of any processor, so that what is kept of the shape would show
+    shapes = [(96, 64), (64, 96), (300, 500)]
+    try:
+        made = [_made(processor, [Image.new("RGB", shape)]) for shape in shapes]
+    except Exception:  # it may be anything, and what it cannot do shows, with its reason, when it is given pictures
+        return None
+    sizes = {(pixels.shape[-2], pixels.shape[-1]) for pixels in made if pixels.ndim == 4}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def centre_cropping(
@@ -56,18 +133,62 @@ def centre_cropping(
             top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], crop, strict=True))
             return image[..., top : top + crop[0], left : left + crop[1]]
 
+        def __reduce__(self) -> Any:
+            return _cropping_again, (settings,)
+
+    settings = {"size": size, "crop": crop, "resample": resample, "mean": mean, "std": std}
     shape = {"height": crop[0], "width": crop[1]}
     return CentreCropping(size=size, crop_size=shape, resample=resample, image_mean=mean, image_std=std)
+
+
+def check_processor(processor: Any) -> None:
+    """Refuse settings under which pixels would be none, or upside down.
+
+    Raises ValueError for what is no number in PROCESSOR_RANGES, as a standard deviation of 0 or a negative factor, and
+    for sizes that are no numbers of pixels, or more than MOST_PIXELS.
+    """
+
+    def numbers(name: str) -> list[Any]:
+        value = getattr(processor, name, None)
+        return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+    for name, (least, most) in PROCESSOR_RANGES.items():
+        bad = [v for v in numbers(name) if type(v) not in (int, float) or not least <= v <= most]
+        if bad:
+            raise ValueError(f"{name} of an image processor is a number from {least:g} to {most:g}, got {bad[0]!r}")
+    for name in ("size", "crop_size"):
+        asked = getattr(processor, name, None)
+        sides = {} if asked is None else {name: asked} if isinstance(asked, (int, float, str)) else dict(asked)
+        for side, n in sides.items():
+            if side in ("min_pixels", "max_pixels"):  # of a whole picture
+                continue
+            if type(n) is not int or not 1 <= n <= MOST_PIXELS:
+                raise ValueError(f"{name} of an image processor is 1 to {MOST_PIXELS} pixels, got {side}={n!r}")
+
+
+def _cropping_again(settings: dict[str, Any]) -> Any:
+    return centre_cropping(**settings)
 
 
 def load_processor(name_or_path: str, **kw: Any) -> Any:
     """The image processor saved beside a checkpoint, None where there is none.
 
     The PIL backend always: the same numbers with and without torchvision.
+    Raises CheckpointError for one that is there and cannot be used.
     """
     from transformers import AutoImageProcessor
 
-    try:
-        return AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False, **kw)
-    except OSError:
+    folder = Path(name_or_path)
+    is_there = any(os.path.lexists(folder / name) for name in PROCESSOR_FILES)
+    if folder.is_dir() and not is_there:
         return None
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False, **kw)
+        check_processor(processor)
+    except Exception as error:  # whatever transformers makes of a damaged file
+        if isinstance(error, OSError) and not is_there:
+            return None
+        raise CheckpointError(
+            f"the image processor saved with {name_or_path!r} ({' or '.join(PROCESSOR_FILES)}) cannot be used: {error}"
+        ) from error
+    return processor

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from threading import Lock, local
 from typing import Any
 
 import torch
@@ -57,7 +60,7 @@ class TokenLayout:
         """Tokens before any edit."""
         return len(self.prefix) + self.grid[0] * self.grid[1]
 
-    @property
+    @cached_property
     def is_native(self) -> bool:
         """True where no token was inserted, removed or moved."""
         return not self.ragged and torch.equal(self.ids, torch.arange(self.n_native, device="cpu"))
@@ -138,7 +141,7 @@ class TokenLayout:
             raise ValueError(f"there is no {role!r} token here; this model has {', '.join(self.roles)}")
         return found
 
-    @property
+    @cached_property
     def present(self) -> Bool[Tensor, "b t"] | None:
         """True at real tokens, None where no image is padded."""
         real = self.codes != ABSENT
@@ -205,15 +208,76 @@ class TokenLayout:
 class Run:
     """What the parts of one model share during a forward pass: the tokens as they are now, and the attention kernel.
 
-    `depth` counts the runs in progress: a hook may start another one.
+    `depth` counts the runs in progress: a hook may start another one. All this belongs to one run at a time, and so do
+    the hooks of a model: while a thread runs it or has hooks attached, another one is refused by `held`.
+    `lookalikes` remembers a layout of as many tokens as the native one that was another: ever since, a stream that
+    does not say which tokens it holds could be either.
     """
 
     def __init__(self, native: TokenLayout) -> None:
         self.native = native
-        self.tokens = native
         self.depth = 0
         self.attention = "auto"
         self.n_forwards = 0
+        self.lookalikes: list[TokenLayout] = []
+        self._tokens = native
+        self._holder: object = None
+        self._holds = 0
+
+    @property
+    def tokens(self) -> TokenLayout:
+        """The tokens of the run in progress, the native ones where there is none."""
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, layout: TokenLayout) -> None:
+        if layout is not self.native and layout.n_tokens == self.native.n_tokens and not self.lookalikes:
+            self.lookalikes += [] if layout.same_as(self.native) else [layout]
+        self._tokens = layout
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For this thread alone, as long as this lasts; a thread may hold it several times over.
+
+        Raises RuntimeError where another thread does.
+        """
+        me = _THREAD.mark
+        with _TURN:
+            if self._holder not in (None, me):
+                raise RuntimeError(
+                    "another thread is running this model or has hooks attached to it, and a run has the hooks and "
+                    "the tokens of its model; give each thread a model.shared_copy(), which costs no memory"
+                )
+            self._holder, self._holds = me, self._holds + 1
+        try:
+            yield
+        finally:
+            with _TURN:
+                self._holds -= 1
+                self._holder = me if self._holds else None
+
+    def refuse_recomputation(self) -> None:
+        """Raise RuntimeError where a part of the graph is run again by the backward pass, its run being over."""
+        if not (self.depth or torch.compiler.is_compiling()) and torch._C._current_graph_task_id() >= 0:
+            raise RuntimeError(RECOMPUTED)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is in no run, and nobody's."""
+        return self.__dict__ | {"_tokens": self.native, "depth": 0, "_holder": None, "_holds": 0}
+
+
+class _Thread(local):
+    """What one thread is told from another by."""
+
+    def __init__(self) -> None:
+        self.mark = object()
+
+
+_THREAD, _TURN = _Thread(), Lock()
+RECOMPUTED = (
+    "gradient checkpointing runs blocks again in the backward pass, when the tokens and hooks of their run are gone; "
+    "use smaller batches, or checkpoint a function that calls the whole model"
+)
 
 
 def tokens_changed(known: int, seen: int) -> str:

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformer_lens import FactoredMatrix
 
 from hooked_vit.components.embedding import Embedding, PositionEmbedding
+from hooked_vit.components.linears import plain
 from hooked_vit.components.norms import LayerNorm
 from hooked_vit.config import ViTConfig
 
 
 class Weights(nn.Module):
-    """Stacked weight views `W_Q [l h d d_head]` and the like, as a mixin of the model."""
+    """Stacked weights `W_Q [l h d d_head]` and the like, as a mixin of the model.
+
+    They are computed from the layers' own on each call: gradients flow back through them, and writing into them reaches
+    nothing. To change a weight write into its layer, `model.blocks[l].attn.q.weight`.
+    """
 
     cfg: ViTConfig
     blocks: Any  # of Block: nn.ModuleList does not say of what
     embed: Embedding
     pos_embed: PositionEmbedding | None
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """What a head moves, W_V W_O [l h d d], factored (TransformerLens' name)."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """Where a head looks, W_Q W_K^T [l h d d], factored (TransformerLens' name)."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    def tl_parameters(self) -> NoReturn:
+        """Refused: TransformerLens' SVDInterpreter asks for this, and reads vectors as words of a vocabulary."""
+        raise NotImplementedError(
+            "SVDInterpreter reads vocabularies, and images have none; use model.OV[layer, head].svd(), or the singular "
+            "vectors of model.W_in[layer], and read them as classes with model.project(vectors)"
+        )
 
     def _stack(self, part: str, name: str) -> Tensor:
         return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
@@ -73,6 +96,11 @@ class Weights(nn.Module):
     def b_in(self) -> Float[Tensor, "l d_mlp"]:
         """MLP input biases of all layers."""
         return self._stack("mlp", "b_in")
+
+    @property
+    def W_gate(self) -> Float[Tensor, "l d d_mlp"] | None:
+        """Gate weights of all layers; None for a plain MLP."""
+        return self._stack("mlp", "W_gate") if self.cfg.gated_mlp else None
 
     @property
     def W_out(self) -> Float[Tensor, "l d_mlp d"]:
@@ -163,7 +191,7 @@ class Weights(nn.Module):
 
 
 def _fold(norm: LayerNorm, readers: list[nn.Linear]) -> None:
-    for linear in readers:
+    for linear in map(plain, readers):
         copies = linear.in_features // len(norm.weight)
         gain, offset = norm.weight.repeat(copies), norm.bias.repeat(copies)
         shift = linear.weight @ offset

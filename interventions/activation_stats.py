@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hooked_vit import HookedViT
+from hooked_vit.loading.files import write_whole
 from hooked_vit.tokens import Tokens
 from interventions.storing import decode, encode
 from interventions.vocabulary import TOKEN_SITES, check_tokens, layer_of, site_hook, site_shape
@@ -122,23 +123,28 @@ class Stats:
         return cls(stored["n_layers"], {row["key"]: Moments(row["n"], row["mean"], row["scatter"]) for row in rows})
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file."""
+        """Write a safetensors file, whole or not at all."""
         numbered = list(enumerate(self.moments.values()))
         parts = {f"{i}.mean": m.mean for i, m in numbered}
         parts |= {f"{i}.scatter": m.scatter for i, m in numbered if m.scatter is not None}
         index = {"n_layers": self.n_layers, "keys": [[encode(k), m.n] for k, m in self.moments.items()]}
-        save_file(
-            {name: part.contiguous() for name, part in parts.items()},
-            path,
-            metadata={"hooked_vit_stats": json.dumps(index)},
-        )
+        tensors = {name: part.contiguous() for name, part in parts.items()}
+        metadata = {"hooked_vit_stats": json.dumps(index)}
+        write_whole(Path(path), lambda to: save_file(tensors, to, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Stats:
         """Read a file that `save` wrote.
 
-        Raises ValueError for a file of something else.
+        Raises ValueError for a file of something else, and for one that is damaged.
         """
+        try:
+            return cls._read(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+
+    @classmethod
+    def _read(cls, path: str | Path) -> Stats:
         with safe_open(path, "pt") as file:
             index = json.loads((file.metadata() or {}).get("hooked_vit_stats", "null"))
             if index is None:
@@ -215,7 +221,7 @@ def _keys(model: HookedViT, sites: Iterable[Asked]) -> list[Key]:
             continue
         layers = range(cfg.n_layers) if layer is None else [layer_of(model, layer)]
         named = tokens if isinstance(tokens, (str, int)) or tokens is None else tuple(tokens)
-        roles = model.run.native.roles if named is None else [named]
+        roles = model.tokens.roles if named is None else [named]
         for role in roles:
             check_tokens(model, role)
         for l in layers:

@@ -44,6 +44,11 @@ class Intervention:
         """The single interventions this one is made of."""
         return (self,)
 
+    @property
+    def made_by(self) -> Callable[..., Hooks]:
+        """The function that turns this intervention into hooks."""
+        return self._factory.function
+
     def hooks(self, model: HookedViT) -> Hooks:
         """(hook name, edit) pairs for this model, every name checked.
 

@@ -23,6 +23,7 @@ from interventions.vocabulary import (
     heads_of,
     indices,
     layers_of,
+    layout_with,
     per_image,
     site_hook,
     site_shape,
@@ -163,11 +164,12 @@ def columns(layout: TokenLayout, tokens: Tokens, width: int) -> Int[Tensor, "*b 
 
 
 def _check_count(model: HookedViT, tokens: Tokens, count: int) -> None:
-    native = model.run.native
-    named = int(native.mask(tokens, missing_ok=True).sum())
     # how many patches there are is known only with the image, so those are counted when the value is used
-    varies = tokens in ("patches", "all", "inserted")
-    if not varies and count not in (1, named, native.n_tokens):
+    if tokens in ("patches", "all", "inserted"):
+        return
+    named = n_named(layout_with(model, tokens), tokens)
+    sizes = {layout.n_native for layout in model.expected_layouts()}
+    if count not in (1, named, *sizes):
         raise ValueError(f"there are {named} {tokens!r} tokens, the value is for {count}; name the tokens it is for")
 
 

@@ -29,7 +29,7 @@ def from_cache(value: Any, site: str, layer: int, tokens: Tokens) -> Any:
     try:
         return value.at(site, layer, tokens=tokens)
     except KeyError as missing:
-        raise ValueError(f"the cache does not hold {missing}; see names_filter of run_with_cache") from None
+        raise ValueError(str(missing)) from None
 
 
 def source_value(model: HookedViT, value: Tensor, site: str, layer: int, tokens: Tokens) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_vit import HookedViT
+from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.errors import nearest
+from hooked_vit.tokens import Tokens
 
 Layers = int | Sequence[int] | None
 Heads = int | Sequence[int] | None
@@ -93,13 +94,35 @@ def check_tokens(model: HookedViT, tokens: Any) -> None:
         hint = 'a mask goes into where, with tokens="all"' if tokens.dtype == torch.bool else "give .tolist()"
         raise ValueError(f"tokens are a role or a list of indices, got a tensor; {hint}")
     if not isinstance(tokens, str):
-        named = list(tokens) if isinstance(tokens, Iterable) else [tokens]
+        named = _listed(tokens)
         if bad := [t for t in named if isinstance(t, bool) or not isinstance(t, int)]:
             raise ValueError(f"tokens are a role or a list of indices, got {bad[0]!r}")
         if not named:
             raise ValueError('no token is named, so nothing would happen; say tokens="all" to mean all of them')
     if tokens != "inserted":
-        model.run.native.mask(tokens)
+        layout_with(model, tokens)
+
+
+def layout_with(model: HookedViT, *tokens: Tokens) -> TokenLayout:
+    """The tokens of a run that may be meant: of the processor's images, or of native ones, whichever has all of these.
+
+    Inside `with model.running(layout)` they are that layout's. Raises ValueError for a role or an index in neither.
+    """
+    layouts = model.expected_layouts()
+    named = [i for asked in tokens if not isinstance(asked, str) for i in _listed(asked)]
+    fits = (known for known in layouts if all(-known.n_native <= i < known.n_native for i in named))
+    layout = next(fits, layouts[0])
+    for asked in tokens:
+        try:
+            layout.mask(asked, missing_ok=bool(model.run.depth))
+        except ValueError as error:
+            larger = "; for larger images, attach it inside `with model.running(model.layout_for(pixels))`"
+            raise ValueError(f"{error}{'' if isinstance(asked, str) else larger}") from error
+    return layout
+
+
+def _listed(tokens: Any) -> list[int]:
+    return list(tokens) if isinstance(tokens, Iterable) else [tokens]
 
 
 def check_where(where: Where, *, per_token: bool = False) -> Tensor:

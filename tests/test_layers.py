@@ -237,7 +237,7 @@ def crowded(root: Path) -> list[str]:
 
 def family_names(modules: dict[str, Module]) -> set[str]:
     parent = f"{FAMILIES}."
-    stems = {name.removeprefix(parent) for name in modules if name.startswith(parent)}
+    stems = {name.rpartition(".")[2] for name in modules if name.startswith(parent)}
     return {stem for stem in stems if not stem.startswith("_")}
 
 

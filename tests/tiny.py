@@ -64,6 +64,20 @@ def _beits() -> Iterator[tuple[str, Tiny]]:
                     )
 
 
+def _clip_relatives() -> Iterator[tuple[str, Tiny]]:
+    """The same graph under other names; what differs is in what else their configs and checkpoints hold."""
+    for name, stem in (("metaclip-2", "MetaClip2"), ("chinese-clip", "ChineseCLIP"), ("altclip", "AltCLIP")):
+        yield f"{name}-full", Tiny(f"{stem}Model", {"projection_dim": 24})
+        yield f"{name}-model", Tiny(f"{stem}VisionModel", {})
+    yield "metaclip-2-projection", Tiny("MetaClip2VisionModelWithProjection", {"projection_dim": 24})
+    yield "metaclip-2-classifier", Tiny("MetaClip2ForImageClassification", {})
+
+
+# the decoder that MAE's checkpoints hold beside the encoder
+DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+DECODER |= {"decoder_intermediate_size": 16}
+# heads as wide as a power of four, as in the published models: transformers divides by the root of the width
+EXACT_ROOT = {"num_attention_heads": 2, "use_absolute_position_embeddings": True}
 # residual post-norm, no CLS, no bias of queries, keys and values: the GAP model of Vilas et al. 2023
 RPN = {"architecture": "vit_base_patch16_rpn_224", "block_fn": "ResPostBlock", "class_token": False}
 RPN |= {"global_pool": "avg", "qkv_bias": False, "init_values": 1e-5}
@@ -105,6 +119,20 @@ TINY: dict[str, Tiny] = {
     "clip-classifier": Tiny("CLIPForImageClassification", {}),
     "clip-gelu": Tiny("CLIPForImageClassification", {"hidden_act": "gelu"}),
     "clip-full": Tiny("CLIPModel", {"projection_dim": 24}),
+    "msn": Tiny("ViTMSNForImageClassification", {}),
+    "msn-model": Tiny("ViTMSNModel", {"qkv_bias": False}),
+    "mae": Tiny("ViTMAEForPreTraining", DECODER),
+    "mae-model": Tiny("ViTMAEModel", DECODER | {"qkv_bias": False}),
+    "ijepa": Tiny("IJepaForImageClassification", {}),
+    "ijepa-model": Tiny("IJepaModel", {}),
+    "data2vec": Tiny("Data2VecVisionForImageClassification", BOTH_BIASES | EXACT_ROOT),
+    "data2vec-shared": Tiny(
+        "Data2VecVisionForImageClassification", {"use_shared_relative_position_bias": True} | EXACT_ROOT
+    ),
+    "data2vec-cls": Tiny("Data2VecVisionForImageClassification", {"use_mean_pooling": False} | EXACT_ROOT),
+    "data2vec-model": Tiny("Data2VecVisionModel", {"use_relative_position_bias": True} | EXACT_ROOT),
+    "data2vec-model-cls": Tiny("Data2VecVisionModel", {"use_mean_pooling": False} | EXACT_ROOT),
+    **dict(_clip_relatives()),
     "timm": Tiny("VisionTransformer", {}),
     "timm-no-qkv-bias": Tiny("VisionTransformer", {"qkv_bias": False, "architecture": "vit_base_patch16_224_miil"}),
     "timm-rpn": Tiny("VisionTransformer", RPN),
@@ -138,7 +166,12 @@ BEITS = (
     "beit-mean-none-abs-unscaled",
     "beit-cls-none",
 )
-CORE = tuple(name for name in TINY if name in BEITS or not name.startswith(("beit-mean", "beit-cls")))
+# another family's graph to the last part, under other names: what is of the graph alone runs once, on the other family
+RELATIVES = ("msn", "msn-model", "mae", "mae-model")
+RELATIVES += ("data2vec", "data2vec-shared", "data2vec-cls", "data2vec-model-cls")
+RELATIVES += tuple(name for name, _ in _clip_relatives())
+LOADED = tuple(name for name in TINY if name in BEITS or not name.startswith(("beit-mean", "beit-cls")))
+CORE = tuple(name for name in LOADED if name not in RELATIVES)
 # one of each readout, kind of token and kind of position, all with a head: what the contracts run over
 FAMILIES = (
     "vit",
@@ -155,7 +188,7 @@ FAMILIES = (
     "timm-dinov3",
 )
 # and without one, and where norms stand behind or inside the branches: what must hold of every graph whatsoever
-GRAPHS = (*FAMILIES, "dinov3", "timm-rpn-cls", "timm-rpn", "timm-eva02-inner")
+GRAPHS = (*FAMILIES, "dinov3", "timm-rpn-cls", "timm-rpn", "timm-eva02-inner", "ijepa")
 
 
 def make_hf(name: str) -> nn.Module:
@@ -166,15 +199,20 @@ def make_hf(name: str) -> nn.Module:
         return _randomised(TIMM_CLASSES[case.hf_class](**case.settings))
     hf_class = getattr(transformers, case.hf_class)
     settings = SIZE | ({} if "Dinov2" in case.hf_class else MLP) | case.settings
-    if case.hf_class in ("CLIPModel", "CLIPForImageClassification"):
+    if "vision_config" in hf_class.config_class.sub_configs:
         # only the projection's width is said outside the tower's own config
         outer = {"projection_dim": settings.pop("projection_dim")} if "projection_dim" in settings else {}
-        config = transformers.CLIPConfig(vision_config=settings, text_config=TEXT, **outer)
+        config = hf_class.config_class(vision_config=settings, text_config=TEXT, **outer)
     else:
         config = hf_class.config_class(**settings)
     config.num_labels = CLASSES
     config.architectures = [case.hf_class]
     return _randomised(hf_class(config))
+
+
+def set_kernel(model: nn.Module, kernel: str) -> None:
+    """Switch the original's attention to "eager" or "sdpa"."""
+    architectures.for_class(type(model).__name__).set_kernel(model, kernel)
 
 
 def _randomised(model: nn.Module) -> nn.Module:
@@ -183,7 +221,7 @@ def _randomised(model: nn.Module) -> nn.Module:
         if "inv_freq" in module._buffers:
             # from_pretrained keeps the frequencies of rotary positions in float32; a cast afterwards would round them
             module._apply = lambda fn, *recurse, of=module: nn.Module._apply(of, lambda t: t.to(fn(t).device), *recurse)
-    model.set_attn_implementation("eager")
+    set_kernel(model, "eager")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -202,6 +240,11 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> HookedViT:
     return HookedViT.from_hf(make_hf(name).to(dtype))
 
 
+def processor_of(size: tuple[int, int]) -> Any:
+    """An image processor that makes images of (height, width) pixels of any."""
+    return transformers.ViTImageProcessorPil(size=dict(zip(("height", "width"), size, strict=True)))
+
+
 def pixels(model: HookedViT, size: tuple[int, int] | None = None, *, n: int = 3, seed: int = 0) -> Tensor:
     """Random images of the native size, or of (height, width), in the model's dtype."""
     shape = (n, model.cfg.n_channels, *(size or model.cfg.image_size))
@@ -218,11 +261,24 @@ ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
     "BeitForMaskedImageModeling": lambda hf, out: hf.layernorm(out.hidden_states[-1])[:, 0],
     "Dinov2Model": lambda hf, out: out.pooler_output,
     "Dinov2WithRegistersModel": lambda hf, out: out.pooler_output,
+    "ViTMSNModel": lambda hf, out: out.last_hidden_state[:, 0],
+    "ViTMAEModel": lambda hf, out: out.last_hidden_state[:, 0],
+    "ViTMAEForPreTraining": lambda hf, out: out.last_hidden_state[:, 0],
+    "IJepaModel": lambda hf, out: out.last_hidden_state.mean(1),
+    "Data2VecVisionModel": lambda hf, out: (
+        out.last_hidden_state[:, 1:].mean(1) if hf.config.use_mean_pooling else out.last_hidden_state[:, 0]
+    ),
+    **{
+        f"{stem}{kind}": read
+        for stem in ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP")
+        for kind, read in (
+            ("VisionModel", lambda hf, out: out.pooler_output),
+            ("VisionModelWithProjection", lambda hf, out: out.image_embeds),
+            ("Model", lambda hf, out: out.pooler_output),
+        )
+    },
     "DINOv3ViTModel": lambda hf, out: out.pooler_output,
     "DINOv3ViTBackbone": lambda hf, out: out.feature_maps[0].flatten(2).mT.contiguous().mean(1),
-    "CLIPVisionModel": lambda hf, out: out.pooler_output,
-    "CLIPVisionModelWithProjection": lambda hf, out: out.image_embeds,
-    "CLIPModel": lambda hf, out: out.pooler_output,
 }
 
 
@@ -235,8 +291,8 @@ def answer(hf: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     native = hf.config.vision_config.image_size if hasattr(hf.config, "vision_config") else hf.config.image_size
     native = (native, native) if isinstance(native, int) else tuple(native)
     flags = {} if tuple(x.shape[2:]) == native else dict(family.foreign_size_flags)
-    forward = hf.get_image_features if hf_class == "CLIPModel" else hf
-    out = forward(pixel_values=x, output_hidden_states=True, **flags)
+    with family.as_read(hf, x) as (forward, more):
+        out = forward(pixel_values=x, output_hidden_states=True, **flags, **more)
     read = ANSWERS.get(hf_class, lambda hf, out: out.logits)
     return read(hf, out), tuple(out.hidden_states)
 

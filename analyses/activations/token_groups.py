@@ -69,10 +69,20 @@ def aligned_masks(model: HookedViT, masks: Sequence[Image.Image]) -> Int[Tensor,
     """
     if model.processor is None:
         raise ValueError("masks are moved as the images are, and this model came without an image processor")
-    pictures = [mask.convert("L").convert("RGB") for mask in masks]
+    pictures = [_ids(mask).convert("RGB") for mask in masks]
     as_they_are = {"do_rescale": False, "do_normalize": False, "resample": Image.Resampling.NEAREST}
     moved = model.processor(pictures, return_tensors="pt", **as_they_are)["pixel_values"]
     return torch.as_tensor(moved)[:, 0].long()
+
+
+def _ids(mask: Image.Image) -> Image.Image:
+    """The mask in eight bits with its ids as they are: of a palette its indices, not the colours they stand for."""
+    if mask.mode != "P" and not mask.mode.startswith("I"):
+        return mask.convert("L")
+    ids = np.asarray(mask)
+    if ids.min() < 0 or ids.max() > 255:
+        raise ValueError(f"ids in a mask are 0 to 255; this one (mode {mask.mode}) has {ids.min()} to {ids.max()}")
+    return Image.fromarray(ids.astype(np.uint8))
 
 
 def object_groups(

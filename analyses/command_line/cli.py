@@ -6,13 +6,40 @@ printing help must not wait for torch.
 
 from __future__ import annotations
 
-import argparse
+import _signal  # what is behind `signal`, which takes a while to import
 import os
 import sys
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+
+
+def _stopped(*_: object) -> None:
+    sys.stderr.write("interrupted\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
+_before = _signal.getsignal(_signal.SIGINT)
+if _before is _signal.default_int_handler:  # until `main` can say it, the imports below being a tenth of a second
+    _signal.signal(_signal.SIGINT, _stopped)
+
+import argparse  # noqa: E402
+import io  # noqa: E402
+import tomllib  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from analyses.command_line.values import (  # noqa: E402
+    Assigned,
+    Number,
+    Once,
+    data,
+    model,
+    path,
+    processes_here,
+    text,
+)
+from analyses.running.arguments import COUNT, SEED, Range  # noqa: E402
+from analyses.running.text import visible  # noqa: E402
 
 DEMO_ANALYSIS = "cls-causality"
 DEMO_IMAGES = 640  # the demo has to end within three minutes on two cores
@@ -47,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     What a user got wrong is one line on stderr (`--debug` shows the traceback). Anything else is a bug, and raises.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no – gets something in its place
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = parse(argv)
         from analyses.command_line import commands
@@ -63,11 +93,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # our refusals are sentences; a bare key or index is a bug, and its traceback is what we need
         if "--debug" in argv or type(error) in (KeyError, IndexError):
             raise
-        return _say(f"error: {error}", 2)
+        return _say(f"error: {_sentence(error)}", 2)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; of the system's own without its number, and with the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
+    return str(error) or type(error).__name__
 
 
 def _say(message: str, status: int) -> int:
-    sys.stderr.write(" ".join(message.split()) + "\n")
+    """One line, below whatever progress bar was being drawn."""
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
+    sys.stderr.write(visible(" ".join(message.split())) + "\n")
     return status
 
 
@@ -82,7 +123,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, run = build_parser()
     if argv[:1] == ["run"]:
         named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
-        named = named or parser.parse_known_args(argv)[0].analysis
+        if named is None or not {"-h", "--help"} & set(argv):  # what every analysis takes is checked before torch comes
+            named = parser.parse_known_args(argv)[0].analysis
         from analyses.command_line.options import add_options
         from analyses.running.catalogue import get_analysis
 
@@ -111,7 +153,7 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
         return sub
 
     demo = command("demo", f"run {DEMO_ANALYSIS} on the built-in models and images")
-    demo.add_argument("--out", metavar="DIR", default="out/demo", help="folder for the report (default: %(default)s)")
+    _add_out(demo, "folder for the report (default: %(default)s)", default="out/demo")
     demo.set_defaults(command="run", analysis=DEMO_ANALYSIS, model=None, data=DATA, n=DEMO_IMAGES, seed=0)
     demo.set_defaults(batch_size=None, num_processes=None, skip_bad=False, device="cpu")
 
@@ -124,40 +166,60 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
     hooks = command("hooks", "list every hook point of a model with its shape and meaning")
-    hooks.add_argument("model", metavar="MODEL", help="zoo:NAME, a hub id or a local folder; no weight is read")
+    hooks.add_argument(
+        "model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder; no weight is read"
+    )
     check = command("verify", "compare a model with the original in transformers, and test every hook point")
-    check.add_argument("model", metavar="MODEL", help="zoo:NAME, a hub id or a local folder")
+    check.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
     return parser, run
 
 
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("analysis", metavar="ANALYSIS", help="which one; `run ANALYSIS --help` adds its own options")
     what, models = "zoo:NAME, a hub id or a local folder", "several are compared (default: the zoo's label models)"
-    run.add_argument("--model", metavar="M", nargs="+", action="extend", help=f"{what}; {models}")
+    run.add_argument("--model", metavar="M", nargs="+", action=Once, type=model, help=f"{what}; {models}")
     what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH or imagenet-s:PATH"
-    run.add_argument("--data", metavar="D", default=DATA, help=f"{what} (default: %(default)s)")
-    run.add_argument("--n", metavar="N", type=int, help="images, drawn at random (default: all; 1000 scenes)")
-    run.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the draw (default: %(default)s)")
-    run.add_argument("--out", metavar="DIR", help="folder for report and numbers (default: out/ANALYSIS)")
-    run.add_argument("--batch-size", metavar="B", type=int, help="images per forward pass")
+    run.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=f"{what} (default: %(default)s)")
+    _add_number(run, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    _add_number(run, "--seed", "S", SEED, "seed of the draw (default: %(default)s)", default=0)
+    _add_out(run, "folder for report and numbers (default: out/ANALYSIS)")
+    _add_number(run, "--batch-size", "B", COUNT, "images per forward pass")
     run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
     processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
-    run.add_argument("--num-processes", metavar="P", type=int, help=processes)
-    run.add_argument("--device", default="cpu", help="where the models run, such as cuda (default: %(default)s)")
+    _add_number(run, "--num-processes", "P", processes_here(), processes)
+    _add_device(run)
 
 
 def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
-    again.add_argument("recipe", metavar="RECIPE", help="which one, or a .toml file of your own")
-    again.add_argument("--out", metavar="DIR", help="folder for report and numbers (default: out/reproduce/RECIPE)")
+    again.add_argument("recipe", metavar="RECIPE", type=path, help="which one, or a .toml file of your own")
+    _add_out(again, "folder for report and numbers (default: out/reproduce/RECIPE)")
     again.add_argument("--dry-run", action="store_true", help="say what would run and what is missing, and stop")
-    what = "take this checkpoint (zoo:NAME, a hub id or a local folder) for a model of the recipe"
-    again.add_argument("--model", metavar="NAME=M", action="append", default=[], help=what)
-    what = "take these images (as in `run --data`) for a data set of the recipe"
-    again.add_argument("--data", metavar="NAME=D", action="append", default=[], help=what)
-    again.add_argument("--n", metavar="N", type=int, help="at most so many images of each data set")
-    again.add_argument("--steps", metavar="STEP", nargs="+", default=[], help="only these steps")
-    again.add_argument("--without", metavar="NAME", nargs="+", default=[], help="leave these models out")
-    again.add_argument("--device", default="cpu", help="where the models run, such as cuda (default: %(default)s)")
+    for flag, kind, what in (
+        ("--model=M", model, "take this checkpoint (zoo:NAME, a hub id or a local folder) for a model of the recipe"),
+        ("--data=D", data, "take these images (as in `run --data`) for a data set of the recipe"),
+    ):
+        name, _, short = flag.partition("=")
+        again.add_argument(name, metavar=f"NAME={short}", action=Once, default=[], type=Assigned(kind), help=what)
+    _add_number(again, "--n", "N", COUNT, "at most so many images of each data set")
+    for flag, metavar, what in (
+        ("--steps", "STEP", "only these steps"),
+        ("--without", "NAME", "leave these models out"),
+    ):
+        again.add_argument(flag, metavar=metavar, nargs="+", action=Once, default=[], type=text, help=what)
+    _add_device(again)
+
+
+def _add_number(to: argparse.ArgumentParser, flag: str, metavar: str, numbers: Range, what: str, **kw: Any) -> None:
+    to.add_argument(flag, metavar=metavar, action=Once, type=Number(numbers, int), help=what, **kw)
+
+
+def _add_out(to: argparse.ArgumentParser, what: str, **kw: Any) -> None:
+    to.add_argument("--out", metavar="DIR", action=Once, type=path, help=what, **kw)
+
+
+def _add_device(to: argparse.ArgumentParser) -> None:
+    what = "where the models run, such as cuda (default: %(default)s)"
+    to.add_argument("--device", action=Once, type=text, default="cpu", help=what)
 
 
 def _recipes_listed() -> str:
@@ -175,6 +237,9 @@ def _analyses_listed() -> str:
     commands = {name: source.summary for name, source in in_source().items() if source.is_command}
     return "analyses:\n" + "\n".join(f"  {name:<20} {says}" for name, says in sorted(commands.items()))
 
+
+if _before is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _before)
 
 if __name__ == "__main__":
     sys.exit(main())

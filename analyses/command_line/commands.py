@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from analyses.running.text import visible
 
 if TYPE_CHECKING:
     from analyses.reproductions.recipe import Recipe
@@ -31,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from analyses.data import load_data
     from analyses.running.catalogue import get_analysis
     from analyses.running.files import check_writable
+    from analyses.running.locks import hold_folder
     from analyses.running.models import ZOO, check_model, default_models, load_models, short_names
     from analyses.running.report import Section, write_report
 
@@ -47,19 +50,20 @@ def run(args: argparse.Namespace) -> int:
     data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
     for name in [name for name, value in options.items() if name.endswith("_data") and isinstance(value, str)]:
         options[name] = load_data(options[name], args.n, seed=args.seed, skip_bad=args.skip_bad)
-    models = load_models(specs, device=args.device)
+    with hold_folder(out, "--out"):
+        models = load_models(specs, device=args.device)
+        result = entry.run(models, data, **options)
+        result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}
+        if any(spec.startswith(ZOO) for spec in specs):
+            result.meta["notes"] = [*result.meta.get("notes", []), OF_THE_ZOO]
 
-    result = entry.run(models, data, **options)
-    result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}
-    if any(spec.startswith(ZOO) for spec in specs):
-        result.meta["notes"] = [*result.meta.get("notes", []), OF_THE_ZOO]
-    result.save(out)
-    # further figures of an analysis: heading -> function that draws one from the result
-    more = [Section(heading, figure=draw(result)) for heading, draw in entry.figures(result).items()]
-    report = write_report(result, out, title=entry.summary, intro=_about(entry), sections=more)
+        def more() -> list[Section]:  # heading -> function that draws one from the result
+            return [Section(heading, figure=draw(result)) for heading, draw in entry.figures(result).items()]
+
+        report = write_report(result, out, title=entry.summary, intro=_about(entry), sections=more)
     _print_result(console, entry, result)
     for path in (report, out / "result.parquet", out / "result.json"):
-        console.print(str(path), soft_wrap=True, markup=False, highlight=False)
+        _say(console, path)
     return 0
 
 
@@ -73,13 +77,11 @@ def reproduce(args: argparse.Namespace) -> int:
 
     _quiet()
     console = _console()
-    if args.n is not None and args.n < 1:
-        raise ValueError(f"--n must be at least 1, got {args.n}")
     recipe = load_recipe(args.recipe)
     out = check_writable(args.out or Path("out") / "reproduce" / recipe.name)
     recipe = recipe.changed(
-        models=_assigned("--model", args.model),
-        data=_assigned("--data", args.data),
+        models=dict(args.model),
+        data=dict(args.data),
         n=args.n,
         steps=args.steps,
         without=args.without,
@@ -89,32 +91,22 @@ def reproduce(args: argparse.Namespace) -> int:
     if args.dry_run:
         _print_plan(console, recipe)
     for sentence in lacking:
-        console.print(f"missing: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"missing: {sentence}")
     if lacking:
-        console.print(f"{NOT_ALL_THERE}.", markup=False, highlight=False)
+        _say(console, f"{NOT_ALL_THERE}.")
         return 2
     if args.dry_run:
-        console.print("Everything is there.", markup=False, highlight=False)
+        _say(console, "Everything is there.")
         return 0
-    report = run_recipe(
-        recipe, out, device=args.device, say=lambda step: console.print(f"step {step}", highlight=False)
-    )
+    report = run_recipe(recipe, out, device=args.device, say=lambda step: _say(console, f"step {step}"))
     result = Result.load(out)
     columns = ["what", "model", "at", "published", "ours", "interval", "difference", "agrees"]
     _print_table(console, columns, _rounded(result.meta["table"], columns), recipe.title)
     for sentence in result.meta["summary"]:
-        console.print(sentence, markup=False, highlight=False)
+        _say(console, sentence)
     for path in (report, out / "result.parquet", out / "result.json"):
-        console.print(str(path), soft_wrap=True, markup=False, highlight=False)
+        _say(console, path)
     return 0
-
-
-def _assigned(flag: str, given: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE, several times."""
-    pairs = [text.partition("=") for text in given]
-    if strange := next((text for text, (name, equals, value) in zip(given, pairs, strict=True) if not value), None):
-        raise ValueError(f"{flag} takes NAME=VALUE, got {strange!r}")
-    return {name: value for name, _, value in pairs}
 
 
 def _print_plan(console: Console, recipe: Recipe) -> None:
@@ -151,12 +143,13 @@ def models(args: argparse.Namespace) -> int:
     _print_table(console, ["model", "trained to tell", "test accuracy"], rows or [["the zoo is empty", "", ""]], title)
     rows = [[f"published:{name}", published.get(name).about] for name in published.names()]
     _print_table(console, ["model", "what it is"], rows, "As published studies used them, images included")
-    families: dict[str, list[str]] = {}
-    for hf_class, family in sorted(architectures.supported_classes().items()):
-        families.setdefault(family, []).append(hf_class)
-    rows = [[family, ", ".join(classes)] for family, classes in sorted(families.items())]
+    rows = [
+        [family if i == 0 else "", hf_class, entry.examples.get(hf_class, "–")]
+        for family, entry in ((name, architectures.get(name)) for name in architectures.registered())
+        for i, hf_class in enumerate(entry.classes)
+    ]
     title = "Loadable from the hub or a local folder: checkpoints saved from these classes of transformers or timm"
-    _print_table(console, ["family", "classes"], rows, title)
+    _print_table(console, ["family", "class", "a checkpoint people know"], rows, title)
     return 0
 
 
@@ -169,9 +162,9 @@ def interventions(args: argparse.Namespace) -> int:
         parameters = [
             p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in entry.signature.parameters.values()
         ]
-        console.print(f"{name}({', '.join(parameters)})", style="bold", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"{name}({', '.join(parameters)})", style="bold")
         does = (inspect.getdoc(entry) or "").partition("\n")[0]
-        console.print(f"    {does}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"    {does}")
     return 0
 
 
@@ -179,10 +172,10 @@ def hooks(args: argparse.Namespace) -> int:
     """`hooks MODEL`: every hook point, from the config alone."""
     from analyses.running.models import check_model
     from hooked_vit import HookedViT
-    from hooked_vit.loading.checkpoints import read_described
+    from hooked_vit.loading.checkpoints import without_weights
 
     _quiet()
-    model = HookedViT(read_described(check_model(args.model)))
+    model = without_weights(HookedViT, check_model(args.model))
     _print_table(_console(), ["hook point", "shape", "meaning"], model.describe_hooks())
     return 0
 
@@ -198,25 +191,19 @@ def verify(args: argparse.Namespace) -> int:
     shown = [[row.check, f"{row.worst:.2g}", row.bound, "ok" if row.ok else "FAILED"] for row in rows]
     _print_table(console, ["check", "seen", "must be", ""], shown)
     failed = sum(not row.ok for row in rows)
-    console.print(
-        f"{failed} of {len(rows)} checks failed" if failed else f"all {len(rows)} checks hold", highlight=False
-    )
+    _say(console, f"{failed} of {len(rows)} checks failed" if failed else f"all {len(rows)} checks hold")
     return 1 if failed else 0
 
 
 def _options(args: argparse.Namespace, entry: Analysis) -> dict[str, Any]:
     """What the analysis is told; sets the number of threads where it does not split its work itself.
 
-    Raises ValueError for an option this analysis cannot follow, or a number that makes no sense.
+    Raises ValueError for an option this analysis cannot follow.
     """
     from analyses.command_line.options import given
 
     takes = inspect.signature(entry.run).parameters
     options = given(args, entry.run)
-    for name in ("n", "batch_size", "num_processes"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if "seed" in takes:
         options["seed"] = args.seed
     if args.batch_size is not None:
@@ -234,14 +221,25 @@ def _options(args: argparse.Namespace, entry: Analysis) -> dict[str, Any]:
 
 
 def _check_device(device: str) -> None:
+    """Raises ValueError for a device on which this machine's torch cannot add two numbers, as on `meta`."""
     import torch
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if torch.device(device).type == "cpu" != device:
+            raise ValueError("the CPU has no number")
+        torch.ones(2, device=device).sum().item()
+    except Exception as error:  # each kind of device refuses in its own way
+        said = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"this machine's torch cannot use the device {device!r}: {str(error).splitlines()[0]}"
+            f"this machine's torch cannot use the device {device!r}: {said}; there is {', '.join(_devices())}"
         ) from error
+
+
+def _devices() -> list[str]:
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ["cpu", *([accelerator.type] if accelerator else [])]
 
 
 def _about(entry: Analysis) -> str:
@@ -274,20 +272,25 @@ def _print_result(console: Console, entry: Analysis, result: Result) -> None:
     columns, rows, remark = key_numbers(result, ROWS)
     _print_table(console, columns, rows, entry.summary)
     for sentence in [*([remark] if remark else []), *result.meta.get("summary", [])]:
-        console.print(sentence, markup=False, highlight=False)
+        _say(console, sentence)
     console.print()
+
+
+def _say(console: Console, text: object, style: str = "") -> None:
+    """Text as it stands: no markup, no emoji, nothing a terminal obeys; the terminal breaks the line."""
+    console.print(Text(visible(text), style=style), soft_wrap=True)
 
 
 def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     if title:
-        console.print(title, style="bold", markup=False, highlight=False)
+        _say(console, title, style="bold")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for i, column in enumerate(columns):
         numbers = bool(rows) and all(_is_number(row[i]) for row in rows)
         # the name in the first column is what one copies
-        table.add_column(column, no_wrap=i == 0, justify="right" if numbers else "left", overflow="fold")
+        table.add_column(Text(visible(column)), no_wrap=i == 0, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console.print(table)
     console.print()
 

@@ -34,7 +34,7 @@ def check_shuffles(data: ImageData, batch_size: int, seeds: int, among: str) -> 
     """Refuse, before any run, shuffles that some batch would not admit.
 
     Raises ValueError for no permutation at all, a rule that is none of AMONG, batches of one image, a last batch of one
-    image where everyone needs another's, a batch one class fills more than half of where others' are needed, and what
+    image among them, a batch one class fills more than half of where others' are needed, and what
     `check_mixed` raises.
     """
     check_choice(among, AMONG, "among")
@@ -44,13 +44,9 @@ def check_shuffles(data: ImageData, batch_size: int, seeds: int, among: str) -> 
         raise ValueError(f"images exchange tokens within a batch, which needs two of them; got batch_size={batch_size}")
     if among not in BY_CLASS:
         check_mixed(data, batch_size)
+    check_nobody_alone(data, batch_size)
     if among not in DONORS or data.n is None:
         return
-    if data.n % batch_size == 1:
-        raise ValueError(
-            f"{data.n} images in batches of {batch_size} leave one image alone at the end, with no other to take a "
-            f"token from, as among={among!r} asks; use another batch size"
-        )
     if among in BY_CLASS and data.labels is not None:
         for i, labels in enumerate(data.labels.split(batch_size)):
             if 2 * (largest := int(labels.bincount().max())) > len(labels):
@@ -58,6 +54,18 @@ def check_shuffles(data: ImageData, batch_size: int, seeds: int, among: str) -> 
                     f"one class holds {largest} of the {len(labels)} images of batch {i}: they cannot all receive a "
                     f"token of another class, as among={among!r} asks; mix the data or use another batch size"
                 )
+
+
+def check_nobody_alone(data: ImageData, batch_size: int) -> None:
+    """Refuse, before any run, a batch of one image: it has no other to exchange tokens with.
+
+    Raises ValueError.
+    """
+    if data.n is not None and (batch_size == 1 or data.n % batch_size == 1):
+        raise ValueError(
+            f"{data.n} images in batches of {batch_size} leave one image alone, with no other to take a token from; "
+            "use another batch size"
+        )
 
 
 def check_mixed(data: ImageData, batch_size: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from analyses.data.scenes import SPLITS, Scene, render_scenes
 from analyses.data.sources import IndexedSource
+from hooked_vit.loading.digests import digest
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 FEATURES = Features(
@@ -81,8 +81,9 @@ class SceneSource(IndexedSource):
     def name_of(self, position: int) -> str:
         return f"scene {position}"
 
-    def digest(self) -> str:
-        return json.dumps(["scenes", self._split, self._seed, self.n])
+    def digest(self, keep: NDArray[np.int64] | None) -> str:
+        """What the pixels follow from: drawing them again would only say the same."""
+        return digest("scenes", self._split, self._seed, np.arange(self.n) if keep is None else keep)
 
 
 def check_scenes(split: str, n: int) -> None:

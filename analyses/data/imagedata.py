@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb
-from analyses.data.sources import Row, Source
+from analyses.data.sources import Row, Source, StreamSource
+from hooked_vit.loading.digests import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +37,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def digest(self) -> str:
+        """A digest of the pixels as decoded, and of the labels."""
+        return digest(self.images, self.labels)
+
 
 class ImageData:
     """Labelled images in a fixed order. Made by `load_data` and `as_data`.
@@ -49,7 +52,8 @@ class ImageData:
 
     `name` is the spec it came from; `class_names` the names of classes 0, 1, … or None; `columns` what a row has;
     `image` and `label` which of them are used; `n` the number of images, None for a stream of unknown length;
-    `skipped` the unreadable images left out (with `skip_bad`).
+    `skipped` the unreadable images left out (with `skip_bad`); `content` 16 hex digits of the images and labels that
+    the last whole pass through a stream has read, None before it and where `fingerprint` tells as much.
     """
 
     def __init__(
@@ -67,9 +71,12 @@ class ImageData:
         self.image = image
         self.label = label
         self.class_names = None if class_names is None else list(class_names)
+        if strange := [n for n in self.class_names or [] if any("\ud800" <= letter <= "\udfff" for letter in str(n))]:
+            raise ValueError(f"class names are UTF-8, or no result could be saved; rename {strange[0]!a} of {name!a}")
         self.seed = seed
         self.skip_bad = skip_bad
         self.skipped: list[str] = []
+        self.content: str | None = None
         self._source = source
         self._keep: NDArray[np.int64] | None = None
         self._labels: Int64[Tensor, "n"] | None = None
@@ -137,18 +144,23 @@ class ImageData:
 
     def _batches(self, batch_size: int, extra: list[str]) -> Iterator[Batch]:
         rows = self._source.rows(self._keep, [self.image, self.label, *extra])
+        seen: list[str] | None = [] if isinstance(self._source, StreamSource) else None
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             while chunk := list(islice(rows, batch_size)):
                 opened = pool.map(self._open, chunk)
                 good = [(row, picture) for row, picture in zip(chunk, opened, strict=True) if picture is not None]
                 if not good:
                     continue
-                yield Batch(
+                batch = Batch(
                     images=[picture for _, picture in good],
                     labels=self.check_labels([row.values[self.label] for row, _ in good]),
                     index=torch.tensor([row.position for row, _ in good]),
                     extra={c: [self._extra(row, c) for row, _ in good] for c in extra},
                 )
+                if seen is not None:
+                    seen += pool.map(digest, batch.images, batch.labels.tolist())
+                yield batch
+        self.content = None if seen is None else digest(seen)[:16]
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
         """Two parts that share no image: `fraction` of each class, and the rest; the same for the same seed.
@@ -191,15 +203,14 @@ class ImageData:
         return self._part(self._positions()[np.sort(np.concatenate(members))])
 
     def fingerprint(self) -> str:
-        """16 hex digits that differ where the images differ: by source, size, choice, order or labels.
+        """16 hex digits that differ where anything differs that is read: pixels, labels, other columns, order, names.
 
-        Cheap: files count by name and size, rows by label, not by their pixels. Where a folder lies does not matter.
+        Images count by the bytes of their files, or their pixels where they are in memory; each call looks again,
+        files that have not changed since aside. Where a folder lies does not matter. A stream is told by its name, its
+        columns, seed and number of images, since looking would mean going through it; see `content`.
         """
-        parts = [self._source.digest(), self.image, self.label, self.class_names, self.seed, self.n]
-        digest = hashlib.sha256(json.dumps(parts).encode())
-        if self._keep is not None:
-            digest.update(self._keep.tobytes())
-        return digest.hexdigest()[:16]
+        about = (self.image, self.label, self.class_names, self.seed, self.n)
+        return digest(self._source.digest(self._keep), about)[:16]
 
     def check_images(self) -> ImageData:
         """Read every image once, so that damage shows before long work; returns itself, or the readable part.

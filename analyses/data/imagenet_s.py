@@ -6,18 +6,20 @@ synset in the sorted list, from 1. Gao et al. 2022, "Large-scale unsupervised se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from analyses.data.digests import rows_digest
 from analyses.data.imagedata import ImageData
 from analyses.data.images import open_plain
 from analyses.data.sources import IndexedSource
+from hooked_vit.loading.digests import digest
 
 PER_CLASS = 5
 MERGED = {
@@ -80,13 +82,16 @@ class SegmentedSource(IndexedSource):
 
     def _mask(self, i: int) -> Image.Image:
         """The mask, turned as the photo is where the photo's file says that it was taken on its side."""
-        mask = open_plain(self._masks / Path(self.name_of(i)).with_suffix(".png"), f"mask of {self.name_of(i)}")
+        mask = open_plain(self._mask_file(i), f"mask of {self.name_of(i)}")
         with Image.open(self._files[i]) as photo:
             turned = photo.getexif().get(ORIENTATION, 1)
             if turned == 1 or mask.size != photo.size:
                 return mask
         mask.getexif()[ORIENTATION] = turned
         return ImageOps.exif_transpose(mask)
+
+    def _mask_file(self, i: int) -> Path:
+        return self._masks / Path(self.name_of(i)).with_suffix(".png")
 
     def labels(self, column: str) -> list[Any]:
         if column == "label":
@@ -96,9 +101,11 @@ class SegmentedSource(IndexedSource):
     def name_of(self, position: int) -> str:
         return self._files[position].relative_to(self._root).as_posix()
 
-    def digest(self) -> str:
-        sizes = [f.stat().st_size for f in self._files]
-        return json.dumps(["imagenet-s", [self.name_of(i) for i in range(self.n)], sizes, self._labels, self._ids])
+    def digest(self, keep: NDArray[np.int64] | None) -> str:
+        """By the bytes of photos and masks, which need not be opened for it."""
+        positions = range(self.n) if keep is None else keep.tolist()
+        rows = ({"image": self._files[i], "mask": self._mask_file(i), "label": self._labels[i]} for i in positions)
+        return digest(rows_digest(rows, self.image_columns), self._ids, self._n_ids)
 
 
 def imagenet_s(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> ImageData:

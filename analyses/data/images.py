@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+
+from hooked_vit.loading.files import why_no_file
+from hooked_vit.processing import upright_rgb
 
 
 class UnreadableImageError(ValueError):
@@ -31,7 +34,7 @@ def open_rgb(value: Any, name: str) -> Image.Image:
     Raises UnreadableImageError, with the reason.
     """
     try:
-        return _to_rgb(ImageOps.exif_transpose(_open(value)))
+        return upright_rgb(_open(value))
     except Exception as error:  # a damaged file makes Pillow raise anything from OSError to IndexError
         raise UnreadableImageError(f"cannot read image {name}: {_reason(error)}") from error
 
@@ -57,7 +60,7 @@ def find_unreadable(items: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int
         try:
             picture = _open(value)
             picture.draft("RGB", (picture.width // 8, picture.height // 8))
-            _to_rgb(picture)
+            upright_rgb(picture)
         except Exception as error:  # as in open_rgb
             return position, f"{name} ({_reason(error)})"
         return None
@@ -95,26 +98,13 @@ def _open(value: Any) -> Image.Image:
         from datasets import Image as ImageFeature
 
         return ImageFeature().decode_example({"path": path, "bytes": None})
+    if (why := why_no_file(path)) is not None:
+        raise ValueError(why)
     # Read whole, so that no file stays open until the picture is collected.
     return Image.open(io.BytesIO(Path(path).read_bytes()))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 and leaves a white picture.
-        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits and an unknown range; save it with 8 or 16 bits a channel")
-    if picture.mode == "RGB":
-        picture.load()
-        return picture
-    # A palette with transparency converts in two steps, or Pillow warns.
-    return (picture.convert("RGBA") if "transparency" in picture.info else picture).convert("RGB")
-
-
 def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in any format Pillow knows"
     return str(error) or type(error).__name__

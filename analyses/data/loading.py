@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import mimetypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from analyses.data.builtin import CLASS_NAMES, SceneSource
+from analyses.data.folders import images_below, is_image, listed
 from analyses.data.imagedata import ImageData
 from analyses.data.imagenet_s import imagenet_s
 from analyses.data.parquet import ParquetSource
@@ -147,9 +147,11 @@ def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool)
     root = Path(rest).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{spec}: there is no folder {rest}")
-    visible = sorted(p for p in root.iterdir() if not p.name.startswith((".", "__")))
+    visible = [p for p in listed(root) if not p.name.startswith((".", "__"))]
+    if lost := [p.name for p in visible if not p.exists() and not is_image(p)]:
+        raise ValueError(f"{rest}: {lost[0]} is a link to something that is not there; mend it, or take it away")
     folders = [p for p in visible if p.is_dir()]
-    loose = [p for p in visible if p.is_file() and _is_image(p)]
+    loose = [p for p in visible if not p.is_dir() and is_image(p)]
     if not folders:
         raise ValueError(
             f"a dataset without labels: {rest} has no class folders; put each image in a folder of its class"
@@ -160,7 +162,7 @@ def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool)
         )
     if all(p.name.lower() in SPLIT_NAMES for p in folders):
         raise ValueError(f"{rest} holds splits, not classes: {[p.name for p in folders]}; use imagefolder:{folders[0]}")
-    files = [(f, k) for k, p in enumerate(folders) for f in sorted(p.rglob("*")) if f.is_file() and _is_image(f)]
+    files = [(f, k) for k, p in enumerate(folders) for f in sorted(images_below(p))]
     if not files:
         raise ValueError(f"{rest}: no images in the class folders {[p.name for p in folders[:5]]}")
     chosen = [files[i] for i in _order(len(files), n, seed)]
@@ -276,15 +278,3 @@ def _order(total: int, n: int | None, seed: int | None) -> NDArray[np.int64]:
 def _check_n(n: int | None) -> None:
     if n is not None and n < 1:
         raise ValueError(f"n is a number of images, at least 1; got {n}")
-
-
-def _is_image(path: Path) -> bool:
-    """By its name, also in formats Pillow cannot open: those must be reported, not passed over."""
-    if path.name.startswith("."):
-        return False
-    kind = mimetypes.guess_type(path.name)[0]
-    return (
-        kind.startswith("image/")
-        if kind
-        else path.suffix.lower() in {*Picture.registered_extensions(), ".heic", ".heif"}
-    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from datasets import Features
 from numpy.typing import NDArray
 
 from analyses.data.sources import CHUNK, Row, Source, image_columns
+from hooked_vit.loading.files import why_no_file
 
 WINDOW_BYTES = 256 * 2**20
 """Encoded rows held in memory at once, about."""
@@ -79,7 +79,10 @@ class ParquetSource(Source):
 
     def labels(self, column: str) -> list[Any]:
         # Through Python lists, as an array would turn a column with gaps into floating-point numbers.
-        values = [v for file in self._files for v in pq.read_table(file, columns=[column])[column].to_pylist()]
+        values: list[Any] = []
+        for file in self._files:
+            with _reading(file):
+                values += pq.read_table(file, columns=[column])[column].to_pylist()
         return [values[i] for i in self._ids.tolist()]
 
     def name_of(self, position: int) -> str:
@@ -87,10 +90,6 @@ class ParquetSource(Source):
         file = self._groups[int(self._group_of(np.array([row]))[0])][0]
         first = int(self._starts[[f for f, _ in self._groups].index(file)])
         return f"row {row - first} of {self._files[file].name}"
-
-    def digest(self) -> str:
-        files = [(f.name, f.stat().st_size) for f in self._files]
-        return json.dumps(["parquet", files, _hash(self._ids)])
 
     def _group_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self._starts, ids, side="right") - 1
@@ -102,7 +101,7 @@ class ParquetSource(Source):
         parts = []
         for g in np.unique(group):
             f, i = self._groups[g]
-            with pq.ParquetFile(self._files[f]) as file:
+            with _reading(self._files[f]), pq.ParquetFile(self._files[f]) as file:
                 whole = file.read_row_group(i, columns=columns)
             parts.append(whole.take(ascending[group == g] - self._starts[g]))
         return pa.concat_tables(parts).take(np.searchsorted(ascending, ids))
@@ -117,15 +116,20 @@ class ParquetSource(Source):
 
 
 def _read_schema(file: Path) -> pa.Schema:
-    try:
+    with _reading(file):
         return pq.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} is not a parquet file: {error}") from error
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raises ValueError, naming the file, for one that is damaged, has gone, or is none at all."""
+    try:
+        if (why := why_no_file(file)) is not None:
+            raise ValueError(why)
+        yield
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file} is not a parquet file that can be read: {error}") from error
 
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)
-
-
-def _hash(ids: NDArray[np.int64]) -> str:
-    return hashlib.sha256(ids.tobytes()).hexdigest()

@@ -45,9 +45,9 @@ def two_sets(data: Any = None, fit_data: Any = None, *, n: int = 1000, n_fit: in
 def _are_the_same(a: ImageData, b: ImageData) -> bool:
     if a is b:
         return True
-    if a.fingerprint() != b.fingerprint():
+    if a.n != b.n or a.fingerprint() != b.fingerprint():
         return False
-    # of images in memory a fingerprint knows the labels only
+    # of streams a fingerprint knows the name only
     first, other = (next(iter(part.batches(1))).images[0] for part in (a, b))
     return first.size == other.size and first.tobytes() == other.tobytes()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 from numpy.typing import NDArray
+
+from analyses.data.digests import rows_digest
+from hooked_vit.loading.digests import digest
 
 CHUNK = 64
 """Rows read at a time."""
@@ -49,9 +50,9 @@ class Source(ABC):
     def name_of(self, position: int) -> str:
         """What an error calls the row."""
 
-    @abstractmethod
-    def digest(self) -> str:
-        """Text that differs where the rows differ, as far as that can be told without reading images."""
+    def digest(self, keep: NDArray[np.int64] | None) -> str:
+        """Text that differs where the rows at `keep` differ, images included."""
+        return rows_digest((row.values for row in self.rows(keep, self.columns)), self.image_columns)
 
 
 class IndexedSource(Source):
@@ -99,15 +100,6 @@ class DatasetSource(IndexedSource):
     def name_of(self, position: int) -> str:
         return f"row {self._order[position]}"
 
-    def digest(self) -> str:
-        features = repr(sorted(self._dataset.features.items(), key=lambda item: item[0]))
-        simple = [c for c, f in self._dataset.features.items() if isinstance(f, (ClassLabel, Value))]
-        values = hashlib.sha256()
-        for start in range(0, self.n if simple else 0, 10_000):
-            rows = self.read(list(range(start, min(start + 10_000, self.n))), simple)
-            values.update(json.dumps(rows, default=str).encode())
-        return json.dumps(["dataset", features, self.n, values.hexdigest()])
-
 
 class StreamSource(Source):
     """A Hugging Face stream, of which the first `n` rows are taken; gone through anew each time."""
@@ -135,8 +127,9 @@ class StreamSource(Source):
     def name_of(self, position: int) -> str:
         return f"row {position} of the stream"
 
-    def digest(self) -> str:
-        return json.dumps(["stream", self._name, self.columns])
+    def digest(self, keep: NDArray[np.int64] | None) -> str:
+        """What can be said without going through the stream, which may mean the network: its name and columns."""
+        return digest("stream", self._name, self.columns, keep)
 
 
 class FileSource(IndexedSource):
@@ -162,10 +155,6 @@ class FileSource(IndexedSource):
     def name_of(self, position: int) -> str:
         return self._files[position].relative_to(self._root).as_posix()
 
-    def digest(self) -> str:
-        sizes = [f.stat().st_size for f in self._files]
-        return json.dumps(["files", [self.name_of(i) for i in range(self.n)], sizes, self._labels])
-
 
 class MemorySource(IndexedSource):
     """Images and labels that are already in memory."""
@@ -187,9 +176,6 @@ class MemorySource(IndexedSource):
 
     def name_of(self, position: int) -> str:
         return f"image {self._order[position]}"
-
-    def digest(self) -> str:
-        return json.dumps(["memory", [int(x) for x in self.labels("label")], self._order.tolist()])
 
 
 def without_decoding(dataset: Any) -> Any:

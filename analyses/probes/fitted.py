@@ -13,20 +13,23 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float, Float64, Int64
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from analyses.data import ImageData
 from analyses.probes.probe import Probe
 from analyses.probes.reading import Site, SiteReader
 from analyses.probes.targets import Target, TargetData, target_data
-from analyses.running.files import check_writable
+from analyses.running.files import check_writable, committed, write_together
+from analyses.running.notes import other_model
+from analyses.running.notice import notice
 from analyses.statistics.intervals import rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
 from interventions import Intervention, apply
 
 FORMAT = 1
+FILES = ("probes.json", "probes.safetensors")
 Edit = Intervention | Callable[[int, Tensor], Intervention]
 BY_BATCH = 1_000_003  # a prime: seeds of two runs do not meet within a million batches
 
@@ -87,6 +90,7 @@ class FittedProbes:
     >>> probes.evaluate(model, test, shuffle_cls(layer=2)).accuracy("cls", 3)  # doctest: +SKIP
 
     `counts` are the training images of each class, `patch_seed` draws the random patches, `model` describes the model.
+    Probes that were `loaded` say so where they read a model of other weights.
     """
 
     probes: dict[str, Probe]
@@ -95,6 +99,7 @@ class FittedProbes:
     counts: tuple[int, ...]
     patch_seed: int = 0
     model: dict[str, Any] = field(default_factory=dict)
+    loaded: bool = False
 
     @property
     def sites(self) -> list[Site]:
@@ -139,9 +144,8 @@ class FittedProbes:
         )[""]  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:
-        """Write `probes.safetensors` and `probes.json` into `folder`, made if need be. Returns the folder."""
+        """Write `probes.safetensors` and `probes.json` into `folder`, made if need be, at once. Returns the folder."""
         folder = check_writable(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         about: dict[str, dict[str, Any]] = {}
         for site, probe in self.probes.items():
@@ -153,10 +157,13 @@ class FittedProbes:
             "format": FORMAT, "probes": about, "target": asdict(self.target), "kind": self.kind,
             "counts": self.counts, "patch_seed": self.patch_seed, "model": self.model,
         }  # fmt: skip
-        # the tensors first: a folder with the description is complete
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "probes.safetensors")
-        stored["checksum"] = _checksum(folder / "probes.safetensors")
-        (folder / "probes.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+        content = save({name: tensor.clone() for name, tensor in tensors.items()})
+        stored["checksum"] = hashlib.sha256(content).hexdigest()
+        about_them = json.dumps(stored, indent=2) + "\n"
+        write_together(folder, {
+            "probes.safetensors": lambda path: path.write_bytes(content),
+            "probes.json": lambda path: path.write_text(about_them, encoding="utf-8"),
+        })  # fmt: skip
         return folder
 
     @classmethod
@@ -166,14 +173,16 @@ class FittedProbes:
         Raises FileNotFoundError for a folder without probes, ValueError for those of another version and damaged ones.
         """
         folder = Path(folder)
-        if missing := [f for f in ("probes.json", "probes.safetensors") if not (folder / f).is_file()]:
+        found = {name: path for name in FILES if (path := committed(folder, name)) and path.is_file()}
+        if missing := [name for name in FILES if name not in found]:
             raise FileNotFoundError(f"saved probes are probes.json and probes.safetensors; {folder} lacks {missing}")
-        stored = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
+        stored = json.loads(found["probes.json"].read_text(encoding="utf-8"))
         if stored.get("format") != FORMAT:
             raise ValueError(f"{folder} holds probes of format {stored.get('format')}; this version reads {FORMAT}")
-        if stored.get("checksum") != _checksum(folder / "probes.safetensors"):
+        content = found["probes.safetensors"].read_bytes()
+        if stored.get("checksum") != hashlib.sha256(content).hexdigest():
             raise ValueError(f"the probes in {folder} are damaged: their checksum is another; fit and save them again")
-        tensors = load_file(folder / "probes.safetensors")
+        tensors = load(content)
         probes = {}
         for site, about in stored["probes"].items():
             layers = tuple(
@@ -182,7 +191,7 @@ class FittedProbes:
             probes[site] = Probe(layers, tensors[f"{site}/classes"], **about)
         target = Target(stored["target"]["spec"], tuple(stored["target"]["classes"]))
         counts = tuple(stored["counts"])
-        return cls(probes, target, stored["kind"], counts, stored["patch_seed"], stored["model"])
+        return cls(probes, target, stored["kind"], counts, stored["patch_seed"], stored["model"], True)
 
 
 def evaluate_probes(
@@ -205,6 +214,8 @@ def evaluate_probes(
     one = next(iter(fitted.values()))
     if any(f.probes.keys() != one.probes.keys() or f.patch_seed != one.patch_seed for f in fitted.values()):
         raise ValueError("probes that are applied together read the same sites, and the same random patches")
+    if one.loaded and (other := other_model(model, one.model)):
+        notice(f"these probes were fitted on another model: it differs in {other}")
     data = target_data(data, one.target)
     sites = one.sites
     layers = sorted({s.layer for s in sites if s.layer is not None}) or [0]
@@ -283,11 +294,6 @@ def _ranks(panel: _Panel, x: Float[Tensor, "b d"], labels: Int64[Tensor, "b k"],
     if bad := int((~torch.isfinite(x)).any(1).sum()):
         raise ValueError(f"features of {site!r} hold NaN or infinity in {bad} of {len(x)} rows; a probe needs numbers")
     return rank(panel.scores(x).cpu(), labels)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _some(names: Sequence[str]) -> str:

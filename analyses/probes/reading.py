@@ -52,7 +52,7 @@ class Site(NamedTuple):
 
 def roles_of(model: HookedViT) -> tuple[str, ...]:
     """The roles read where none are named: every kind of token the model has, and a patch drawn at random."""
-    layout = model.run.native
+    layout = model.tokens
     return (*(role for role in ("cls", "dist", "registers", "patches") if role in layout.roles), RANDOM_PATCH)
 
 
@@ -60,10 +60,11 @@ def check_roles(model: HookedViT, roles: Sequence[str], name: str = "the model")
     """The roles to read, with "each_register" and "each_patch" written out; of no role given, `roles_of(model)`.
 
     A role is "cls", "dist", "registers" (their mean), "register_0" and so on, "patches" (their mean), "patch_0" and so
-    on in rows from the top left, "random_patch" (another one in every image, the same at every layer), or "head_input",
-    what the classifier reads. Raises ValueError for a role there is not, or one named twice.
+    on in rows from the top left (of the images its processor makes), "random_patch" (another one in every image, the
+    same at every layer), or "head_input", what the classifier reads. Raises ValueError for a role there is not, or one
+    named twice.
     """
-    layout = model.run.native
+    layout = model.tokens
     n_registers, n_patches = layout.prefix.count("registers"), layout.grid[0] * layout.grid[1]
     single = {kind: [f"{kind}{i}" for i in range(n)] for kind, n in ((REGISTER, n_registers), (PATCH, n_patches))}
     whole = (*roles_of(model), HEAD_INPUT)
@@ -113,7 +114,7 @@ class SiteReader:
         self, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b n"], dict[str, Float[Tensor, "b _"]]]:
         """Logits, and the features [b, d] of every site by its name; `index` numbers the images, for random patches."""
-        draws = _draws(self.model, index, self.seed) if RANDOM_PATCH in self.roles else None
+        draws = _draws(self.model.layout_for(pixels), index, self.seed) if RANDOM_PATCH in self.roles else None
 
         def read_roles(resid: Tensor) -> Tensor:
             layout = self.model.tokens
@@ -177,9 +178,9 @@ def _tokens(layout: TokenLayout, role: str) -> str | int:
     return role
 
 
-def _draws(model: HookedViT, index: Int[Tensor, "b"], seed: int) -> Float[Tensor, "b p"]:
+def _draws(layout: TokenLayout, index: Int[Tensor, "b"], seed: int) -> Float[Tensor, "b p"]:
     """A number for every patch of every image, whatever batch it is in: the patch with the least is the one drawn."""
-    rows, cols = model.run.native.grid
+    rows, cols = layout.grid
     drawn = [np.random.default_rng([seed, i]).random(rows * cols) for i in index.tolist()]
     return torch.from_numpy(np.stack(drawn))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from analyses.running.locks import scratch_folder
 
 MEMORY = 2**30
 """Bytes of features kept in memory; more of them go to disk."""
@@ -61,7 +62,7 @@ def feature_store(
     if needed <= memory:
         yield FeatureStore({site: np.empty((n, d), np.float32) for site, d in widths.items()}, True)
         return
-    with tempfile.TemporaryDirectory(prefix="hooked-vit-probes-", dir=scratch) as folder:
+    with scratch_folder(scratch) as folder:
         free = shutil.disk_usage(folder).free
         no_room = OSError(
             errno.ENOSPC,
@@ -72,7 +73,7 @@ def feature_store(
         if needed > free:
             raise no_room
         try:
-            arrays = {site: _on_disk(Path(folder) / f"{i}.f32", n, d) for i, (site, d) in enumerate(widths.items())}
+            arrays = {site: _on_disk(folder / f"{i}.f32", n, d) for i, (site, d) in enumerate(widths.items())}
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise

@@ -7,7 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.reproductions.recipe import PublishedValue, Recipe, RecipeError
+from analyses.reproductions.filters import rows_where
+from analyses.reproductions.recipe import PublishedValue, Recipe
+from analyses.reproductions.tables import RecipeError
 from analyses.running.models import PUBLISHED
 from hooked_vit.loading.published import get
 
@@ -32,7 +34,7 @@ def rows_beside(
     """
     where = f"{where}, {told.what}"
     for model in (m for m in models if m in told.values):
-        ours = _asked(where, frame[frame["model"] == (called or {}).get(model, model)], told.rows)
+        ours = _asked(where, frame[frame["model"] == (called or {}).get(model, model)], told)
         for at, published in told.pairs(model):
             row = ours if told.by is None else ours[ours[told.by] == at]
             if told.by is not None and row.empty:
@@ -61,11 +63,14 @@ def rows_beside(
             }
 
 
-def _asked(where: str, frame: pd.DataFrame, rows: str) -> pd.DataFrame:
+def _asked(where: str, frame: pd.DataFrame, told: PublishedValue) -> pd.DataFrame:
     try:
-        return frame.query(rows, engine="python")
-    except (ValueError, NameError, KeyError, SyntaxError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{where}: {rows!r} cannot be asked of the result: {error}") from error
+        found = rows_where(frame, told.rows)
+    except (ValueError, LookupError, TypeError) as error:
+        raise RecipeError(f"{where}: {told.rows!r} cannot be asked of the result: {error}") from error
+    if told.by is not None and told.by not in found:
+        raise RecipeError(f"{where}: the result has no column {told.by!r} that values could go along")
+    return found
 
 
 def _slack(told: PublishedValue, published: float) -> float:

@@ -9,11 +9,12 @@ import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, CHANCE, ORANGE
 from analyses.drawing.panels import curve, panels, place
+from analyses.running.shown import plain, plain_frame
 
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:
     """Every published number against ours: on the line they are equal."""
-    figure = go.Figure()
+    figure, frame = go.Figure(), plain_frame(frame)
     for (step, what), part in frame.groupby(["step", "what"], sort=False):
         said = [
             f"{row.model}{'' if pd.isna(row.at) else f', {row.by} {row.at}'}<br>published {row.published:.3f}, ours "
@@ -50,7 +51,7 @@ def curve_figures(frame: pd.DataFrame) -> Iterator[tuple[str, go.Figure]]:
     """For each curve that was published: theirs and ours along the layers, one panel per model."""
     along = frame[frame["at"].notna()]
     for (step, what), part in along.groupby(["step", "what"], sort=False):
-        yield f"{what} ({step})", _curves(part, what)
+        yield f"{what} ({step})", _curves(plain_frame(part), plain(what))
 
 
 def _curves(part: pd.DataFrame, what: str) -> go.Figure:

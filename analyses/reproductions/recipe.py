@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from analyses.reproductions.filters import parse_rows
+from analyses.reproductions.tables import RecipeError, listed, made, table
+from analyses.running.arguments import PLACES, check_options
 from analyses.running.catalogue import get_analysis
 from analyses.running.models import PUBLISHED, ZOO
+from analyses.running.text import check_component, check_seen
 from hooked_vit.errors import nearest
 
-T = TypeVar("T")
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot mean anything: the file, the entry, and what it should be."""
+OF_THE_RESULT = ("report.html", "result.parquet", "result.json")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class DataEntry:
 class PublishedValue:
     """A reported number, or a list of them along `by`, and which rows of our result they are compared with.
 
-    `rows` is a query on a model's part of the result's frame that leaves one row (one per value of `by`, the first of
-    which is `first`). `values` are by model. `reading` is by how much a value read off a figure may be wrong, for a
-    printed one half of its last digit. `percent` says that values and reading are in percent.
+    `rows` are conditions (see `parse_rows`) on a model's part of the result's frame that leave one row (one per value
+    of `by`, the first of which is `first`). `values` are by model. `reading` is by how much a value read off a figure
+    may be wrong, for a printed one half of its last digit. `percent` says that values and reading are in percent.
     """
 
     what: str
@@ -179,7 +180,7 @@ def load_recipe(name: str) -> Recipe:
         path = Path(name).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"there is no recipe {name}")
-        text, name = path.read_text(encoding="utf-8"), path.stem
+        text, name = _read(path), check_component(path.stem, "a recipe's name")
     elif name in names():
         text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -189,35 +190,36 @@ def load_recipe(name: str) -> Recipe:
         )
     try:
         told = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:  # deep brackets, numbers of 5,000 digits
         raise RecipeError(f"{name}: no TOML: {error}") from error
     return _recipe(name, told)
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path.name}: no TOML, which is UTF-8: {error}") from error
+
+
 def _recipe(name: str, told: dict[str, Any]) -> Recipe:
-    models = {key: _made(ModelEntry, f"{name}, model {key}", entry) for key, entry in told.pop("models", {}).items()}
-    data = {key: _made(DataEntry, f"{name}, data {key}", entry) for key, entry in told.pop("data", {}).items()}
+    models, data = (table(f"{name}, {key}", told.pop(key, {})) for key in ("models", "data"))
+    models = {key: made(ModelEntry, f"{name}, model {key}", entry) for key, entry in models.items()}
+    data = {key: made(DataEntry, f"{name}, data {key}", entry) for key, entry in data.items()}
     steps = []
-    for entry in told.pop("steps", []):
+    for number, entry in enumerate(listed(f"{name}, steps", told.pop("steps", []))):
+        entry = table(f"{name}, step {number}", entry)
         where = f"{name}, step {entry.get('name', '?')}"
-        published = [_made(PublishedValue, where, value) for value in entry.pop("published", [])]
-        listed = {"models": tuple(entry.pop("models", models)), "published": tuple(published)}
-        steps.append(_made(Step, where, {**entry, **listed}))
-    rest = {**told, "not_reproduced": tuple(told.pop("not_reproduced", ()))}
-    recipe = _made(Recipe, name, {**rest, "name": name, "models": models, "data": data, "steps": tuple(steps)})
+        published = [
+            made(PublishedValue, where, value) for value in listed(f"{where}, published", entry.pop("published", []))
+        ]
+        run = listed(f"{where}, models", entry.pop("models", list(models)))
+        steps.append(made(Step, where, {**entry, "models": run, "published": tuple(published)}))
+    left_out = listed(f"{name}, not_reproduced", told.pop("not_reproduced", []))
+    told |= {"name": name, "not_reproduced": left_out, "models": models, "data": data, "steps": tuple(steps)}
+    recipe = made(Recipe, name, told)
     check(recipe)
     return recipe
-
-
-def _made(kind: type[T], where: str, entry: Mapping[str, Any]) -> T:
-    """A dataclass from a table, every key of it known and none missing."""
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if strange := sorted(set(entry) - known):
-        raise RecipeError(f"{where}: unknown {', '.join(strange)}{nearest(strange[0], known)}")
-    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
-    if lacking := [name for name in needed if name not in entry]:
-        raise RecipeError(f"{where}: lacks {', '.join(lacking)}")
-    return kind(**entry)
 
 
 def check(recipe: Recipe) -> None:
@@ -225,14 +227,19 @@ def check(recipe: Recipe) -> None:
 
     Raises RecipeError.
     """
-    if len({step.name for step in recipe.steps}) < len(recipe.steps) or not recipe.steps:
-        raise RecipeError(f"{recipe.name}: steps have names of their own, and there is one at least")
+    _check_names(recipe)
+    for name, drawn in recipe.data.items():
+        if drawn.seed < 0 or (drawn.n is not None and drawn.n < 1):
+            raise RecipeError(f"{recipe.name}, data {name}: n is at least 1 and seed at least 0")
     for step in recipe.steps:
         where = f"{recipe.name}, step {step.name}"
         try:
             entry = get_analysis(step.analysis)
-        except LookupError as error:
+            check_options(entry.run, step.options)
+        except (LookupError, ValueError, TypeError) as error:
             raise RecipeError(f"{where}: {error}") from error
+        if not entry.is_command:
+            raise RecipeError(f"{where}: {entry.name} takes tensors, not data")
         takes = inspect.signature(entry.run).parameters
         images = [name for name in takes if name == "data" or name.endswith("_data")]
         for kind, named, known in (
@@ -245,10 +252,28 @@ def check(recipe: Recipe) -> None:
                 raise RecipeError(
                     f"{where}: no {kind} is called {strange[0]!r}{nearest(strange[0], known)}; {', '.join(known)}"
                 )
+        if written := [name for name in step.options if name in PLACES]:
+            raise RecipeError(f"{where}: {written[0]} says where files go, which is for --out to say; leave it out")
         if "data" not in step.data:
             raise RecipeError(f"{where}: data = {{ data = … }} says what is measured on")
         for value in step.published:
             _check_value(f"{where}, {value.what}", value, step)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Steps become folders, whose names some disks do not tell apart by case; models stand in tables and figures."""
+    steps = [step.name for step in recipe.steps]
+    if len({name.casefold() for name in steps}) < len(steps) or not steps:
+        raise RecipeError(f"{recipe.name}: steps have names of their own, and there is one at least")
+    try:
+        for name in steps:
+            check_component(name, "a step's name")
+        for name in (*recipe.models, *recipe.data):
+            check_seen(name, "the name of a model or of data")
+    except ValueError as error:
+        raise RecipeError(f"{recipe.name}: {error}") from error
+    if taken := [name for name in steps if name.casefold() in OF_THE_RESULT]:
+        raise RecipeError(f"{recipe.name}: a step cannot be called {taken[0]}, as a file of the result is")
 
 
 def _check_value(where: str, value: PublishedValue, step: Step) -> None:
@@ -259,5 +284,15 @@ def _check_value(where: str, value: PublishedValue, step: Step) -> None:
         if several != (value.by is not None):
             raise RecipeError(f"{where}: `values` of {model} are a list if, and only if, there is a `by`")
         for number in told if several else [told]:
-            if not (isinstance(number, (int, float)) or number == "-"):
+            if not (_is_number(number) or (several and number == "-")):
                 raise RecipeError(f"{where}: {number!r} of {model} is no number, and no '-' for one not reported")
+    if value.reading < 0:
+        raise RecipeError(f"{where}: reading is how far off a number may be, 0 or more; got {value.reading}")
+    try:
+        parse_rows(value.rows)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

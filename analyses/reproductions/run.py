@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from hashlib import sha256
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,10 @@ from analyses.reproductions.missing import missing
 from analyses.reproductions.recipe import Recipe, Step
 from analyses.running.catalogue import get_analysis
 from analyses.running.files import check_writable
+from analyses.running.fingerprint import Fingerprint, fingerprint
+from analyses.running.locks import hold_folder
 from analyses.running.models import load_model
+from analyses.running.notice import notice
 from analyses.running.report import Section, write_report
 from analyses.running.results import Result
 
@@ -29,21 +30,28 @@ def run_recipe(recipe: Recipe, out: str | Path, *, device: str = "cpu", say: Cal
 
     >>> run_recipe(load_recipe("stand-in"), "out/stand-in")  # doctest: +SKIP
 
-    `say` is told of each step. A step that was finished in `out` before, with the same settings, is read back instead.
-    Raises FileNotFoundError, listing all of it, where a model or data set cannot be had.
+    `say` is told of each step. A step that was finished in `out` before, with the same weights, images and settings, is
+    read back instead; one of others is run again, and that is said.
+    Raises FileNotFoundError, listing all of it, where a model or data set cannot be had, InUseError where another
+    process writes into `out`.
     """
     out = check_writable(out)
     if lacking := missing(recipe):
         raise FileNotFoundError(f"{NOT_ALL_THERE}: {'; '.join(lacking)}")
-    results = {}
-    for step in recipe.steps:
-        say(step.name)
-        results[step.name] = _run_step(recipe, step, out / step.name, device)
-    result = compare(recipe, results)
-    result.save(out)
-    sections = [Section(step, figure=figure) for step, figure in curve_figures(result.frame)]
-    sections.insert(0, Section("All values", "", comparison_figure(result.frame)))
-    return write_report(result, out, title=recipe.title, intro=_intro(recipe), sections=sections)
+    with hold_folder(out, "--out"):
+        results = {}
+        for step in recipe.steps:
+            say(step.name)
+            results[step.name] = _run_step(recipe, step, out / step.name, device)
+        result = compare(recipe, results)
+        return write_report(
+            result, out, title=recipe.title, intro=_intro(recipe), sections=lambda: _sections(result.frame)
+        )
+
+
+def _sections(frame: pd.DataFrame) -> list[Section]:
+    curves = [Section(step, figure=figure) for step, figure in curve_figures(frame)]
+    return [Section("All values", "", comparison_figure(frame)), *curves]
 
 
 def compare(recipe: Recipe, results: dict[str, Result]) -> Result:
@@ -79,33 +87,42 @@ def compare(recipe: Recipe, results: dict[str, Result]) -> Result:
 
 def _run_step(recipe: Recipe, step: Step, folder: Path, device: str) -> Result:
     entry = get_analysis(step.analysis)
-    settings = {
-        "analysis": step.analysis,
-        "options": dict(step.options),
-        "models": {name: recipe.models[name].checkpoint for name in step.models},
-        "data": {
-            parameter: [entry.spec, entry.n, entry.seed]
-            for parameter, name in step.data.items()
-            for entry in [recipe.data[name]]
-        },
-    }
-    key = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    if (folder / "result.json").is_file():
-        before = Result.load(folder)
-        if before.meta.get("reproduction") == key:
-            return before
     images = {
         parameter: load_data(recipe.data[name].spec, recipe.data[name].n, seed=recipe.data[name].seed)
         for parameter, name in step.data.items()
     }
     models = {name: load_model(recipe.models[name].checkpoint, device=device) for name in step.models}
+    mark = fingerprint(models, images, {"analysis": step.analysis, "options": dict(step.options)})
+    before, why = _finished(folder, mark)
+    if before is not None:
+        return before
+    notes = [notice(f"step {step.name} was finished before and is run again: {why}")] if why else []
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in step.options.items()}
     result = entry.run(models, images.pop("data"), **images, **options)
-    result.meta["reproduction"] = key
-    result.save(folder)
-    more = [Section(heading, figure=draw(result)) for heading, draw in entry.figures(result).items()]
-    write_report(result, folder, title=entry.summary, sections=more)
+    result.meta["reproduction"] = {"fingerprint": mark.key, "of": dict(mark.parts)}
+    result.meta["notes"] = [*result.meta.get("notes", []), *notes]
+    write_report(
+        result,
+        folder,
+        title=entry.summary,
+        sections=lambda: [Section(heading, figure=draw(result)) for heading, draw in entry.figures(result).items()],
+    )
     return result
+
+
+def _finished(folder: Path, mark: Fingerprint) -> tuple[Result | None, str]:
+    """The result of this very step in a folder, or why what is there is not it; neither where nothing is there."""
+    try:
+        before = Result.load(folder)
+    except FileNotFoundError:
+        return None, ""
+    except ValueError as error:
+        return None, str(error)
+    kept = before.meta.get("reproduction")
+    kept = kept if isinstance(kept, Mapping) else {}
+    if kept.get("fingerprint") == mark.key:
+        return before, ""
+    return None, f"it differs in {mark.differences(kept.get('of'))}"
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:

@@ -46,6 +46,7 @@ def locate(spec: str) -> str:
     Raises UnsupportedModelError for a zoo model or a folder that does not exist, offering the nearest name.
     """
     from hooked_vit import published, zoo
+    from hooked_vit.loading.inspection import check_folder
 
     if spec.startswith(PUBLISHED):
         name, _, weights = spec.removeprefix(PUBLISHED).partition("=")
@@ -66,10 +67,7 @@ def locate(spec: str) -> str:
         return str(zoo.path(spec.removeprefix(ZOO)))
     folder = Path(spec).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UnsupportedModelError(
-                f"a checkpoint folder holds config.json, as save_pretrained writes it; {spec!r} does not"
-            )
+        check_folder(folder)
         return str(folder)
     if folder.exists():
         raise UnsupportedModelError(f"a checkpoint is a folder, {spec!r} is a file; give the folder it is in")
@@ -81,31 +79,20 @@ def locate(spec: str) -> str:
 def check_model(spec: str) -> str:
     """Make sure, without reading a weight, that a model exists and has a hook graph; returns what `locate` does.
 
-    Raises UnsupportedModelError saying what there is instead.
+    Raises UnsupportedModelError saying what there is instead, CheckpointError for a damaged config.
     """
-    from transformers import AutoConfig
-
-    from hooked_vit import architectures
     from hooked_vit.loading.checkpoints import config_json, read_described
 
     place = locate(spec)
     if Path(place).is_file():  # of weights alone: what they fill is known
         return place
     try:
-        if architectures.by_config(config_json(place)) is not None:
-            read_described(place)
-            return place
-        named = AutoConfig.from_pretrained(place).architectures or []
+        config_json(place)
     except OSError as error:
-        if Path(place).is_dir():
-            raise UnsupportedModelError(f"the config.json of {spec!r} cannot be read: {error}") from error
         raise UnsupportedModelError(
             f"{spec!r} is no folder here, and the hub has no such model or cannot be reached{_suggest(spec)}"
         ) from error
-    except ValueError as error:
-        raise UnsupportedModelError(f"transformers knows no model of the kind of {spec!r}: {error}") from error
-    for hf_class in named:
-        architectures.for_class(hf_class)
+    read_described(place)
     return place
 
 

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from analyses.data import ImageData
 from analyses.data.imagedata import Batch
 from hooked_vit import HookedViT
+from hooked_vit.loading.digests import model_digests
 
 
 def progress_batches(data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = ()) -> Iterator[Batch]:
@@ -21,16 +22,27 @@ def progress_batches(data: ImageData, batch_size: int, what: str, *, extra: Sequ
 def about_data(data: ImageData, note: str | None = None) -> dict[str, Any]:
     """What a result's `meta` says of its images; `note` is where they came from."""
     about = {"name": data.name, "n": data.n, "fingerprint": data.fingerprint(), "skipped": data.skipped}
+    if data.content is not None:
+        about["content"] = data.content
     return about if note is None else {**about, "note": note}
 
 
 def about_model(model: HookedViT) -> dict[str, Any]:
-    """What a result's `meta` says of a model."""
-    cfg = model.cfg
+    """What a result's `meta` says of a model; `weights`, `config` and `processor` by their digests."""
+    cfg, weight = model.cfg, model.embed.patch.weight
     return {
         "architecture": cfg.architecture,
         "checkpoint": cfg.name,
         "class": cfg.hf_class,
         "n_layers": cfg.n_layers,
         "readout": " and ".join(cfg.sources),
+        "device": str(weight.device),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        **{what: mark[:16] for what, mark in model_digests(model).items() if what != "hooks"},
     }
+
+
+def other_model(model: HookedViT, about: dict[str, Any]) -> str:
+    """What of weights, config and processor is not as `about_model` said; nothing where that said nothing."""
+    now = about_model(model)
+    return " and ".join(what for what in ("weights", "config", "processor") if about.get(what, now[what]) != now[what])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, overload
 
+from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
-from analyses.running.results import Result, environment
+from analyses.running.results import Result, computing, environment
+from analyses.running.shown import drawn_plain
 
 P = ParamSpec("P")
 
@@ -42,9 +45,11 @@ def analysis(
     'image-count'
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
-    `analysis` and `versions`.
-    `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`.
-    Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result.
+    `analysis`, `versions` and `computing`.
+    `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
+    a result, so that a name is text whatever it says.
+    Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
+    when called what `check_models` and `check_options` raise.
     """
     if callable(name):
         return analysis()(name)
@@ -62,15 +67,33 @@ def analysis(
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
+            _check(function, args, kwargs)
             result = function(*args, **kwargs)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())
+            result.meta.setdefault("computing", computing())
             result.meta["analysis"] = key
             return result
 
         run.analysis_name = key  # type: ignore[attr-defined]
-        REGISTERED[key] = Analysis(key, run, figure, more_figures or {}, zoo_target, zoo_models)
+        more = _drawn(more_figures or {})
+        REGISTERED[key] = Analysis(key, run, figure and drawn_plain(figure), more, zoo_target, zoo_models)
         return run
 
     return register
+
+
+def _drawn(more: Figures) -> Figures:
+    if callable(more):
+        return lambda result: {heading: drawn_plain(draw) for heading, draw in more(result).items()}
+    return {heading: drawn_plain(draw) for heading, draw in more.items()}
+
+
+def _check(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what cannot be right of any analysis; a call that does not fit the signature is refused by Python."""
+    names = list(inspect.signature(function).parameters)
+    told = dict(zip(names, args, strict=False)) | kwargs
+    if names[:1] == ["models"]:  # others take tensors, whose kinds are their own
+        check_options(function, told, called=True)
+        check_models(told.get("models"))

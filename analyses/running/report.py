@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from html import escape as as_html
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from analyses.running.files import check_writable
-from analyses.running.results import Result
+from analyses.running.results import REPORT, Result
+from analyses.running.text import visible
 
-FILE = "report.html"
 ROWS = 60
 TOLD = {"summary", "notes", "table", "analysis", "versions"}
 """Entries of `meta` that have a place of their own in the report."""
@@ -78,27 +77,31 @@ class Section(NamedTuple):
 
 
 def write_report(
-    result: Result, folder: str | Path, *, title: str | None = None, intro: str = "", sections: Sequence[Section] = ()
+    result: Result,
+    folder: str | Path,
+    *,
+    title: str | None = None,
+    intro: str = "",
+    sections: Sequence[Section] | Callable[[], Sequence[Section]] = (),
 ) -> Path:
-    """Write `report.html` into `folder`, and return its path: findings, figure, key numbers, what ran.
+    """Save a result with its report, `report.html`: findings, figure, key numbers, what ran. Returns the page's path.
 
     >>> write_report(result, "out", title="Is CLS used?", sections=[Section("Closer", "…", fig)])  # doctest: +SKIP
 
     `result.meta` may hold `summary` (sentences, shown first), `notes` (sentences: what to keep in mind) and `table`
     (one dictionary per row; without it the first rows of the frame are shown). Text may hold `code` and blank lines
-    between paragraphs; everything is escaped. The file is self-contained and appears whole or not at all.
+    between paragraphs; everything is escaped. The page is self-contained. Page and numbers appear at once or not at
+    all; where drawing fails, also in `sections` that are a function, the numbers are saved without a page.
     Raises OSError where the folder is not writable.
     """
     folder = check_writable(folder)
-    text = _page(result, title or str(result.meta.get("analysis", "Result")), intro, sections)
-    folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / FILE, folder / f".{FILE}.{os.getpid()}"
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        drawn = sections() if callable(sections) else sections
+        page = _page(result, title or str(result.meta.get("analysis", "Result")), intro, drawn)
+    except Exception:
+        result.save(folder)
+        raise
+    return result.save(folder, report=page) / REPORT
 
 
 def key_numbers(result: Result, limit: int = ROWS) -> tuple[list[str], list[list[str]], str]:
@@ -171,6 +174,11 @@ def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n"
         f"<main>\n{chr(10).join(filter(None, parts))}\n</main>\n</body>\n</html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Text that is neither markup nor anything else that acts."""
+    return as_html(visible(text))
 
 
 def _kind(meta: Mapping[str, Any]) -> str:
@@ -252,4 +260,4 @@ def _fact(key: str, value: Any) -> str:
     )
     if not deep and len(text := _text(value, isinstance(value, int))) <= 300:
         return escape(text)
-    return f"<details><summary>show</summary><pre>{escape(json.dumps(value, indent=1))}</pre></details>"
+    return f"<details><summary>show</summary><pre>{as_html(json.dumps(value, indent=1))}</pre></details>"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -16,7 +20,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.running.catalogue import get_analysis
-from analyses.running.files import check_writable, write_whole
+from analyses.running.files import check_writable, committed, write_together
 from analyses.running.parts import join_frames, part_frame
 
 PACKAGES = (
@@ -24,6 +28,10 @@ PACKAGES = (
     *("numpy", "pandas", "scikit-learn"),
 )
 """The packages whose version can change a number."""
+
+NUMBERS, ABOUT, REPORT = "result.parquet", "result.json", "report.html"
+CHECKSUMS = "sha256"
+"""The entry of `result.json` that says which files it belongs to."""
 
 
 @dataclass(eq=False)
@@ -83,29 +91,43 @@ class Result:
             raise LookupError(f"this result has the parts {', '.join(parts) or 'none'}; got {name!r}")
         return type(self)(part_frame(self.frame, name, parts[name]["columns"]), parts[name]["meta"])
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `result.parquet` and `result.json` into `folder`, made if need be; each appears whole or not at all.
+    def save(self, folder: str | Path, *, report: str | None = None) -> Path:
+        """Write `result.parquet`, `result.json` and, where it is given, `report.html` into `folder`: at once, or not.
 
-        Returns the folder. Raises OSError when it is not writable (see `check_writable`).
+        `result.json` holds the checksums of the others. A report of a former result goes with it. Returns the folder.
+        Raises OSError when it is not writable (see `check_writable`) or somebody else keeps it, ValueError for a `meta`
+        with an entry of the name that checksums have.
         """
         folder = check_writable(folder)
-        text = json.dumps(_plain(self.meta, "meta"), indent=2, allow_nan=False) + "\n"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "result.parquet", self.frame.to_parquet)
-        write_whole(folder / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
+        if CHECKSUMS in self.meta:
+            raise ValueError(f"meta[{CHECKSUMS!r}] is where checksums of the files are saved; give it another name")
+        kept = {NUMBERS: self.frame.to_parquet(), **({} if report is None else {REPORT: report.encode("utf-8")})}
+        sums = {name: sha256(content).hexdigest() for name, content in kept.items()}
+        meta = {**_plain(self.meta, "meta"), CHECKSUMS: sums}
+        kept[ABOUT] = (json.dumps(meta, indent=2, allow_nan=False) + "\n").encode("utf-8")
+        files: dict[str, Any] = {name: partial(_put, content) for name, content in kept.items()}
+        if report is None and (folder / ABOUT).is_file():
+            files[REPORT] = None
+        write_together(folder, files)
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Result:
         """Read back what `save` wrote, with the same columns, types and values.
 
-        Raises FileNotFoundError for a folder without a result.
+        Raises FileNotFoundError for a folder without a result, ValueError for files that are damaged, or do not belong
+        together. What an earlier version saved has no checksum, and is believed.
         """
         folder = Path(folder)
-        if missing := [f for f in ("result.parquet", "result.json") if not (folder / f).is_file()]:
-            raise FileNotFoundError(f"a saved result is result.parquet and result.json; {folder} lacks {missing}")
-        meta = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return cls(pd.read_parquet(folder / "result.parquet"), meta)
+        for patience in (0.02, 0.1, None):  # somebody may be moving the files meanwhile
+            try:
+                meta, numbers = _read_pair(folder)
+                break
+            except (FileNotFoundError, ValueError):
+                if patience is None:
+                    raise
+                time.sleep(patience if (folder / ABOUT).exists() else 0)
+        return cls(pd.read_parquet(BytesIO(numbers)), meta)
 
 
 def environment() -> dict[str, str]:
@@ -121,6 +143,41 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def computing() -> dict[str, Any]:
+    """What else can change the last digits of a number: threads, and how exactly float32 is multiplied.
+
+    >>> sorted(computing())
+    ['float32_matmul_precision', 'threads']
+    """
+    import torch
+
+    return {"threads": torch.get_num_threads(), "float32_matmul_precision": torch.get_float32_matmul_precision()}
+
+
+def _put(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """`meta` and the parquet file of a saved result, once they have turned out to be of one save."""
+    found = {name: path for name in (NUMBERS, ABOUT) if (path := committed(folder, name)) and path.is_file()}
+    if missing := [name for name in (NUMBERS, ABOUT) if name not in found]:
+        raise FileNotFoundError(f"a saved result is {NUMBERS} and {ABOUT}; {folder} lacks {missing}")
+    numbers = found[NUMBERS].read_bytes()
+    try:
+        meta = json.loads(found[ABOUT].read_bytes())
+        sums = meta.pop(CHECKSUMS, None)
+        wanted = sums[NUMBERS] if sums is not None else sha256(numbers).hexdigest()
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{found[ABOUT]} is damaged ({error}); run the analysis again") from error
+    if sha256(numbers).hexdigest() != wanted:
+        raise ValueError(
+            f"{NUMBERS} in {folder} is not the file that {ABOUT} describes: it is damaged, or of another run. Run the "
+            "analysis again"
+        )
+    return meta, numbers
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -1,6 +1,7 @@
 """One small file per family: what its config means, where its tensors go, how it reads out.
 
-A family is a module of this package that calls `register(Architecture(...))`; nothing else needs to know of it.
+A family is a module of this package, or of a folder in it, that calls `register(Architecture(...))`; nothing else needs
+to know of it.
 """
 
 from __future__ import annotations
@@ -8,21 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any
 
+from torch import nn
+
+from hooked_vit.architectures._other_graphs import why_not
 from hooked_vit.architectures.base import ALL, Architecture, CheckpointFiles, register
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnsupportedModelError, nearest
 
 __all__ = ["Architecture", "by_config", "by_name", "class_readout", "for_class", "get", "register", "registered"]
-__all__ += ["supported_classes"]
+__all__ += ["supported_classes", "towers"]
 
 
 @cache
 def _discover() -> None:
-    for module in iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
+    for module in walk_packages(__path__, f"{__name__}."):
+        import_module(module.name)
 
 
 def registered() -> tuple[str, ...]:
@@ -54,14 +58,36 @@ def supported_classes() -> dict[str, str]:
 def for_class(hf_class: str) -> Architecture:
     """The family that reads a transformers class.
 
-    Raises UnsupportedModelError for a class without a faithful graph, naming those that have one.
+    Raises UnsupportedModelError for a class without a faithful graph, saying why where that is known, and naming those
+    that have one.
     """
     known = supported_classes()
     if hf_class not in known:
-        raise UnsupportedModelError(
-            f"no hook graph for {hf_class}{nearest(hf_class, known)} Supported: {', '.join(sorted(known))}"
-        )
+        # a class that transformers has was meant, however near another one's name is
+        meant = "." if hf_class in _transformers_classes() else nearest(hf_class, known)
+        why = f": {reason}." if (reason := why_not(hf_class)) else meant
+        raise UnsupportedModelError(f"no hook graph for {hf_class}{why} Supported: {', '.join(sorted(known))}")
     return get(known[hf_class])
+
+
+def towers(model: nn.Module) -> dict[str, str]:
+    """Parts of a model in memory that have a graph: where each stands -> its class, the outermost alone.
+
+    >>> towers(vlm)  # doctest: +SKIP
+    {'model.vision_tower': 'CLIPVisionModel'}
+    """
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if type(module).__name__ in supported_classes() and not any(path.startswith(f"{outer}.") for outer in found):
+            found[path] = type(module).__name__
+    return found
+
+
+@cache
+def _transformers_classes() -> frozenset[str]:
+    import transformers
+
+    return frozenset(dir(transformers))
 
 
 def by_config(config: Mapping[str, Any]) -> tuple[Architecture, CheckpointFiles] | None:

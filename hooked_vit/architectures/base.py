@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -57,7 +58,8 @@ class ConfigReader:
         from transformers import PretrainedConfig
 
         everywhere = set(PretrainedConfig().to_dict()) | {"model_type", "_name_or_path", "transformers_version"}
-        unread = set(self._config.to_dict()) - self._read - set(irrelevant) - everywhere
+        inert = {name for name, value in WRITTEN_BY_VERSION_4.items() if getattr(self._config, name, ...) == value}
+        unread = set(self._config.to_dict()) - self._read - set(irrelevant) - everywhere - inert
         if unread:
             shown = ", ".join(f"{name}={getattr(self._config, name, None)!r}" for name in sorted(unread))
             raise CheckpointError(
@@ -80,6 +82,15 @@ class CheckpointFiles:
     named: Callable[[], tuple[str, ...]]
 
 
+Asked = tuple[Callable[..., Any], Mapping[str, Any]]
+
+
+@contextmanager
+def image_side(theirs: Any, pixels: Tensor) -> Iterator[Asked]:
+    """Their model; of a model of images and text the image side alone."""
+    yield getattr(theirs, "get_image_features", theirs), {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A family: how to read its configs, and where each of its tensors goes.
@@ -88,9 +99,13 @@ class Architecture:
     `{l}` for the layer; `roots` are the prefixes under which the body of their model may live. `class_readout` is what
     the family's classifier reads, for checkpoints that came without one, or a function of the config that says it.
     `irrelevant_*` are named so that anything else is an error. `foreign_size_flags` are keyword arguments their forward
-    needs for a foreign image size. `config_of` finds the config of a model in memory, and `prepare` brings its state
-    dict into the layout that `keys` speaks of. `files` reads checkpoints that are not saved by transformers.
-    `examples` names for a class a checkpoint that people know.
+    needs for a foreign image size. `as_read` gives what to call for some pixels, and with which keyword arguments, so
+    that their model computes what the graph computes while the `with` lasts. `set_kernel` switches their attention to
+    "eager" or "sdpa"; `eager_bound` is how far eager may be from ours where it adds up the same numbers in another
+    order. `unnormed_tokens` says that the last hidden state of their body has not passed the final norm. `config_of`
+    finds the config of a model in memory, and `prepare` brings its state dict into the layout that `keys` speaks of.
+    `files` reads checkpoints that are not saved by transformers. `examples` maps a class to a checkpoint that people
+    know and that was saved from it.
     """
 
     name: str
@@ -101,6 +116,10 @@ class Architecture:
     irrelevant_config: tuple[str, ...] = ()
     irrelevant_tensors: tuple[str, ...] = ()
     foreign_size_flags: Mapping[str, Any] = field(default_factory=dict)
+    as_read: Callable[[Any, Tensor], AbstractContextManager[Asked]] = image_side
+    set_kernel: Callable[[Any, str], None] = lambda theirs, kernel: theirs.set_attn_implementation(kernel)
+    eager_bound: Callable[[ViTConfig], float] = lambda cfg: 0.0
+    unnormed_tokens: bool = False
     config_of: Callable[[Any], Any] = attrgetter("config")
     prepare: Callable[[ViTConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda cfg, tensors: tensors
     files: CheckpointFiles | None = None
@@ -117,6 +136,7 @@ def register(architecture: Architecture) -> Architecture:
 
 # What nearly every family in transformers shares: attributes of training or initialisation, and the ViT block's keys.
 TRAINING_ONLY = (
+    "dropout",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "attention_dropout",
@@ -127,6 +147,16 @@ TRAINING_ONLY = (
     "problem_type",
     "use_mask_token",
 )
+
+# What version 4 of transformers wrote into every config, a nested one included, and version 5 keeps as an attribute.
+# With another value it means a decoder, heads cut out or the like.
+WRITTEN_BY_VERSION_4: Mapping[str, Any] = {
+    **dict.fromkeys(("add_cross_attention", "is_decoder", "tie_encoder_decoder", "torchscript", "use_bfloat16"), False),
+    **dict.fromkeys(("tf_legacy_loss", "gradient_checkpointing"), False),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id")),
+    **dict.fromkeys(("cross_attention_hidden_size", "finetuning_task", "prefix", "task_specific_params")),
+    **{"tokenizer_class": None, "tie_word_embeddings": True, "pruned_heads": {}, "_attn_implementation_autoset": True},
+}
 
 LINEARS = ("weight", "bias")
 
@@ -166,6 +196,20 @@ def vit_sizes(hf: ConfigReader) -> dict[str, Any]:
         "n_channels": hf.num_channels,
         "eps": hf.layer_norm_eps,
     }
+
+
+def plain_vit(hf: ConfigReader, **readout: Any) -> ViTConfig:
+    """The ViT of Dosovitskiy et al. 2021, as several families share it."""
+    bias = hf.qkv_bias
+    return ViTConfig(
+        **vit_sizes(hf),
+        d_mlp=hf.intermediate_size,
+        act_fn=hf.hidden_act,
+        q_bias=bias,
+        k_bias=bias,
+        v_bias=bias,
+        **readout,
+    )
 
 
 def classifier(hf: ConfigReader) -> dict[str, Any]:

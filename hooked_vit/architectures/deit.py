@@ -54,5 +54,6 @@ register(
         irrelevant_config=(*TRAINING_ONLY, "pooler_output_size", "pooler_act"),
         irrelevant_tensors=("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token"),
         foreign_size_flags={"interpolate_pos_encoding": True},
+        examples={"DeiTForImageClassificationWithTeacher": "facebook/deit-base-distilled-patch16-224"},
     )
 )

@@ -1,4 +1,5 @@
-"""ViT (Dosovitskiy et al. 2021): CLS is read, after the final norm. Non-distilled DeiT checkpoints are ViTs too."""
+"""ViT (Dosovitskiy et al. 2021): CLS is read, after the final norm. Non-distilled DeiT checkpoints and DINO (Caron et
+al. 2021) are ViTs too."""
 
 from __future__ import annotations
 
@@ -11,24 +12,15 @@ from hooked_vit.architectures.base import (
     ConfigReader,
     classifier,
     linears,
+    plain_vit,
     register,
-    vit_sizes,
 )
 from hooked_vit.config import ViTConfig
 
 
 def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
     """ViTModel or ViTForImageClassification."""
-    bias = hf.qkv_bias
-    return ViTConfig(
-        **vit_sizes(hf),
-        d_mlp=hf.intermediate_size,
-        act_fn=hf.hidden_act,
-        q_bias=bias,
-        k_bias=bias,
-        v_bias=bias,
-        **(classifier(hf) if hf_class == "ViTForImageClassification" else FEATURES),
-    )
+    return plain_vit(hf, **(classifier(hf) if hf_class == "ViTForImageClassification" else FEATURES))
 
 
 register(
@@ -42,5 +34,9 @@ register(
         # ViTModel's tanh pooler is read by no classifier
         irrelevant_tensors=("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token"),
         foreign_size_flags={"interpolate_pos_encoding": True},
+        examples={
+            "ViTModel": "facebook/dino-vitb16",
+            "ViTForImageClassification": "google/vit-base-patch16-224",
+        },
     )
 )

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.embedding import RelativePositionBias
+from hooked_vit.components.linears import plain
 from hooked_vit.components.norms import LayerNorm
 from hooked_vit.components.rotary import Rotary
-from hooked_vit.components.watching import seen_by, unless_edited, watched
+from hooked_vit.components.watching import HookPoint, seen_by, transformed, unless_edited, watched
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import Run, tokens_changed
 
@@ -58,19 +58,23 @@ class Attention(nn.Module):
         if self.rotary is not None:
             q = self.hook_rot_q(self.rotary(q, self.run.tokens))
             k = self.hook_rot_k(self.rotary(k, self.run.tokens))
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-        if self._fused():
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.d_head**-0.5)
-        else:
-            scores = q @ k.transpose(2, 3) * self.d_head**-0.5
-            scores = self.hook_attn_scores(scores if bias is None else scores + bias)
-            # half precision is too coarse for a softmax over hundreds of keys
-            pattern = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
-            z = self.hook_pattern(pattern) @ v
-        z = z.transpose(1, 2)
+        z = self._mixed(q.transpose(1, 2), k.transpose(1, 2), v, bias).transpose(1, 2)
         if self.ln is not None:
             z = self._split(self.ln(self.hook_mid(z).flatten(-2)))
         return self._out(self.hook_z(z))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "b h t d_head"]:
+        def fused() -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.d_head**-0.5)
+
+        if self._fused() and not transformed(q):
+            return fused()
+        scores = q @ k.transpose(2, 3) * self.d_head**-0.5
+        scores, scores_edited = seen_by(self.hook_attn_scores, scores if bias is None else scores + bias)
+        # half precision is too coarse for a softmax over hundreds of keys
+        pattern = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+        pattern, edited = seen_by(self.hook_pattern, pattern)
+        return unless_edited(self.run.attention == "eager" or scores_edited or edited, pattern @ v, fused)
 
     def _split(self, x: Tensor) -> Float[Tensor, "b t h d_head"]:
         return x.unflatten(-1, (self.n_heads, self.d_head))
@@ -86,6 +90,7 @@ class Attention(nn.Module):
 
     def _bias(self, x: Tensor) -> Float[Tensor, "#b #h #t t"] | None:
         """What is added to the scores: relative positions, and minus infinity at padded keys."""
+        self.run.refuse_recomputation()
         tokens = self.run.tokens
         if tokens.n_tokens != x.shape[1]:
             raise ValueError(tokens_changed(tokens.n_tokens, x.shape[1]))
@@ -109,10 +114,10 @@ class Attention(nn.Module):
         return unless_edited(edited, result.sum(2) + self.b_O, fast)
 
     def _heads_in(self, linear: nn.Linear) -> Float[Tensor, "h d d_head"]:
-        return linear.weight.unflatten(0, (self.n_heads, self.d_head)).transpose(1, 2)
+        return plain(linear).weight.unflatten(0, (self.n_heads, self.d_head)).transpose(1, 2)
 
     def _head_bias(self, linear: nn.Linear) -> Float[Tensor, "h d_head"]:
-        bias = linear.bias if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
+        bias = plain(linear).bias if plain(linear).bias is not None else linear.weight.new_zeros(linear.out_features)
         return bias.unflatten(0, (self.n_heads, self.d_head))
 
     @property
@@ -133,7 +138,7 @@ class Attention(nn.Module):
     @property
     def W_O(self) -> Float[Tensor, "h d_head d"]:
         """Output weights per head: a view, or times LayerScale where that is not folded yet."""
-        weight = self.o.weight if self.ls is None else self.o.weight * self.ls[:, None]
+        weight = plain(self.o).weight if self.ls is None else plain(self.o).weight * self.ls[:, None]
         return weight.unflatten(1, (self.n_heads, self.d_head)).permute(1, 2, 0)
 
     @property
@@ -154,4 +159,4 @@ class Attention(nn.Module):
     @property
     def b_O(self) -> Float[Tensor, "d"]:
         """Output bias, times LayerScale where that is not folded yet."""
-        return self.o.bias if self.ls is None else self.o.bias * self.ls
+        return plain(self.o).bias if self.ls is None else plain(self.o).bias * self.ls

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.attention import Attention
 from hooked_vit.components.embedding import RelativePositionBias
 from hooked_vit.components.mlp import MLP
 from hooked_vit.components.norms import LayerNorm
-from hooked_vit.components.watching import watched
+from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import Run
 
@@ -39,8 +38,8 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b after d"]:
         x = self.hook_resid_pre(x)  # which may insert or remove tokens, here and at the other two hooks of the stream
         x = self.hook_resid_mid(x + self.hook_attn_out(self._branch(self.attn, self.ln1, x)))
-        # a tensor of its own, so that neither an edit in place nor a gradient of it is one of the skip path
-        mlp_in = self.hook_mlp_in(x.clone() if watched(self.hook_mlp_in) else x)
+        # shown as a tensor of its own, so that a gradient of it is not one of the skip path
+        mlp_in = self.hook_mlp_in(x)
         return self.hook_resid_post(x + self.hook_mlp_out(self._branch(self.mlp, self.ln2, mlp_in)))
 
     def _branch(self, part: nn.Module, norm: LayerNorm, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:

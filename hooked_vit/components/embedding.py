@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
+from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import TokenLayout
 

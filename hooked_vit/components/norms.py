@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
-from hooked_vit.components.watching import seen_by, unless_edited, watched
+from hooked_vit.components.watching import HookPoint, seen_by, unless_edited, watched
 
 
 class LayerNorm(nn.LayerNorm):
@@ -21,7 +20,9 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         if not watched(self.hook_scale, self.hook_normalized):
             return super().forward(x)
-        scale = (x.var(-1, unbiased=False, keepdim=True) + self.eps).sqrt()
+        # torch warns of a variance of nothing, though it is asked for none
+        variance = x.var(-1, unbiased=False, keepdim=True) if x.numel() else x.sum(-1, keepdim=True)
+        scale = (variance + self.eps).sqrt()
         scale, scale_edited = seen_by(self.hook_scale, scale)
         normalized, edited = seen_by(self.hook_normalized, (x - x.mean(-1, keepdim=True)) / scale)
         named = normalized * self.weight + self.bias

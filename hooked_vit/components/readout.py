@@ -6,19 +6,19 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
+from hooked_vit.components.linears import plain
 from hooked_vit.components.norms import LayerNorm, NoNorm
+from hooked_vit.components.sizes import Sizes
+from hooked_vit.components.watching import HookPoint, leaving
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import NoHeadError, nearest
-from hooked_vit.tokens import ROLES, Run, tokens_changed
+from hooked_vit.tokens import ROLES, tokens_changed
 
 
-class Readout(nn.Module):
+class Readout(Sizes):
     """The end of every graph, as a mixin, so that its hooks carry no prefix."""
 
-    cfg: ViTConfig
-    run: Run
     ln_final: LayerNorm | NoNorm
 
     def _build_readout(self, cfg: ViTConfig) -> None:
@@ -42,7 +42,7 @@ class Readout(nn.Module):
         pooled = self.hook_pooled(pooled.flatten(1)).unflatten(1, (len(self.cfg.sources), -1))
         each = [getattr(self, name)(pooled[:, list(read)].flatten(1)) for name, read in self.cfg.heads]
         each = self.hook_head_logits(torch.stack(each or [pooled.flatten(1)], dim=1))
-        return self.hook_logits(each.sum(1) / each.shape[1])
+        return leaving(self.hook_logits, each.sum(1) / each.shape[1])
 
     def _pool(self, x: Float[Tensor, "b t d"], role: Role) -> Float[Tensor, "b d"]:
         """Mean over the tokens of a role, wherever they are now."""
@@ -78,7 +78,7 @@ class Readout(nn.Module):
         source = self.cfg.sources.index(role) if role in self.cfg.sources else 0
         for name, read in self.cfg.heads:
             if source in read:
-                head, at = getattr(self, name), read.index(source) * self.cfg.d_model
+                head, at = plain(getattr(self, name)), read.index(source) * self.cfg.d_model
                 whole = len(read) == 1
                 return head.weight if whole else head.weight[:, at : at + self.cfg.d_model], head.bias
         raise NoHeadError(f"no head of this model reads {role!r} tokens; its heads read {self.cfg.sources}")
@@ -94,7 +94,7 @@ class Readout(nn.Module):
     def W_U(self) -> Float[Tensor, "p c"]:
         """What multiplies `hook_pooled`: logits == pooled @ W_U + b_U. A view where there is one head."""
         self._require_head("W_U")
-        heads = [getattr(self, name) for name, _ in self.cfg.heads]
+        heads = [plain(getattr(self, name)) for name, _ in self.cfg.heads]
         if len(heads) == 1:
             return heads[0].weight.T
         d, n = self.cfg.d_model, len(self.cfg.sources)
@@ -107,7 +107,7 @@ class Readout(nn.Module):
     def b_U(self) -> Float[Tensor, "c"]:
         """Bias of the logits; zeros where the head has none."""
         self._require_head("b_U")
-        heads = [getattr(self, name) for name, _ in self.cfg.heads]
+        heads = [plain(getattr(self, name)) for name, _ in self.cfg.heads]
         if not self.cfg.head_bias:
             return heads[0].weight.new_zeros(heads[0].out_features)
         return heads[0].bias if len(heads) == 1 else torch.stack([h.bias for h in heads]).mean(0)
@@ -115,14 +115,18 @@ class Readout(nn.Module):
     def to_single_token(self, label: str) -> int:
         """Class id of a class name; TransformerLens' name for looking up a label.
 
-        Raises ValueError for a name the head does not know.
+        Raises ValueError for a name the head does not know, and for one that several classes share.
         """
         names = self.cfg.class_names
         if names is None:
             raise ValueError("this model's classes have no names; give class ids")
         if label not in names:
             raise ValueError(f"the head knows no class {label!r}{nearest(label, names)}")
-        return names.index(label)
+        if len(found := [i for i, name in enumerate(names) if name == label]) > 1:
+            raise ValueError(
+                f"{len(found)} classes are called {label!r}, {', '.join(map(str, found))}; give the class id"
+            )
+        return found[0]
 
     def tokens_to_residual_directions(self, tokens: str | int | Int[Tensor, "*b"]) -> Float[Tensor, "b t d"]:
         """For each class, the direction at every token that adds to its logit: [1, t, d], or [b, t, d] for [b] classes.
@@ -134,7 +138,7 @@ class Readout(nn.Module):
         classes = torch.as_tensor(label, device=self.W_U.device).reshape(-1)
         if not ((classes >= 0) & (classes < self.cfg.d_out)).all():
             raise ValueError(f"classes are 0 to {self.cfg.d_out - 1}, got {classes.tolist()}")
-        layout = self.run.tokens
+        layout = self.tokens
         per_source = (self.W_U.T[classes].unflatten(1, (len(self.cfg.sources), -1))) * self.ln_final.weight
         directions = per_source.new_zeros(1, layout.n_tokens, 1)
         for i, role in enumerate(self.cfg.sources):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hooked_vit import architectures
 from hooked_vit.architectures import Architecture
 from hooked_vit.architectures.base import CheckpointFiles, ConfigReader
+from hooked_vit.components.mlp import check_activation
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
-from hooked_vit.loading.conversion import convert, is_irrelevant, is_read
+from hooked_vit.loading.conversion import check_plain, convert, frozen, is_irrelevant, is_read
+from hooked_vit.loading.inspection import WEIGHTS, check_folder, check_weights, read_json, read_tensors, state_dict_in
 from hooked_vit.processing import load_processor
 
 Graph = TypeVar("Graph", bound=nn.Module)
@@ -54,16 +55,17 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
             f"{name_or_path!r} was saved by another library ({found[0].name}), which is needed for the original model"
         )
     config, hf_class = _hf_config(name_or_path, **hub)
-    architectures.for_class(hf_class)
-    model, info = getattr(transformers, hf_class).from_pretrained(
-        name_or_path,
-        config=config,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that they are named below
-        trust_remote_code=False,
-        **hub,
-    )
+    check_weights(lambda file: _cached(name_or_path, file, **hub), name_or_path, read_config(config, hf_class))
+    with _in_words(f"transformers cannot load {name_or_path!r} as {hf_class}"):
+        model, info = getattr(transformers, hf_class).from_pretrained(
+            name_or_path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named below
+            trust_remote_code=False,
+            **hub,
+        )
     _refuse_holes(name_or_path, hf_class, info)
     return model
 
@@ -72,17 +74,36 @@ def _hf_config(name_or_path: str, **hub: Any) -> tuple[Any, str]:
     """The checkpoint's config as transformers reads it, and the one class it names."""
     import transformers
 
-    try:
+    told = config_json(name_or_path, **hub)
+    if told.get("quantization_config") is not None:
+        raise UnsupportedModelError(f"{name_or_path!r} is quantised; its weights have to be floating-point numbers")
+    with _in_words(f"transformers cannot read the config.json of {name_or_path!r}", UnsupportedModelError):
         config = transformers.AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
-    except (OSError, ValueError) as error:
-        raise _not_there(name_or_path, error) from error
-    named = getattr(config, "architectures", None) or []
-    if len(named) != 1:
+    named = told.get("architectures")
+    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise UnsupportedModelError(
             f"the config of {name_or_path!r} must name one class under `architectures`, it names {named}: which heads "
             "to load cannot be guessed"
         )
     return config, named[0]
+
+
+@contextmanager
+def _in_words(what: str, kind: type[ValueError] = CheckpointError) -> Iterator[None]:
+    """Whatever another library makes of something damaged, as an error of ours; our own refusals as they are."""
+    try:
+        yield
+    except (CheckpointError, UnsupportedModelError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"{what}: {reason}") from error
+
+
+def _cached(name_or_path: str, file: str, **hub: Any) -> str | None:
+    from transformers.utils import cached_file
+
+    return cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **hub)
 
 
 def _not_there(name_or_path: str, error: Exception) -> UnsupportedModelError:
@@ -113,12 +134,28 @@ def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
 def from_hf(graph: type[Graph], hf_model: nn.Module, *, processor: Any = None) -> Graph:
     """See HookedViT.from_hf."""
     hf_class = type(hf_model).__name__
-    family = architectures.for_class(hf_class)
+    family = _family_in_memory(hf_model)
     cfg = read_config(family.config_of(hf_model), hf_class)
-    like = next(hf_model.parameters())
-    model: Any = _build(graph, family, cfg, hf_model.state_dict(), like.dtype).to(like.device)
+    theirs = hf_model.state_dict()
+    dtype, device = check_plain(family, theirs)
+    model: Any = _build(graph, family, cfg, theirs, dtype).to(device)
+    for name in frozen(family, cfg, hf_model, model.state_dict()):
+        model.get_parameter(name).requires_grad_(False)
     model.processor = processor
     return model
+
+
+def _family_in_memory(hf_model: nn.Module) -> Architecture:
+    hf_class = type(hf_model).__name__
+    try:
+        return architectures.for_class(hf_class)
+    except UnsupportedModelError as error:
+        if not (found := architectures.towers(hf_model)):
+            raise
+        parts = ", ".join(f"model.get_submodule({path!r}), a {part}" for path, part in found.items())
+        raise UnsupportedModelError(
+            f"a {hf_class} is more than a vision tower; give what is inside it and has a graph: {parts}"
+        ) from error
 
 
 def _build(
@@ -137,14 +174,21 @@ def from_state_dict(
     *,
     prefix: str = "",
     drop: Sequence[str] = (),
+    part: str | None = None,
     dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> Graph:
     """See HookedViT.from_state_dict."""
     family, files = architectures.by_name(architecture)
-    held = dict(read_tensors(Path(tensors)) if isinstance(tensors, (str, Path)) else tensors)
+    if isinstance(tensors, (str, Path)):
+        held = read_tensors(Path(tensors), part)
+    else:
+        is_one = part is None and all(isinstance(t, Tensor) for t in tensors.values())
+        held = dict(tensors) if is_one else state_dict_in(tensors, "what was given", part)
+    check_plain(family, held)
     if bare := [key for key in held if not key.startswith(prefix)]:
         raise CheckpointError(f"every tensor should be called {prefix}…, and these are not: {_some(bare)}")
+    _offer_prefix(family, held, prefix)
     held = {key.removeprefix(prefix): tensor for key, tensor in held.items()}
     for pattern in drop:
         dropped = [key for key in held if fnmatch(key, pattern)]
@@ -156,22 +200,19 @@ def from_state_dict(
     return _build(graph, family, read_config(config, their_class), held, dtype)
 
 
-def read_tensors(file: Path) -> Mapping[str, Tensor]:
-    """The state dict in a .safetensors or a torch file; nothing in it is executed.
+def _offer_prefix(family: Architecture, held: Mapping[str, Tensor], prefix: str) -> None:
+    """Name the prefix under which the names would be known, where with the one given hardly any is."""
 
-    Raises CheckpointError for a file that holds anything else.
-    """
-    from safetensors.torch import load_file
+    def known(start: str) -> int:
+        return sum(key.startswith(start) and is_read(family, key.removeprefix(start)) for key in prepared)
 
-    try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{file} is no file of tensors that can be read safely: {error}") from error
-    for key in ("model", "state_dict"):
-        content = content[key] if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) else content
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise CheckpointError(f"{file} holds no state dict: a state dict is a dictionary of tensors")
-    return content
+    prepared = {key: tensor for key, tensor in held.items() if tensor.ndim}
+    starts = Counter(f"{key[:i]}." for key in prepared for i, letter in enumerate(key) if letter == ".")
+    best = max(starts, key=known, default=prefix)
+    if prefix == "" and known(best) > 2 * known(prefix):
+        others = sorted({f"{key.partition('.')[0]}.*" for key in held if not key.startswith(best)})
+        rest = f", and take the others out first ({_some(others)})" if others else ""
+        raise CheckpointError(f"the tensors are called {_some(held)}: give prefix={best!r}{rest}")
 
 
 def _some(names: Iterable[str]) -> str:
@@ -182,22 +223,20 @@ def _some(names: Iterable[str]) -> str:
 def config_json(name_or_path: str, **hub: Any) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
-    Raises OSError where there is no config.json, it cannot be reached, or it is not JSON.
+    Raises OSError where there is no config.json or it cannot be reached, CheckpointError where it is not JSON,
+    UnsupportedModelError for a folder that is no checkpoint.
     """
     from transformers.utils import cached_file
 
-    file = Path(str(cached_file(name_or_path, "config.json", **hub)))
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{file} is not JSON: {error}") from error
+    check_folder(name_or_path)
+    return read_json(Path(str(cached_file(name_or_path, "config.json", **hub))))
 
 
 def _files_of(name_or_path: str, **hub: Any) -> tuple[Architecture, CheckpointFiles, dict[str, Any]] | None:
     """The family that reads this checkpoint's files, and its config.json, where another library saved it."""
     try:
         config = config_json(name_or_path, **hub)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _not_there(name_or_path, error) from error
     found = architectures.by_config(config)
     return None if found is None else (*found, config)
@@ -213,16 +252,32 @@ def _from_files(
     dtype: torch.dtype,
     **hub: Any,
 ) -> Graph:
-    from transformers.utils import cached_file
-
-    their_class, settings = files.settings(config)
-    cfg, processor = read_config(settings, their_class), files.processor(config)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if file := cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **hub):
+    cfg, processor = _described(files, config), files.processor(config)
+    check_weights(lambda file: _cached(name_or_path, file, **hub), name_or_path, cfg)
+    for name in WEIGHTS:
+        if file := _cached(name_or_path, name, **hub):
             model: Any = _build(graph, family, cfg.replace(name=name_or_path), read_tensors(Path(file)), dtype)
             model.processor = processor
             return model
-    raise CheckpointError(f"{name_or_path!r} holds neither model.safetensors nor pytorch_model.bin")
+    raise CheckpointError(f"{name_or_path!r} holds neither {' nor '.join(WEIGHTS)}")
+
+
+def _described(files: CheckpointFiles, config: dict[str, Any]) -> ViTConfig:
+    with _in_words("the config.json describes no graph"):
+        their_class, settings = files.settings(config)
+        return read_config(settings, their_class)
+
+
+def without_weights(graph: type[Graph], name_or_path: str, **hub: Any) -> Graph:
+    """A checkpoint's graph and image processor on the meta device: shapes and names, and no memory for numbers.
+
+    Raises what `read_described` raises.
+    """
+    with torch.device("meta"):
+        model: Any = graph(read_described(name_or_path, **hub))
+    found = _files_of(name_or_path, **hub)
+    model.processor = load_processor(name_or_path, **hub) if found is None else found[1].processor(found[2])
+    return model
 
 
 def read_described(name_or_path: str, **hub: Any) -> ViTConfig:
@@ -231,9 +286,7 @@ def read_described(name_or_path: str, **hub: Any) -> ViTConfig:
     Raises UnsupportedModelError where there is no such checkpoint, or no graph for its class.
     """
     if (found := _files_of(name_or_path, **hub)) is not None:
-        _, files, config = found
-        their_class, settings = files.settings(config)
-        return read_config(settings, their_class)
+        return _described(found[1], found[2])
     config, hf_class = _hf_config(name_or_path, **hub)
     return read_config(config, hf_class)
 
@@ -245,6 +298,8 @@ def read_config(hf_config: Any, hf_class: str) -> ViTConfig:
     """
     family = architectures.for_class(hf_class)
     reader = ConfigReader(hf_config)
-    cfg = family.classes[hf_class](reader, hf_class)
+    with _in_words(f"the config of this {hf_class} describes no graph"):
+        cfg = family.classes[hf_class](reader, hf_class)
+        check_activation(cfg.act_fn)
     reader.refuse_unread(family.irrelevant_config)
     return cfg.replace(architecture=family.name, hf_class=hf_class)

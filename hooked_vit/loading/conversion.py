@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from fnmatch import fnmatch
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from hooked_vit.architectures import Architecture
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import CheckpointError
+from hooked_vit.loading.inspection import is_plain
 
 
 def convert(
@@ -85,3 +88,39 @@ def _fitted(our_key: str, their_key: str, tensor: Tensor, place: Tensor) -> Tens
             "config and weights disagree"
         )
     return tensor.reshape(place.shape)
+
+
+def check_plain(family: Architecture, theirs: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
+    """The one type and device of the tensors that are read; others would be cast in silence.
+
+    Raises CheckpointError for tensors that are no floating-point numbers of 16, 32 or 64 bits, hold no numbers at all
+    (the meta device), or differ among each other.
+    """
+    read = {key: tensor for key, tensor in theirs.items() if tensor.ndim and not is_irrelevant(family, key)}
+    if strange := sorted(f"{k} ({t.dtype})" for k, t in read.items() if not is_plain(k, t.dtype)):
+        raise CheckpointError(
+            "weights are numbers of 16, 32 or 64 bits in floating point; these are not: "
+            f"{', '.join(strange[:4])}{' ...' if len(strange) > 4 else ''}"
+        )
+    floats = {key: tensor for key, tensor in read.items() if tensor.is_floating_point()}
+    for what in ("dtype", "device"):
+        kinds = {getattr(tensor, what): key for key, tensor in floats.items()}
+        if len(kinds) > 1:
+            shown = ", ".join(f"{key} {kind}" for kind, key in kinds.items())
+            raise CheckpointError(f"weights differ in their {what} ({shown}); bring them to one with .to(...)")
+    like = next(iter(floats.values()), torch.empty(0))
+    if like.device.type == "meta":
+        raise CheckpointError("the weights are on the meta device, where there are no numbers; load them first")
+    return like.dtype, like.device
+
+
+def frozen(family: Architecture, cfg: ViTConfig, hf_model: nn.Module, ours: dict[str, Tensor]) -> list[str]:
+    """Our names of the parameters of theirs that are not to be trained."""
+    learns = {name: p.requires_grad for name, p in hf_model.named_parameters(remove_duplicate=False)}
+    if all(learns.values()):
+        return []
+    marks = {
+        key: torch.tensor(float(learns.get(key, True))).expand(tensor.shape)
+        for key, tensor in hf_model.state_dict().items()
+    }
+    return [name for name, mark in convert(family, cfg, marks, ours).items() if not mark.all()]

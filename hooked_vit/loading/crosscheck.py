@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from functools import cache
 from types import ModuleType
 
@@ -44,12 +45,18 @@ def shuffled_both_ways(
     family = architectures.for_class(ours.cfg.hf_class)
     blocks = family.keys["blocks.{l}.ln1.weight"].partition(".{l}.")[0]
     root = next(r for r in family.roots if not r or hasattr(theirs, r.rstrip(".")))
-    body = nnsight.NNsight(theirs.get_submodule(root.rstrip(".")))
+    with warnings.catch_warnings():
+        # a module called `output` inside a block gets another name there; only blocks are asked for theirs
+        warnings.filterwarnings("ignore", message=".* has a submodule named", category=UserWarning)
+        body = nnsight.NNsight(theirs.get_submodule(root.rstrip(".")))
     order, last = torch.arange(len(pixels)).roll(1), ours.cfg.n_layers - 1
-    with body.trace(pixels):
+    with family.as_read(theirs, pixels) as (_, keywords), body.trace(pixels, **keywords):
         edited = body.get(f"{blocks}.0")
-        edited.output = torch.cat([edited.output[order, :1], edited.output[:, 1:]], dim=1)
-        nnsights = nnsight.save(body.get(f"{blocks}.{last}").output)
+        resid, *more = edited.output if isinstance(edited.output, tuple) else [edited.output]
+        shuffled = torch.cat([resid[order, :1], resid[:, 1:]], dim=1)
+        edited.output = (shuffled, *more) if isinstance(edited.output, tuple) else shuffled
+        out = body.get(f"{blocks}.{last}").output
+        nnsights = nnsight.save(out[0] if isinstance(out, tuple) else out)
 
     def shuffle(resid: Tensor, hook: object) -> Tensor:
         return torch.cat([resid[order, :1], resid[:, 1:]], dim=1)

@@ -20,7 +20,6 @@ from hooked_vit.loading.crosscheck import shuffled_both_ways
 from hooked_vit.model import HookedViT
 
 SDPA_BOUND = 3e-6
-KERNELS = {"eager": 0.0, "sdpa": SDPA_BOUND}
 
 
 class Row(NamedTuple):
@@ -40,10 +39,11 @@ def verify(name_or_path: str | Path, *, n_images: int = 2, seed: int = 0) -> lis
     True
 
     At the native image size and at another one: the output and every hidden state, 0.0 apart with transformers'
-    eager attention, at most SDPA_BOUND (relative where values exceed 1) with the fused kernel. Then every hook
-    point: an edit of it must move the output; and one edit does what nnsight makes it do to the original. What is
-    compared is the logits or the image embedding; for a model without a head its pooled features, which for a
-    learned tanh pooler (no classifier reads it) are CLS of the last hidden state.
+    eager attention where the family does not say that it rounds otherwise, at most SDPA_BOUND (relative where values
+    exceed 1) with the fused kernel. Then every hook point: an edit of it must move the output; and one edit does what
+    nnsight makes it do to the original. What is compared is the logits or the image embedding; for a model without a
+    head its pooled features, which are the tokens of the last hidden state that the family's classifier reads where
+    the class pools nothing, or by a learned tanh pooler that no classifier reads.
     Raises what `HookedViT.from_pretrained` raises for a checkpoint it refuses.
     """
     theirs = load_hf(str(name_or_path)).eval()
@@ -53,10 +53,12 @@ def verify(name_or_path: str | Path, *, n_images: int = 2, seed: int = 0) -> lis
         sizes.append(foreign_size(ours))
     generator = torch.Generator().manual_seed(seed)
     batches = [torch.randn(n_images, ours.cfg.n_channels, *size, generator=generator) for size in sizes]
+    assert ours.cfg.hf_class is not None
+    eager_bound = architectures.for_class(ours.cfg.hf_class).eager_bound(ours.cfg)
     rows = [
         row
         for pixels in batches
-        for kernel, bound in KERNELS.items()
+        for kernel, bound in (("eager", eager_bound), ("sdpa", SDPA_BOUND))
         for row in compare(ours, theirs, pixels, kernel=kernel, bound=bound)
     ]
     rows += causal(ours, batches[0][:1], seed=seed)
@@ -98,13 +100,12 @@ def reference(ours: HookedViT, theirs: nn.Module, pixels: Tensor) -> tuple[Tenso
     Raises UnsupportedModelError where the class shows neither.
     """
     assert ours.cfg.hf_class is not None
+    family = architectures.for_class(ours.cfg.hf_class)
     flags: dict[str, Any] = {"output_hidden_states": True}
     if tuple(pixels.shape[2:]) != ours.cfg.image_size:
-        flags |= architectures.for_class(ours.cfg.hf_class).foreign_size_flags
-    # a model of images and text: only the image side is asked
-    forward = getattr(theirs, "get_image_features", theirs)
-    with _last_norm(theirs) as norm:
-        out = forward(pixel_values=pixels, **flags)
+        flags |= family.foreign_size_flags
+    with _last_norm(theirs) as norm, family.as_read(theirs, pixels) as (forward, more):
+        out = forward(pixel_values=pixels, **flags, **more)
     if out.hidden_states is None:
         raise UnsupportedModelError(f"{ours.cfg.hf_class} shows no hidden states, so there is nothing to compare with")
     return _output(ours, theirs, pixels, out, norm), out.hidden_states
@@ -118,9 +119,8 @@ def _output(ours: HookedViT, theirs: nn.Module, pixels: Tensor, out: Any, norm: 
         return out.pooler_output
     tokens = out.get("last_hidden_state")
     # a pre-training class gives only its own predictions; what they are made of left its last norm
-    tokens = tokens if tokens is not None else norm[-1]
-    layout = ours.layout_for(*pixels.shape[2:])
-    return torch.cat([tokens[:, layout.where(role)].mean(1) for role in ours.cfg.sources], dim=-1)
+    tokens, layout = norm[-1] if tokens is None else tokens, ours.layout_for(*pixels.shape[2:])
+    return torch.cat([tokens[:, layout.where(role)].mean(1) for role in ours.cfg.sources], dim=1)
 
 
 @contextmanager
@@ -145,12 +145,12 @@ def _kernel(kernel: str, ours: HookedViT, theirs: Any = None) -> Iterator[None]:
     ours.set_attention(kernel)
     try:
         if theirs is not None:
-            theirs.set_attn_implementation(kernel)
+            architectures.for_class(type(theirs).__name__).set_kernel(theirs, kernel)
         yield
     finally:
         ours.set_attention(before[0])
         if theirs is not None:
-            theirs.set_attn_implementation(before[1])
+            architectures.for_class(type(theirs).__name__).set_kernel(theirs, before[1])
 
 
 def _states(model: HookedViT) -> list[str]:

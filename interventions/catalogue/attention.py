@@ -24,6 +24,7 @@ from interventions.vocabulary import (
     check_where,
     heads_of,
     layers_of,
+    layout_with,
     per_image,
     site_hook,
 )
@@ -150,8 +151,8 @@ def freeze_attention(
     chosen = layers_of(model, layers)
     check_tokens(model, keys)
     edit_rows(model, queries, lambda act: act, chosen, heads, where)  # so that a mistake is found before pixels are run
-    n, t = model.cfg.n_heads, model.run.native.n_tokens
-    if value.shape[1:] == (n, t, t):
+    n = model.cfg.n_heads
+    if _are_patterns(value, n):
         value = value[None]
     if value.ndim == 4:
         names = [site_hook(model, "pattern", layer, EDGES) for layer in chosen]
@@ -173,6 +174,13 @@ def freeze_attention(
         for layer, pattern in zip(chosen, value, strict=True)
         for hook in edit_rows(model, queries, frozen(pattern), layer, heads, where, keys=keys)
     ]
+
+
+def _are_patterns(value: Tensor, n_heads: int) -> bool:
+    """Whether four axes are patterns of one layer and not pixels: between how many tokens depends on the image."""
+    if value.ndim != 4 or value.shape[1] != n_heads or value.shape[2] != value.shape[3]:
+        return False
+    return bool((value >= 0).all()) and torch.allclose(value.sum(-1), torch.ones_like(value[..., 0]), atol=1e-2)
 
 
 def edit_rows(
@@ -224,7 +232,7 @@ def _scaled(
     if renormalise and (1 + share * (factor - 1) < 0).any():
         raise ValueError("where goes from 0 to 1 here: beyond that the weights to renormalise would be negative")
     known = "inserted" not in (queries, keys)
-    if cuts and known and edges(model.run.native, queries, keys, keep_self=keep_self).all(-1).any():
+    if cuts and known and edges(layout_with(model, queries, keys), queries, keys, keep_self=keep_self).all(-1).any():
         raise ValueError(_nothing_left(queries, keys))
 
     def edit(act: Tensor, hook: object) -> Tensor:

@@ -25,6 +25,7 @@ from interventions.vocabulary import (
     check_width,
     generator_of,
     layer_of,
+    layout_with,
     per_image,
     site_hook,
 )
@@ -64,9 +65,9 @@ def insert_token(
     chosen = check_where(where)
     if chosen.dtype != torch.bool:
         raise ValueError("a token is added or it is not: where is a bool, or one per image")
-    native = model.run.native
-    if isinstance(index, bool) or not -native.n_tokens - 1 <= index <= native.n_tokens:
-        raise ValueError(f"index must be 0 to {native.n_tokens}, or negative from the end; got {index}")
+    most = max(layout.n_tokens for layout in model.expected_layouts())
+    if isinstance(index, bool) or not -most - 1 <= index <= most:
+        raise ValueError(f"index must be 0 to {most}, or negative from the end; got {index}")
     make = _maker(model, vector, seed, std)
     donor, mark, bias_hooks = _bias(model, bias, layer)
 
@@ -74,7 +75,10 @@ def insert_token(
         per_image(chosen, len(resid), "where is given")
         if not chosen.any():
             return resid
-        at = index % (resid.shape[1] + 1)
+        n = resid.shape[1]
+        if not -n - 1 <= index <= n:
+            raise ValueError(f"a token cannot be put in at {index}: there are {n} tokens at this point of the run")
+        at = index % (n + 1)
         longer = model.insert_tokens(resid, at, make(resid)[:, None], role=role, donor=donor)
         if mark is not None:
             new = torch.arange(longer.shape[1], device="cpu") == at
@@ -108,7 +112,7 @@ def _maker(model: HookedViT, vector: Tensor | str | int, seed: int, std: Number)
 
     else:
         check_tokens(model, vector)
-        if (n := int(model.run.native.mask(vector, missing_ok=True).sum())) > 1:
+        if (n := int(layout_with(model, vector).mask(vector, missing_ok=True).sum())) > 1:
             raise ValueError(f"one token can be copied, {vector!r} are {n}; give the index of one")
 
         def make(resid: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ def _bias(model: HookedViT, bias: str | Tensor, layer: int) -> tuple[int | None,
     """The donor of the new token's relative-position entries; or its mark, and the edits that give it its own."""
     if isinstance(bias, str):
         check_choice(bias, BIAS, "the new token's position bias")
-        prefix = model.run.native.prefix
+        prefix = model.cfg.prefix
         return (prefix.index("cls") if bias == "cls" and "cls" in prefix else None), None, []
     names = [f"blocks.{l}.attn.hook_rel_pos_bias" for l in range(layer, model.cfg.n_layers)]
     if names[0] not in model.hook_dict:

@@ -28,8 +28,9 @@ def shuffle_patches(model: HookedViT, seed: int = 0, patch_size: int | None = No
     generator = generator_of(seed)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"patch_size is a number of pixels, got {size!r}")
-    if patch_size is not None and any(side % size for side in model.cfg.image_size):
-        raise ValueError(f"patches of {size} pixels do not cover a picture of {model.cfg.image_size}")
+    usual = {model.usual_size, model.cfg.image_size}
+    if patch_size is not None and all(height % size or width % size for height, width in usual):
+        raise ValueError(f"patches of {size} pixels do not cover a picture of {model.usual_size}")
 
     def shuffled(pixels: Tensor) -> Tensor:
         b, c, height, width = pixels.shape

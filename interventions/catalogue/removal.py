@@ -9,7 +9,7 @@ from hooked_vit import HookedViT
 from hooked_vit.tokens import Tokens
 from interventions.core import Hooks, intervention
 from interventions.editing import weights
-from interventions.vocabulary import Where, check_tokens, check_where, layer_of, site_hook
+from interventions.vocabulary import Where, check_tokens, check_where, layer_of, layout_with, site_hook
 
 
 @intervention
@@ -30,7 +30,7 @@ def remove_tokens(model: HookedViT, tokens: Tokens, layer: int = 0, where: Where
     chosen = check_where(where, per_token=True)
     if chosen.dtype != torch.bool:
         raise ValueError("a token is removed or it is not: where is a bool, one per image, or per image and token")
-    if chosen.ndim == 0 and chosen and model.run.native.mask(tokens, missing_ok=True).all():
+    if chosen.ndim == 0 and chosen and tokens != "inserted" and layout_with(model, tokens).mask(tokens).all():
         raise ValueError(f"without {tokens!r} no token is left to run")
 
     def edit(resid: Tensor, hook: object) -> Tensor:

@@ -129,6 +129,8 @@ def draw_permutation(
 
     Raises ValueError where no such permutation exists: one image alone, or a class that fills more than half of them.
     """
+    if n < 2:
+        raise ValueError("one image alone has no other to take a token from; use a larger batch")
     if among == "batch":
         return torch.randperm(n, generator=generator, device="cpu")
     if among == "others":
@@ -145,8 +147,6 @@ def draw_permutation(
 
 
 def _derangement(n: int, generator: torch.Generator) -> Tensor:
-    if n < 2:
-        raise ValueError("one image alone has no other to take a token from; use a larger batch")
     while True:  # a random permutation is a derangement with probability 1/e
         order = torch.randperm(n, generator=generator, device="cpu")
         if not (order == torch.arange(n, device="cpu")).any():

@@ -15,7 +15,7 @@ from torch import Tensor
 import interventions as catalogue
 from hooked_vit import ActivationCache, HookedViT
 from interventions import Intervention, Stats, collect_stats, registered
-from tests.tiny import attention, pixels, tiny
+from tests.tiny import attention, make, pixels, processor_of, tiny
 
 N = 6
 # one of each readout, kind of token and kind of position is tried thoroughly, the variants of them lightly
@@ -53,9 +53,14 @@ STATS = ("resid_post", "resid_mid", ("z", None, "all"), ("post", None, "all"), (
 
 
 @cache
-def setting(family: str) -> Setting:
-    _, model = tiny(family)
-    x, donors = pixels(model, n=N), pixels(model, n=N, seed=1)
+def setting(family: str, size: tuple[int, int] | None = None) -> Setting:
+    """At the native size; or, with a model whose processor makes images of another one, at that."""
+    if size is None:
+        _, model = tiny(family)
+    else:
+        model = make(family, torch.float32)
+        model.processor = processor_of(size)
+    x, donors = pixels(model, size, n=N), pixels(model, size, n=N, seed=1)
     with attention(model, "eager"), torch.no_grad():
         logits, kept = model.run_with_cache(donors, names_filter=lambda name: True)
         stats = collect_stats(model, donors, STATS)

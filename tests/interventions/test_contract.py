@@ -43,6 +43,26 @@ def test_keeps_its_promises(name, family):
             assert reads_all or any(map(any, run.changes.values())), made
 
 
+# larger than native and smaller, square and not; one of each kind of position, of prefix and of readout
+FOREIGN = (
+    ("vit", (48, 48)),
+    ("beit-mean-both", (24, 48)),
+    ("registers", (48, 40)),
+    ("deit-teacher", (24, 24)),
+)
+
+
+@pytest.mark.parametrize(("family", "size"), FOREIGN)
+@pytest.mark.parametrize("name", OURS)
+def test_keeps_its_promises_where_the_processor_makes_another_size_than_the_native_one(name, family, size):
+    s = setting(family, size)
+    assert s.model.tokens.grid == tuple(side // s.model.cfg.patch_size for side in size)
+    with unchecked_types():
+        for make in share(cases(name).valid, family):
+            run = check_intervention(s.model, s.x, made := make(s))
+            assert name == "readout" or any(map(any, run.changes.values())), made
+
+
 def state_of(s: Setting) -> tuple:
     return s.model.run.n_forwards, s.model.run.tokens, [p._version for p in s.model.parameters()]
 

@@ -691,3 +691,25 @@ def test_a_model_without_cls_says_so():
             iv.hooks(model)
     with apply(model, insert_token(0, torch.ones(16))):
         model(torch.randn(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        *(shuffle_cls(layer=0, among=among) for among in ("batch", "others")),
+        *(shuffle_cls(layer=0, among=among, labels=[0]) for among in ("same_class", "other_classes")),
+        shuffle_tokens(layer=0, tokens="patches"),
+        resample_tokens(layer=0, tokens="cls"),
+        resample_tokens(layer=0, tokens="cls", among="other_classes", labels=[0]),
+    ],
+    ids=str,
+)
+def test_one_image_has_nobody_to_exchange_with(exchange):
+    """It would keep its own tokens, and the run would look like one that was shuffled."""
+    model = tiny("vit")[1]
+    said = "one image alone has no other|some have none to take tokens from"
+    with pytest.raises(ValueError, match=said), apply(model, exchange):
+        model(pixels(model, n=1))
+    for among in AMONG:
+        with pytest.raises(ValueError, match="one image alone has no other to take a token from; use a larger batch"):
+            draw_permutation(1, torch.Generator(), among, torch.zeros(1, dtype=torch.long))

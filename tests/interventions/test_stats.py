@@ -85,6 +85,11 @@ def test_written_and_read_back(model, x, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no stats"):
         Stats.load(tmp_path / "other.safetensors")
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "stats.safetensors").read_bytes()[:99])
+    for damaged in ("half.safetensors", "empty.safetensors"):
+        (tmp_path / damaged).touch()
+        with pytest.raises(ValueError, match=f"{damaged} is damaged, or no safetensors file"):
+            Stats.load(tmp_path / damaged)
 
 
 def test_they_are_parameters(model, x):

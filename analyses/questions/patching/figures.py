@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 
 from analyses.drawing.colours import BLUE
 from analyses.running.results import Result
+from analyses.running.shown import drawn_plain
 
 COLOURS = "RdBu_r"
 
@@ -48,6 +49,7 @@ def patching_map(
     return fig.update_layout(template="plotly_white", title=f"{title}<br><sup>{said}</sup>", height=440, width=860)
 
 
+@drawn_plain
 def patch_maps(result: Result, grid: tuple[int, int], *, n_prefix: int, site: str | None = None) -> go.Figure:
     """One small picture per layer: what patching each image patch does, where it lies in the image.
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from analyses import cls_causality, intervention_sweep
-from analyses.questions.intervention_sweep import Journal
+from analyses.data import Batch
+from analyses.questions.intervention_sweep.journal import Journal
 from hooked_vit import HookedViT
 from interventions import apply, grid, intervention, shuffle_cls, sweep, zero_attention
 from interventions.core import _REGISTRY
@@ -48,11 +49,12 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypat
     whole = intervention_sweep({"vit": vit}, data, interventions=CHOSEN, batch_size=20)
     file, add, written = tmp_path / "rows.jsonl", Journal.add, []
 
-    def add_some(self: Journal, row: dict) -> None:
-        if len(written) == 9:  # in the middle of the second batch
+    def add_some(self: Journal, batch: Batch, rows: list[dict]) -> None:
+        if written:  # in the middle of the second batch
+            add(self, batch, rows[:3])
             raise Stop
-        written.append(row)
-        add(self, row)
+        written.append(rows)
+        add(self, batch, rows)
 
     monkeypatch.setattr(Journal, "add", add_some)
     with pytest.raises(Stop):
@@ -60,22 +62,26 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypat
     monkeypatch.setattr(Journal, "add", add)
     with file.open("a") as out:
         out.write('{"model": "vit", "bat')  # torn by the power cut
-    before = vit.run.n_forwards
-    resumed = intervention_sweep({"vit": vit}, data, interventions=CHOSEN, batch_size=20, file=str(file))
-    assert vit.run.n_forwards - before == 2, "the first batch was complete"
-    pd.testing.assert_frame_equal(resumed.frame, whole.frame)
+    for n_left in (2, 0):  # the first batch was complete; and what was torn is whole from then on
+        before = vit.run.n_forwards
+        resumed = intervention_sweep({"vit": vit}, data, interventions=CHOSEN, batch_size=20, file=str(file))
+        assert vit.run.n_forwards - before == n_left
+        pd.testing.assert_frame_equal(resumed.frame, whole.frame)
+        assert bool(resumed.meta["notes"]) == bool(n_left)
 
 
 def test_a_file_of_another_sweep_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
     vit, data, file = model("vit"), coloured(20, 1), tmp_path / "rows.jsonl"
     mine = intervention_sweep({"vit": vit}, data, interventions=CHOSEN, file=str(file)).meta["fingerprint"]
     kept = file.read_text()
-    for other in (
-        {"data": coloured(20, 2), "interventions": CHOSEN},
-        {"data": data, "interventions": CHOSEN[:2]},
-        {"data": data, "interventions": CHOSEN, "batch_size": 7},
-    ):
-        with pytest.raises(ValueError, match=f"another sweep: its fingerprint is {mine}, this one's [0-9a-f]{{16}}"):
+    for differs, other in {
+        "images of data": {"data": coloured(20, 2), "interventions": CHOSEN},
+        "interventions": {"data": data, "interventions": CHOSEN[:2]},
+        r"batch size \(7, not 64\)": {"data": data, "interventions": CHOSEN, "batch_size": 7},
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"another sweep: its fingerprint is {mine}, this one's [0-9a-f]{{16}}. .*{differs}"
+        ):
             intervention_sweep({"vit": vit}, file=str(file), **other)
     assert file.read_text() == kept
     file.write_text("a shopping list\n")
@@ -87,7 +93,7 @@ def test_rows_are_on_disk_as_they_are_measured(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     intervention_sweep({"vit": model("vit")}, coloured(20, 1), interventions=CHOSEN, file=str(file), batch_size=10)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert set(lines[0]) == {"fingerprint"}
+    assert set(lines[0]) == {"fingerprint", "of"}
     assert len(lines) == 1 + 2 * (len(CHOSEN) + 1)
 
 
@@ -115,3 +121,17 @@ def test_an_intervention_of_ones_own_works_in_sweep_and_in_cls_causality(monkeyp
     shuffled = result.frame[(result.frame.measure == "shuffled") & (result.frame.layer == 1)]["value"].item()
     answers = ours[negated_cls(layer=1)].argmax(-1)
     assert shuffled == (answers == next(data.batches(30)).labels).double().mean().item()
+
+
+def test_no_batch_holds_one_image_alone():
+    """It would exchange tokens with itself; refused before any run, by every analysis that exchanges."""
+    vit = model("vit")
+    runs = vit.run.n_forwards
+    for n, batch_size in ((21, 10), (1, 8), (20, 1)):
+        with pytest.raises(ValueError, match="one image alone|needs two of them"):
+            intervention_sweep({"vit": vit}, coloured(n, 1), batch_size=batch_size)
+        if n > 1:
+            with pytest.raises(ValueError, match="one image alone|needs two of them"):
+                cls_causality({"vit": vit}, coloured(n, 1), probe_data=coloured(20, 2), batch_size=batch_size)
+    assert vit.run.n_forwards == runs
+    intervention_sweep({"vit": vit}, coloured(21, 1), interventions=[zero_attention("cls", "patches")], batch_size=10)

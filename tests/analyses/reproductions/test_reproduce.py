@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -262,16 +263,17 @@ def test_the_stand_in_from_end_to_end(tmp_path, capsys, monkeypatch):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert all(what in page and what in told for what in result.frame["what"])
     assert (out / "shuffle" / "report.html").is_file()
-    monkeypatch.setattr(running, "load_model", lambda *a, **kw: pytest.fail("it ran again"))
+    refusing = {"run": lambda *a, **kw: pytest.fail("it ran again")}
+    monkeypatch.setattr(running, "get_analysis", lambda name: replace(get_analysis(name), **refusing))
     assert main(command) == 0
     with pytest.raises(pytest.fail.Exception, match="it ran again"):
-        main([*command, "--n", "21"])
+        main([word.replace("20", "21") for word in command])
 
 
 def test_arguments_that_make_no_sense(tmp_path, capsys):
     for argv, says in (
-        (["reproduce", "stand-in", "--model", "vit"], "--model takes NAME=VALUE"),
-        (["reproduce", "stand-in", "--n", "0"], "--n must be at least 1"),
+        (["reproduce", "stand-in", "--model", "vit"], "argument --model: it is NAME=VALUE"),
+        (["reproduce", "stand-in", "--n", "0"], "argument --n: a whole number from 1"),
         (["reproduce", "standin"], "there is no recipe 'standin'; did you mean 'stand-in'"),
     ):
         assert main(argv) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -41,7 +42,7 @@ def drawn(own_registry):
         }
         return Result(frame, meta)
 
-    return drawn_for_the_report({}, None)
+    return drawn_for_the_report({"a": SimpleNamespace(run_with_cache=None)}, None)
 
 
 class Page(HTMLParser):
@@ -74,7 +75,7 @@ class Page(HTMLParser):
 def test_one_file_without_network(drawn, tmp_path):
     section = Section("Closer", "Its `axis`.\n\nAnd more.", go.Figure(go.Bar(y=[1])))
     path = write_report(drawn, tmp_path / "new" / "out", title="How?", intro="Text.", sections=[section])
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    assert {p.name for p in path.parent.iterdir()} == {"report.html", "result.parquet", "result.json"}
     source = path.read_text(encoding="utf-8")
     assert source.count(get_plotlyjs()[:2000]) == 1
     page = Page(source)
@@ -114,14 +115,19 @@ def test_an_analysis_without_a_figure(tmp_path):
     assert "Key numbers" in Page(path.read_text(encoding="utf-8")).text
 
 
-def test_a_report_appears_whole_or_not_at_all(drawn, tmp_path, monkeypatch):
-    def broken(_):
+def test_where_drawing_fails_the_numbers_are_saved_without_a_page(drawn, tmp_path, monkeypatch):
+    def broken(_=None):
         raise KeyError("layer")
 
+    write_report(drawn, tmp_path / "out")
+    with pytest.raises(KeyError):
+        write_report(Result(drawn.frame.head(1), drawn.meta), tmp_path / "out", sections=broken)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"result.parquet", "result.json"}
+    assert len(Result.load(tmp_path / "out").frame) == 1
     monkeypatch.setattr(Result, "figure", broken)
     with pytest.raises(KeyError):
         write_report(drawn, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert len(Result.load(tmp_path / "out").frame) == 2
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is not one"):
         write_report(drawn, tmp_path / "file")

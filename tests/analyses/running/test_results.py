@@ -15,7 +15,7 @@ import torch
 
 import analyses
 from analyses.running.catalogue import REGISTERED, get_analysis, registered_analyses
-from analyses.running.files import check_writable
+from analyses.running.files import LIST, SAVED, check_writable
 from analyses.running.registry import analysis
 from analyses.running.results import Result, environment
 
@@ -69,6 +69,84 @@ def test_a_failed_save_leaves_the_former_result_whole(tmp_path):
         broken.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "result.parquet"]
     pd.testing.assert_frame_equal(Result.load(tmp_path).frame, FRAME)
+
+
+def test_a_pair_of_two_saves_is_not_believed(tmp_path):
+    Result(FRAME, META).save(tmp_path / "a")
+    Result(FRAME.head(1), META).save(tmp_path / "b")
+    (tmp_path / "a" / "result.parquet").write_bytes((tmp_path / "b" / "result.parquet").read_bytes())
+    with pytest.raises(ValueError, match="result.parquet in .* is not the file that result.json describes"):
+        Result.load(tmp_path / "a")
+    for damaged in (b"", b"{", b"[]", b"null", b'{"sha256": 1}', b'{"sha256": {}}', b"\xff"):
+        (tmp_path / "b" / "result.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match="result.json is damaged"):
+            Result.load(tmp_path / "b")
+
+
+def test_what_an_earlier_version_saved_is_read(tmp_path):
+    FRAME.to_parquet(tmp_path / "result.parquet")
+    (tmp_path / "result.json").write_text(json.dumps(META, indent=2) + "\n", encoding="utf-8")
+    back = Result.load(tmp_path)
+    pd.testing.assert_frame_equal(back.frame, FRAME, check_exact=True)
+    assert back.meta == META
+
+
+def test_a_description_may_be_read_and_edited_by_hand(tmp_path):
+    Result(FRAME, META).save(tmp_path)
+    told = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert told.pop("sha256").keys() == {"result.parquet"}
+    assert told == META
+    (tmp_path / "result.json").write_text((tmp_path / "result.json").read_text().replace('"n": 3', '"n": 4'))
+    assert Result.load(tmp_path).meta["n"] == 4
+
+
+def test_the_name_of_the_checksums_is_taken(tmp_path):
+    with pytest.raises(ValueError, match=r"meta\['sha256'\] is where checksums"):
+        Result(FRAME, {"sha256": 1}).save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_files_of_the_folder_stay(tmp_path):
+    for name in ("notes.txt", "report.html", ".hidden.part"):
+        (tmp_path / name).write_text("mine")
+    Result(FRAME, META).save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("notes.txt", "report.html", ".hidden.part", "result.json", "result.parquet")
+    }
+    Result(FRAME, META).save(tmp_path)
+    assert not (tmp_path / "report.html").exists(), "now it would be taken for the page of this result"
+
+
+@pytest.mark.parametrize("name", ["../outside", "..", "", "/tmp/x", "deep/er"])
+def test_a_folder_from_elsewhere_moves_and_removes_nothing_outside(tmp_path, name):
+    (tmp_path / "outside").write_text("mine")
+    waiting = tmp_path / "out" / SAVED
+    waiting.mkdir(parents=True)
+    (waiting / LIST).write_text(json.dumps({name: False}))
+    for touch in (Result(FRAME, META).save, Result.load):
+        with pytest.raises(ValueError, match="was not written by hooked-vit"):
+            touch(tmp_path / "out")
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_readers_beside_a_writer_see_whole_results(tmp_path):
+    """Numbers and description belong together, however often they are replaced meanwhile."""
+    code = (
+        "import sys, pandas as pd\nfrom analyses.running.results import Result\nprint('go', flush=True)\n"
+        f"for n in range(1, 60): Result(pd.DataFrame({{'x': range(n)}}), {{'n': n}}).save({str(tmp_path)!r})\n"
+    )
+    Result(pd.DataFrame({"x": [0]}), {"n": 1}).save(tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(Path(analyses.__file__).parent.parent)}
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
+    with writer:
+        writer.stdout.readline()
+        seen = set()
+        while writer.poll() is None:
+            found = Result.load(tmp_path)
+            assert len(found.frame) == found.meta["n"]
+            seen.add(found.meta["n"])
+    assert writer.returncode == 0
+    assert len(seen) > 3
 
 
 def test_meta_is_kept_as_json_knows_it(tmp_path):

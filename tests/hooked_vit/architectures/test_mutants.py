@@ -62,12 +62,12 @@ def no_final_norm(model, _):
     model.ln_final = NoNorm(model.cfg.d_model)
 
 
-@mutant("clip-classifier")
+@mutant("clip-classifier", "data2vec-model", "metaclip-2-classifier")
 def a_final_norm_where_there_is_none(model, _):
     model.ln_final = LayerNorm(model.cfg.d_model, model.cfg.eps)
 
 
-@mutant("beit-mean-both")
+@mutant("beit-mean-both", "data2vec-shared")
 def norm_before_pooling(model, _):
     replace_cfg(model, final_norm="tokens")
 
@@ -107,7 +107,7 @@ def layer_scale_without_the_bias(model, _):
         attn.o.bias /= attn.ls
 
 
-@mutant("beit-mean-both", "beit-mean-none", "dinov3", "timm-eva02", "timm-eva02-packed")
+@mutant("beit-mean-both", "beit-mean-none", "data2vec-model", "dinov3", "timm-eva02", "timm-eva02-packed")
 def bias_on_keys(model, _):
     for block in model.blocks:
         block.attn.k.bias = nn.Parameter(torch.randn(model.cfg.d_model))
@@ -118,7 +118,7 @@ def no_bias_on_values(model, _):
     model.blocks[0].attn.v.bias = None
 
 
-@mutant("vit", "deit", "beit-mean-none-abs", "dinov2", "registers", "clip-projection")
+@mutant("vit", "deit", "beit-mean-none-abs", "dinov2", "registers", "clip-projection", "mae", "msn")
 def no_position_for_cls(model, _):
     model.pos_embed.weight.data[:, 0] = 0
 
@@ -136,6 +136,31 @@ def registers_in_the_mean(model, _):
 @mutant("beit-mean-both", "dinov2", "clip-classifier")
 def cls_in_the_mean(model, _):
     model._pool = lambda x, role: x[:, 0] if role == "cls" else x.mean(1)
+
+
+@mutant("ijepa", "ijepa-model")
+def the_first_patch_taken_for_cls_and_read(model, _):
+    model._pool = lambda x, role: x[:, 0]
+
+
+@mutant("ijepa", "ijepa-model")
+def the_first_patch_taken_for_cls_and_left_out(model, _):
+    model._pool = lambda x, role: x[:, 1:].mean(1)
+
+
+@mutant("ijepa", "ijepa-model")
+def norm_behind_the_mean_of_the_patches(model, _):
+    replace_cfg(model, final_norm="pooled")
+
+
+@mutant("mae", "msn", "msn-model", "data2vec-cls", "data2vec-model-cls")
+def patches_averaged_where_cls_is_read(model, _):
+    replace_cfg(model, sources=("patches",))
+
+
+@mutant("data2vec-model")
+def cls_read_where_patches_are_averaged(model, _):
+    replace_cfg(model, sources=("cls",))
 
 
 @mutant("deit-teacher")
@@ -183,7 +208,7 @@ def bias_from_key_to_query(_, monkeypatch):
     monkeypatch.setattr("hooked_vit.components.embedding.offsets", lambda grid: offsets(grid).T)
 
 
-@mutant("beit-mean-both")
+@mutant("beit-mean-both", "data2vec-shared")
 def no_shared_bias(model, _):
     for block in model.blocks:
         block.attn._shared_bias = ()
@@ -196,7 +221,7 @@ def rows_of_the_table_for_cls_swapped(model, _):
         table.data[-3:-1] = table[-3:-1].flip(0)
 
 
-@mutant("clip-projection", "clip-classifier")
+@mutant("clip-projection", "clip-classifier", "metaclip-2-full", "chinese-clip-full", "altclip-full")
 def no_norm_in_front(model, _):
     model.ln_pre = None
 
@@ -270,7 +295,7 @@ def mlp_beside_attention(model, _):
     model.blocks[1].forward = MethodType(parallel, model.blocks[1])
 
 
-@mutant("vit", "dinov2", size=(48, 40))
+@mutant("vit", "dinov2", "mae", "ijepa", size=(48, 40))
 def patches_in_column_order(model, _):
     conv = model.embed.patch.forward
     model.embed.patch.forward = lambda x: conv(x).transpose(2, 3)
@@ -288,7 +313,7 @@ def bilinear_positions(model, monkeypatch):
     _interpolating(monkeypatch, mode="bilinear")
 
 
-@mutant("beit-mean-both", "beit-cls-shared", size=(48, 40))
+@mutant("beit-mean-both", "beit-cls-shared", "data2vec-model", size=(48, 40))
 def bicubic_bias_table(model, monkeypatch):
     _interpolating(monkeypatch, mode="bicubic")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from hooked_vit import HookedViT, ViTConfig
-from tests.tiny import pixels, tiny
+from hooked_vit.config import RANGES
+from tests.interventions.cases import unchecked_types
+from tests.tiny import TINY, make, pixels, tiny
 
 
 @pytest.mark.parametrize(
@@ -66,3 +70,56 @@ def test_a_description_no_graph_has(setting, says):
     HookedViT(ViTConfig(**SIZES))
     with pytest.raises(ValueError, match=says):
         ViTConfig(**(SIZES | setting))
+
+
+NAN, INFINITY = float("nan"), float("inf")
+WRONG: dict[str, tuple] = {
+    name: (-1, most + 1, 1.5, True, "x", None, NAN, INFINITY, [2], *([0] if least else []))
+    for name, (least, most) in RANGES.items()
+}
+WRONG["n_classes"] = tuple(v for v in WRONG["n_classes"] if v is not None)
+WRONG["image_size"] += (8, (8,), (8, 0), (8, 8, 8), (8.0, 8.0))
+WRONG["eps"] = (-1e-6, 0.2, NAN, INFINITY, -INFINITY, True, None, "1e-6", 1j)
+WRONG |= {f.name: (None, 1, "yes") for f in dataclasses.fields(ViTConfig) if f.type == "bool"}
+WRONG |= {name: (None, 3, ["gelu"]) for name in ("act_fn", "architecture")}
+WRONG |= {name: (None, "cls", ("nobody",), ["cls"]) for name in ("sources", "positionless")}
+WRONG |= dict.fromkeys(("final_norm", "outputs"), (None, "some", 3))
+WRONG |= {"class_names": (["a", "b"], "ab", (1, 2))}
+
+
+def test_every_number_and_every_switch_is_tried():
+    plain = {f.name for f in dataclasses.fields(ViTConfig) if f.type in ("int", "int | None", "float", "bool", "str")}
+    assert plain <= set(WRONG)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_no_field_has(name):
+    with unchecked_types():
+        for value in WRONG[name]:
+            with pytest.raises(ValueError, match=rf"^{name} (is|are) .*, got|{name} is one of"):
+                ViTConfig(**(SIZES | {name: value}))
+
+
+def test_a_model_larger_than_any():
+    giant = {"d_model": 2**17, "d_mlp": 2**20, "n_layers": 1000, "n_heads": 4}
+    with pytest.raises(ValueError, match=r"at most 100,000,000,000 parameters, this config describes [\d,]{15,}"):
+        ViTConfig(**(SIZES | giant))
+    # the largest that is in use
+    vit_22b = {"d_model": 6144, "d_mlp": 24576, "n_layers": 48, "n_heads": 48, "image_size": (224, 224)}
+    assert 21e9 < ViTConfig(**(SIZES | vit_22b)).n_parameters < 23e9
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_parameters_are_counted_before_there_are_any(name):
+    model = tiny(name)[1]
+    there_are = sum(p.numel() for p in model.parameters())
+    assert 0.7 * there_are < model.cfg.n_parameters <= there_are
+
+
+def test_a_name_two_classes_share():
+    """ImageNet has two cranes, a bird and a machine."""
+    model = make("vit")
+    model.cfg = model.cfg.replace(class_names=("crane", "ant", "bee", "crane", "eel"))
+    assert model.to_single_token("bee") == 2
+    with pytest.raises(ValueError, match="2 classes are called 'crane', 0, 3; give the class id"):
+        model.to_single_token("crane")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from hooked_vit import HookedViT, architectures
-from tests.tiny import CORE, TINY, make_hf, pixels, tiny
+from hooked_vit.errors import CheckpointError
+from tests.tiny import LOADED, TINY, make_hf, pixels, tiny
 
 # one of each class, and where files of one class differ
-BY_CLASS = {TINY[name].hf_class: name for name in CORE}
+BY_CLASS = {TINY[name].hf_class: name for name in LOADED}
 ON_DISK = sorted({"beit-mean-both", "beit-cls-none", "dinov2", "vit", "vit-wide", *BY_CLASS.values()})
 
 # architectures.md: today's names, as files on the hub spell them
@@ -41,8 +44,14 @@ HUB_NAMES = {
     "dinov2": ATTENTION,
     "dinov2-swiglu": ATTENTION,
     "registers": ATTENTION,
+    "mae": BLOCKS,
+    "mae-model": BLOCKS,
+    "msn-model": BLOCKS,
+    "ijepa-model": BLOCKS,
     "dinov3": [(r"^model\.layer\.", "layer.")],
     "clip-model": [(r"^", "vision_model.")],
+    "chinese-clip-model": [(r"^", "vision_model.")],
+    "altclip-model": [(r"^", "vision_model.")],
     "clip-projection": [],
     "clip-full": [],
 }
@@ -97,6 +106,42 @@ def test_every_class_was_on_disk():
 def test_names_of_the_hub(name, tmp_path):
     save_with_hub_names(name, tmp_path)
     assert_same(HookedViT.from_pretrained(tmp_path), tiny(name)[1])
+
+
+def test_a_vit_without_its_pooler(tmp_path):
+    """As DINO's checkpoints are: transformers makes up a pooler, and nothing reads it."""
+    hf, model = transformers.ViTModel(make_hf("vit-model").config, add_pooling_layer=False), tiny("vit-model")[1]
+    hf.load_state_dict({key: t for key, t in make_hf("vit-model").state_dict().items() if "pooler" not in key})
+    hf.save_pretrained(tmp_path)
+    assert_same(HookedViT.from_pretrained(tmp_path), model)
+    assert torch.equal(HookedViT.from_hf(hf)(pixels(model)), model(pixels(model)))
+
+
+# what version 4 of transformers wrote into a config inside another, as the files of openai and laion have it
+VERSION_4 = {"_name_or_path": "", "add_cross_attention": False, "architectures": None, "bad_words_ids": None}
+VERSION_4 |= {"bos_token_id": None, "chunk_size_feed_forward": 0, "cross_attention_hidden_size": None}
+VERSION_4 |= {"decoder_start_token_id": None, "do_sample": False, "dropout": 0.0, "early_stopping": False}
+VERSION_4 |= {"eos_token_id": None, "finetuning_task": None, "gradient_checkpointing": False, "is_decoder": False}
+VERSION_4 |= {"is_encoder_decoder": False, "num_beams": 1, "pad_token_id": None, "prefix": None, "problem_type": None}
+VERSION_4 |= {"pruned_heads": {}, "sep_token_id": None, "task_specific_params": None, "temperature": 1.0}
+VERSION_4 |= {"tf_legacy_loss": False, "tie_encoder_decoder": False, "tie_word_embeddings": True}
+VERSION_4 |= {"tokenizer_class": None, "top_k": 50, "torch_dtype": None, "torchscript": False, "use_bfloat16": False}
+
+
+@pytest.mark.parametrize(
+    "name", ["clip-full", "clip-classifier", "metaclip-2-full", "chinese-clip-full", "altclip-full"]
+)
+def test_a_config_inside_another_as_version_4_wrote_it(name, tmp_path):
+    make_hf(name).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    settings["vision_config"] |= VERSION_4
+    file.write_text(json.dumps(settings))
+    assert_same(HookedViT.from_pretrained(tmp_path), tiny(name)[1])
+    settings["vision_config"]["pruned_heads"] = {"0": [1]}
+    file.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="pruned_heads"):
+        HookedViT.from_pretrained(tmp_path)
 
 
 def test_names_of_an_older_transformers_in_memory():

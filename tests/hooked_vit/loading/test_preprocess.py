@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
+from analyses.data.images import open_rgb
 from hooked_vit import HookedViT
 from tests.tiny import make_hf, tiny
 
-MODES = ("RGB", "L", "RGBA", "P", "CMYK", "1")
+MODES = ("RGB", "L", "LA", "RGBA", "P", "CMYK", "YCbCr", "HSV", "1")
 PROCESSORS = {
     "vit": transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}),
     "deit": transformers.DeiTImageProcessorPil(size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32}),
@@ -55,6 +58,39 @@ def test_any_kind_of_picture_is_read_as_rgb(mode):
     model = with_processor()
     picture = image(mode=mode)
     assert torch.equal(model.preprocess(picture), model.preprocess(picture.convert("RGB")))
+
+
+SIXTEEN = {"I;16": "<u2", "I;16B": ">u2"}
+
+
+@pytest.mark.parametrize("mode", SIXTEEN)
+def test_greys_of_sixteen_bits_keep_their_brightness(mode):
+    grey = image(mode="L")
+    deep = Image.frombytes(mode, grey.size, (np.asarray(grey).astype(SIXTEEN[mode]) * 257).tobytes())
+    model = with_processor()
+    assert torch.equal(model.preprocess(deep), model.preprocess(grey))
+    assert np.array_equal(np.asarray(open_rgb(deep, "it")), np.asarray(grey.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "LAB"])
+def test_a_brightness_nobody_knows_is_refused(mode):
+    picture = Image.new(mode, (8, 8))
+    with pytest.raises(ValueError, match=f"image 1 cannot be read: .*mode {mode}"):
+        with_processor().preprocess([image(), picture])
+    with pytest.raises(ValueError, match=f"mode {mode}"):
+        open_rgb(picture, "it")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_taken_on_its_side_is_turned_as_the_loaders_turn_it(orientation):
+    exif = Image.Exif()
+    exif[Image.ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    image().save(file, format="PNG", exif=exif)
+    model, sideways = with_processor(), Image.open(file)
+    upright = open_rgb(file.getvalue(), "it")
+    assert torch.equal(model.preprocess(sideways), model.preprocess(upright))
+    assert torch.equal(model.preprocess(sideways), model.preprocess(image())) == (orientation == 1)
 
 
 def test_anything_that_can_be_gone_through_is_a_list_of_pictures():

@@ -90,7 +90,7 @@ def variants_of(model: HookedViT, names: Sequence[str]) -> tuple[dict[str, Varia
         if arrow and (unknown := [role for role in (queries, keys) if role not in roles]):
             raise ValueError(f"tokens of a knockout {name!r} are {', '.join(roles)}; got {', '.join(unknown)}")
         found[name] = Variant(((queries, keys),)) if arrow else VARIANTS[name]
-    there = {*model.run.native.roles, "all"}
+    there = {*model.tokens.roles, "all"}
     return (
         {name: variant for name, variant in found.items() if variant.roles <= there},
         [name for name, variant in found.items() if not variant.roles <= there],

@@ -65,7 +65,8 @@ def figures_of_parts(result: Result) -> dict[str, Callable[[Result], go.Figure]]
     """Heading and drawing function of every figure of every part of this result."""
     found: dict[str, Callable[[Result], go.Figure]] = {}
     if result.meta.get("published"):
-        found["Published values and ours"] = _beside
+        # the figure of published values makes texts plain itself, so it takes them as they are
+        found["Published values and ours"] = partial(_beside, pd.DataFrame(result.meta["published"]))
     for name in result.meta["parts"]:
         entry = get_analysis(name)
         drawn = {entry.summary: entry.figure, **entry.figures(result.part(name))}
@@ -77,8 +78,8 @@ def figures_of_parts(result: Result) -> dict[str, Callable[[Result], go.Figure]]
     return found
 
 
-def _beside(result: Result) -> go.Figure:
-    return comparison_figure(pd.DataFrame(result.meta["published"]))
+def _beside(published: pd.DataFrame, result: Result) -> go.Figure:
+    return comparison_figure(published)
 
 
 def _drawn(name: str, draw: Callable[[Result], go.Figure], result: Result) -> go.Figure:

@@ -133,9 +133,7 @@ class Identifiability:
 
         _, by_layer = read_stream(model, pixels, ranks, embedding=True)
         for layer, pos in enumerate(by_layer, start=EMBEDDING):
-            for role in KINDS:
-                if role not in layout.roles:
-                    continue
+            for role in [role for role in layout.roles if role in KINDS]:
                 counted = self._counted(role, pos[:, layout.mask(role)])
                 self._note(Key("random", seed, "resid_post", layer, role), counted)
                 if self.published:  # a higher rank number is less identifiable
@@ -237,7 +235,8 @@ def measure_identifiability(
         where = labels.to(pixels.device)
 
         def see(layer: int, role: str, scores: Scores, labels: Tensor = where) -> None:
-            tally.add(layer, role, scores, labels)
+            if role in KINDS:
+                tally.add(layer, role, scores, labels)
 
         output = read_updates(model, pixels, see, rules)
         tally.add_answers(class_answers(model, output, rules), labels)

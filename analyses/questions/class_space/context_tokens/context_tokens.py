@@ -24,7 +24,7 @@ from analyses.questions.class_space.context_tokens.figure import (
     notes,
     summary_table,
 )
-from analyses.questions.class_space.measures.masks import Labelling, masked_batches, with_masks
+from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, Labelling, masked_batches, with_masks
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -74,8 +74,11 @@ def context_tokens(
             seed=seed,
         )
 
+    rows = subjects.rows(measured)
+    if not any(row["measure"] == "difference" for row in rows):
+        raise ValueError(f"no image of {subjects.data.name} has patches of its class and others; {ASK_FOR_LESS}")
     result = Result(
-        pd.DataFrame(subjects.rows(measured)).astype({"layer": "Int64"}),
+        pd.DataFrame(rows).astype({"layer": "Int64"}),
         {
             **subjects.about,
             "seeds": [seed],

@@ -71,7 +71,7 @@ def change_figure(result: Result) -> go.Figure:
         for part, label in PART_NAMES.items():
             rows = frame[(frame.model == model) & (frame.part == part)] if "part" in frame else frame[:0]
             curve(fig, at, rows, label, PARTS[part])
-            clear = over_seeds(rows[rows.p_adjusted < LEVEL])
+            clear = over_seeds(rows[rows.p_adjusted < LEVEL] if len(rows) else rows)
             stars(fig, at, clear.layer, clear.high.fillna(clear.value), PARTS[part])
     return fig
 
@@ -105,7 +105,8 @@ def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
 def _clear(rows: pd.DataFrame) -> pd.DataFrame:
     """Layers at which class tokens are above context tokens."""
     tests = rows[rows.measure == "difference"]
-    return tests[(tests.p_adjusted < LEVEL) & (tests.value > 0)]
+    # where no image has both kinds of token there was nothing to test
+    return tests[(tests.p_adjusted < LEVEL) & (tests.value > 0)] if len(tests) else tests
 
 
 def _layers(rows: pd.DataFrame) -> str:

@@ -26,6 +26,10 @@ IGNORED = 2
 IGNORED_ID = 1000
 Rule = Literal["area", "any", "centre", "corner"]
 RULES: tuple[Rule, ...] = ("area", "any", "centre", "corner")
+ASK_FOR_LESS = (
+    "a patch is of its class by rule='area' where a share tau of its pixels is: a smaller tau, rule='any', or a model "
+    "with smaller patches"
+)
 COLUMNS = ("mask", "mask_class", "mask_classes", "count")
 
 

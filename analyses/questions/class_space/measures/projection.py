@@ -114,7 +114,7 @@ def project_tokens(
     >>> scores = project_tokens(model, cache["resid_post", 3])  # doctest: +SKIP
     >>> scores[:, model.tokens.patches]  # doctest: +SKIP
 
-    `layout` says which token is which where it is not the model's native one: inside a hook, `model.tokens`. Scores of
+    `layout` says which token is which where that is not `model.tokens`, as for pixels of another size. Scores of
     padding are 0. Raises ValueError for a stream of another number of tokens.
     """
     layout = model.tokens if layout is None else layout

@@ -123,7 +123,7 @@ def measure_positions(
                 summed[kind].append(total[kind])
         for kind, batches in summed.items():
             ranks.setdefault(kind, []).append(torch.cat(batches))
-    patches, cls = model.tokens.mask("patches"), model.tokens.mask("cls", missing_ok=True)
+    patches, cls = layout.mask("patches"), layout.mask("cls", missing_ok=True)
     hits = {key: torch.cat(values).double() for key, values in right.items()}
     return Positions(
         right={key: x[:, patches].mean(1).numpy() for key, x in hits.items()},

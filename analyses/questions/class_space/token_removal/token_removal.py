@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.data import ImageData
-from analyses.questions.class_space.measures.masks import Labelling, masked_batches, with_masks
+from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, Labelling, masked_batches, with_masks
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.questions.class_space.token_removal.figure import in_words, notes, removal_figure, summary_table
 from analyses.questions.class_space.token_removal.removal import measure_removal
@@ -57,8 +57,11 @@ def token_removal(
         batches = masked_batches(subject, subjects.data, batch_size, "removing tokens", labelling)
         return measure_removal(subject.model, batches, rules=subject.rules, draws=draws, published=repro, seed=seed)
 
+    rows = subjects.rows(measured)
+    if not any("seed" in row for row in rows):
+        raise ValueError(f"no image of {subjects.data.name} has patches of its class and others; {ASK_FOR_LESS}")
     result = Result(
-        pd.DataFrame(subjects.rows(measured)).astype({"seed": "Int64"}),
+        pd.DataFrame(rows).astype({"seed": "Int64"}),
         {
             **subjects.about,
             "seeds": list(range(seed, seed + draws)),

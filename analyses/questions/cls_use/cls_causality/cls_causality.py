@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from analyses.activations.streams import cls_at_every_layer
-from analyses.controls.shuffle_floors import batch_seed, check_mixed, expected_hits
+from analyses.controls.shuffle_floors import batch_seed, check_mixed, check_shuffles, expected_hits
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import open_study
@@ -73,7 +73,9 @@ def cls_causality(
     for name, model in models.items():
         _check(name, model, plan)
     opening = open_study(models, data, probe_data, head)
-    if among not in BY_CLASS:
+    if disturb is None:
+        check_shuffles(opening.measured, batch_size, seeds, among)
+    elif among not in BY_CLASS:
         check_mixed(opening.measured, batch_size)
     rows: list[dict[str, Any]] = []
     notes: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from analyses.drawing.colours import BLUE, FLOOR, GREEN, ORANGE, PURPLE, UNTOUCH
 from analyses.drawing.panels import curve, each_panel, level, model_panels
 from analyses.drawing.rows import by_model, value_of
 from analyses.running.results import Result
+from analyses.running.shown import drawn_plain
 
 CURVES = {
     "probe": ("ridge probe on CLS: what is decodable", BLUE),
@@ -36,6 +37,7 @@ def main_figure(result: Result) -> go.Figure:
     return fig
 
 
+@drawn_plain
 def lens_figure(result: Result) -> go.Figure:
     """One panel per model: the model's own head on CLS, against the probe (methods section 4)."""
     fig = model_panels(

@@ -9,6 +9,7 @@ from analyses.drawing.colours import BLUE, GREEN, ORANGE, PURPLE
 from analyses.drawing.panels import curve, level, panels, place
 from analyses.drawing.rows import by_model, last_layer, model_names, value_of
 from analyses.running.results import Result
+from analyses.running.shown import drawn_plain
 
 MODES = {
     "null": ("null: the block's own CLS", BLUE, "solid"),
@@ -45,6 +46,7 @@ def main_figure(result: Result) -> go.Figure:
     return fig
 
 
+@drawn_plain
 def curves_figure(result: Result) -> go.Figure:
     """One panel per model and layer: validation accuracy after every epoch."""
     frame = result.frame[result.frame.measure == "validation_accuracy"]

@@ -11,7 +11,6 @@ trained from scratch (de novo); one learned token for all images in place of ran
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +23,10 @@ from analyses.data.sets import count_classes, two_sets
 from analyses.questions.cls_use.random_readouts.figure import curves_figure, main_figure, summary_table
 from analyses.questions.cls_use.random_readouts.networks import Decoder, make_decoder
 from analyses.questions.cls_use.random_readouts.readouts import Layers, ModelReadouts, slug
-from analyses.questions.cls_use.random_readouts.store import check_room, plan, size
+from analyses.questions.cls_use.random_readouts.store import check_room, clear, plan, size
 from analyses.questions.cls_use.random_readouts.training import Training
 from analyses.running.files import check_writable
+from analyses.running.locks import hold_folder, scratch_folder
 from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -64,7 +64,7 @@ def random_readouts(
     difference (`mode` says of which two; paired bootstrap), chance (the most frequent class), and per `epoch` loss,
     fit_accuracy and validation_accuracy. Source: methods §6, lab note 2.
     Raises ValueError for a model without CLS, fewer training images than classes, settings out of range; OSError
-    where the disk has no room, before anything is run.
+    where the disk has no room, before anything is run, and InUseError where another process has `keep_in`.
     """
     measured, fitted, note = two_sets(data, fit_data)
     n_classes = count_classes(measured, fitted)
@@ -156,12 +156,12 @@ def _notes(splits: Mapping[str, ImageData], n_classes: int, seeds: int, steps: i
 @contextmanager
 def _folder(keep_in: str | None) -> Iterator[Path]:
     if keep_in is None:
-        with tempfile.TemporaryDirectory(prefix="hooked-vit-") as name:
-            yield Path(name)
+        with scratch_folder() as folder:
+            yield folder
     else:
-        folder = check_writable(keep_in)
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        with hold_folder(check_writable(keep_in), "--keep-in") as folder:
+            clear(folder)
+            yield folder
 
 
 def _in_words(result: Result) -> list[str]:

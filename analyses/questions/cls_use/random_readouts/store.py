@@ -1,17 +1,18 @@
 """Residual streams on disk: written in one pass over the images, checked by checksum, read a batch at a time.
 
-A file is one page of JSON, the stream [n t d] row by row, and the labels [n] as int64. Its name holds a key of the
-model's weights, the data and the settings, so that what is found under it is what would be written again.
+A file is one page of JSON, the stream [n t d] row by row, and the labels [n] as int64. Its name holds the key of
+the fingerprint of model, images and settings, so that what is found under it is what would be written again.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,15 +23,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.data import ImageData
+from analyses.running.files import clean
+from analyses.running.fingerprint import Fingerprint, fingerprint
 from analyses.running.notes import progress_batches
+from analyses.running.notice import notice
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.components.watching import watched
-from interventions.storing import digest
 
 MAGIC = "hooked-vit stream 1"
 PAGE = 4096
+UNFINISHED = ".unfinished"
 CHUNK = 1 << 22
-SAMPLE = 8  # images looked at beforehand, for the size of the stream and to tell data sets apart
+SAMPLE = 8  # images looked at beforehand, for the size of the stream
 
 
 class DamagedError(RuntimeError):
@@ -42,7 +46,7 @@ class Plan:
     """The streams of one model over one data set: where each is kept, and how much room it takes."""
 
     paths: dict[int, Path]
-    keys: dict[int, str]
+    marks: dict[int, Fingerprint]
     grid: tuple[int, int]
     shape: tuple[int, int, int]
     dtype: str
@@ -87,21 +91,18 @@ def plan(
         )
     if any(watched(point) for point in model.hook_points()):
         raise ValueError("the streams are those of the unaltered model, and hooks are attached to it; reset_hooks()")
-    pixels = model.preprocess(next(iter(data.batches(SAMPLE))).images)
-    layout = model.check_pixels(pixels)
-    facts = {
-        "weights": digest(dict(model.state_dict())),
-        "config": repr(model.cfg.replace(name=None)),
-        "processor": repr(model.processor),
-        "data": [data.fingerprint(), data.skip_bad, digest(pixels)],
-        "dtype": dtype,
-    }
-    keys = {
-        layer: hashlib.sha256(json.dumps([MAGIC, facts, layer], sort_keys=True).encode()).hexdigest()
-        for layer in layers
-    }
-    paths = {layer: folder / f"{name}-layer{layer}-{key[:16]}.stream" for layer, key in keys.items()}
-    return Plan(paths, keys, layout.grid, (data.n, layout.n_tokens, model.cfg.d_model), dtype)
+    layout = model.check_pixels(model.preprocess(next(iter(data.batches(SAMPLE))).images))
+    mark = fingerprint({"the model": model}, {"data": data}, {"format": MAGIC, "dtype": dtype})
+    marks = {layer: Fingerprint({**mark.parts, "layer": str(layer)}) for layer in layers}
+    paths = {layer: folder / f"{name}-layer{layer}-{each.key}.stream" for layer, each in marks.items()}
+    return Plan(paths, marks, layout.grid, (data.n, layout.n_tokens, model.cfg.d_model), dtype)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed process had begun in a folder that is held."""
+    clean(folder)
+    for path in folder.glob(f"*-layer*-{'[0-9a-f]' * 16}{UNFINISHED}"):
+        path.unlink()
 
 
 def check_room(plans: Iterable[Plan], folder: Path) -> int:
@@ -136,20 +137,30 @@ def streams(
     Raises ValueError for a file of that name that is not ours, OSError where the disk is full: then what was begun is
     removed.
     """
-    notes, found = [], {}
+    notes: list[str] = []
+    found = {}
     for layer, path in plan.paths.items():
         if not path.exists():
+            notes += _others(path, plan.marks[layer])
             continue
         try:
-            found[layer] = read(path, plan.keys[layer], model.cfg.prefix)
+            found[layer] = read(path, plan.marks[layer].key, model.cfg.prefix)
         except DamagedError as error:
-            notes.append(f"{error}; it was written anew")
+            notes.append(notice(f"{error}; it was written anew"))
             path.unlink()
     missing = [layer for layer in plan.paths if layer not in found]
     if missing:
         _write(plan, model, data, missing, batch_size, what)
-        found |= {layer: read(plan.paths[layer], plan.keys[layer], model.cfg.prefix) for layer in missing}
+        found |= {layer: read(plan.paths[layer], plan.marks[layer].key, model.cfg.prefix) for layer in missing}
     return found, notes
+
+
+def _others(path: Path, mark: Fingerprint) -> Iterator[str]:
+    """A note for each stream of the same name in the folder that was made of something else."""
+    for other in sorted(path.parent.glob(f"{glob.escape(path.stem.removesuffix(mark.key))}*{path.suffix}")):
+        with suppress(OSError, ValueError, AttributeError), other.open("rb") as file:
+            told = json.loads(file.read(PAGE)[len(MAGIC) :])
+            yield notice(f"{other.name} is not used: it differs in {mark.differences(told.get('of'))}")
 
 
 def read(path: Path, key: str, prefix: tuple[Any, ...]) -> Stream:
@@ -159,6 +170,8 @@ def read(path: Path, key: str, prefix: tuple[Any, ...]) -> Stream:
     """
     with path.open("rb") as file:
         page = file.read(PAGE)
+        if not page.strip(b"\0 "):
+            raise DamagedError(f"{path.name} is empty")
         if not page.startswith(MAGIC.encode()):
             raise ValueError(f"{path} is not a file of hooked-vit; move it away, or choose another folder")
         try:
@@ -200,7 +213,8 @@ class _Writer:
             "shape": [len(labels), *plan.shape[1:]],
             "dtype": self.dtype,
             "grid": list(plan.grid),
-            "key": plan.keys[layer],
+            "key": plan.marks[layer].key,
+            "of": dict(plan.marks[layer].parts),
         }
         header["checksum"] = _sealed(header, self.sha.hexdigest())
         self.file.seek(0)
@@ -214,7 +228,7 @@ class _Writer:
 @torch.no_grad()
 def _write(plan: Plan, model: HookedViT, data: ImageData, layers: list[int], batch_size: int, what: str) -> None:
     """Write the streams entering some blocks, in one pass; each appears whole or not at all."""
-    unfinished = {layer: plan.paths[layer].with_suffix(".unfinished") for layer in layers}
+    unfinished = {layer: plan.paths[layer].with_suffix(UNFINISHED) for layer in layers}
     try:
         with ExitStack() as stack:
             files = {layer: stack.enter_context(path.open("wb")) for layer, path in unfinished.items()}

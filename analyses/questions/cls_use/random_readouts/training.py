@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from tqdm.auto import tqdm
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.networks import TokenReadout
 from analyses.questions.cls_use.random_readouts.store import Stream
-from analyses.running.files import write_whole
+from analyses.running.notice import notice
 from analyses.statistics.ranks import correct, rank
-from interventions.storing import digest
+from hooked_vit.loading.digests import digest
+from hooked_vit.loading.files import write_whole
 
 EVALUATION = 256  # images at a time where nothing is learned
 # Noise in training, in evaluation and in the weights at first must not come from one sequence.
@@ -164,7 +164,7 @@ def _key(readout: TokenReadout, block: FrozenBlock, fit: Stream, validation: Str
     """A digest of all that decides how the training goes."""
     facts = [asdict(settings), block.layer, block.placement, fit.checksum, validation.checksum]
     weights = [dict(module.state_dict()) for module in (readout, block.model.blocks[block.layer])]
-    return hashlib.sha256(json.dumps([facts, *map(digest, weights)]).encode()).hexdigest()
+    return digest(facts, weights)
 
 
 def _save(path: Path | None, state: dict[str, Any]) -> None:
@@ -185,4 +185,5 @@ def _load(path: Path | None, key: str) -> tuple[dict[str, Any] | None, list[str]
         state = torch.load(io.BytesIO(content[32:]), weights_only=True)
         if state["key"] == key:
             return state, []
-    return None, [f"{path.name} is damaged: its checksum is not that of its content; the training began anew"]
+    damaged = f"{path.name} is damaged: its checksum is not that of its content; the training began anew"
+    return None, [notice(damaged)]

@@ -10,6 +10,7 @@ from analyses.drawing.colours import CHANCE, DARK, MODELS
 from analyses.drawing.panels import curve, each_panel, model_panels, panels, place
 from analyses.drawing.rows import by_model
 from analyses.running.results import Result
+from analyses.running.shown import drawn_plain
 
 NONE = "none"
 WRITTEN = 10  # up to so many layers a cell has room for its number
@@ -21,6 +22,7 @@ def main_figure(result: Result) -> go.Figure:
     return _heatmaps(result, "accuracy", title, "probe's<br>accuracy", [NONE], "Blues")
 
 
+@drawn_plain
 def restored_figure(result: Result) -> go.Figure:
     """One heatmap per model: the share of what the shuffle took that the probe has back."""
     title = f"How much of the label is back in {_probed(result)}, how many blocks after the shuffle?"

@@ -260,6 +260,7 @@ def ratio_intervals(
         drawn = rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios.append((drawn @ over) / (drawn @ under))
-    low, high = np.nanquantile(ratios, [0.025, 0.975], axis=0)
+    with np.errstate(invalid="ignore"):  # between two draws in which nothing was lost there is no number
+        low, high = np.nanquantile(ratios, [0.025, 0.975], axis=0)
     values = over.mean(0) / under.mean(0)
     return {key: (float(v), float(a), float(b)) for key, v, a, b in zip(cells, values, low, high, strict=True)}

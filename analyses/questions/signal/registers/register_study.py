@@ -60,7 +60,7 @@ class RegisterStudy:
         self.n_classes, self.z, self.cutoff, self.calibration = n_classes, z, cutoff, calibration
         self.min_images, self.seeds, self.seed = min_images, seeds, seed
         self.layers = range(model.cfg.n_layers)
-        self.targets = shuffle_targets(model.run.native, seed)
+        self.targets: dict[str, Any] = {}
         self.untrained = with_random_weights(model, seed)
         self.hits: dict[tuple, int] = defaultdict(int)
         self.counts = np.zeros(n_classes, int)
@@ -85,6 +85,7 @@ class RegisterStudy:
             reference = torch.cat(parts, dim=1)
             self.census[variant] = NormCensus(NormRule(reference, self.z, self.cutoff), reference, layout.grid)
         self.rule = self.census["trained"].rule
+        self.targets = shuffle_targets(layout, self.seed)
 
     def norms(self, model: HookedViT, pixels: Tensor) -> tuple[list[Float64[Tensor, "b t"]], TokenLayout]:
         """Norm of every token behind every block."""

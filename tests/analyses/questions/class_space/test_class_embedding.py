@@ -69,9 +69,9 @@ def test_models_whose_answers_cannot_be_explained_are_left_out_of_explanations_a
 
 def test_an_unknown_part_is_refused_before_anything_runs() -> None:
     with pytest.raises(ValueError, match="has the parts class-projection"):
-        class_embedding({}, noisy(2), parts=("projection",))
+        class_embedding({"vit": with_processor("vit")}, noisy(2), parts=("projection",))
     with pytest.raises(ValueError, match="has the parts"):
-        class_embedding({}, noisy(2), parts=())
+        class_embedding({"vit": with_processor("vit")}, noisy(2), parts=())
 
 
 def test_parts_are_analyses_and_commands() -> None:

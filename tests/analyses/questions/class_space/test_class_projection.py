@@ -458,3 +458,9 @@ def test_bad_input_is_refused_before_any_run(name: str, data: ImageData, options
     with pytest.raises(ValueError, match=says):
         class_projection({"mine": net}, data, **options)
     assert net.run.n_forwards == 0
+
+
+def test_registers_are_left_out_of_models_and_controls_alike() -> None:
+    frame = class_projection({"mine": model("registers")}, noise(6), random_models=1, batch_size=6).frame
+    assert set(frame.tokens.dropna()) == {"cls", "patches"}
+    assert set(frame.control) >= {"trained", "random"}

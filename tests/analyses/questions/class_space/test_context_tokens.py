@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -419,3 +420,17 @@ def test_bad_input_is_refused(data, options: dict, says: str) -> None:
 def test_a_model_without_the_head_a_role_needs_is_refused() -> None:
     with pytest.raises(NoHeadError, match="prototypes"):
         measure_context(tiny("clip-projection")[1], [])
+
+
+def test_masks_without_a_class_token_leave_nothing_to_test() -> None:
+    """Neither the table nor a figure breaks where no image has both kinds of token."""
+    few = scenes(6)
+    (batch,) = few.batches(6, extra=["mask"])
+    empty = [Image.new(mask.mode, mask.size) for mask in batch.extra["mask"]]
+    rows = {"image": batch.images, "label": (batch.labels % CLASSES).tolist(), "mask": empty}
+    data = as_data(datasets.Dataset.from_dict(rows))
+    result = context_tokens({"vit": model()}, data, fit_data=FIT, n_shuffles=2)
+    assert result.meta["table"][0]["with_both"] == 0
+    assert "difference" not in set(result.frame.measure)
+    for draw in (groups_figure, difference_figure, change_figure):
+        draw(result)

@@ -223,3 +223,10 @@ def test_the_heatmap_shows_the_numbers(result: Result) -> None:
     assert {a.text for a in result.figure().layout.annotations} >= {NAME}
     assert len(panels_figure(result).data) == 2
     assert result.meta["table"][0]["diagonal"] == pytest.approx(np.mean([cell(result, p, p) for p in range(2)]))
+
+
+def test_an_interval_over_few_images_may_have_no_upper_end() -> None:
+    """In three draws of ten nothing was lost, so what came back is more than any part of it."""
+    value, low, high = ratio_intervals({"few": (np.ones(3), np.array([1.0, 0.0, 0.0]))})["few"]
+    assert (value, low) == (3, 1)
+    assert not np.isfinite(high)

@@ -216,7 +216,7 @@ def test_refusals_come_before_any_run() -> None:
     for options, words in (
         ({"radii": (-1.0,)}, "none below 0"),
         ({"radii": ()}, "none below 0"),
-        ({"radii": (2.0, 2.0)}, "different numbers"),
+        ({"radii": (2.0, 2.0)}, "each value once"),
         ({"seeds": 0}, "at least one draw"),
         ({"bands": 40}, "no frequency in bands"),
     ):

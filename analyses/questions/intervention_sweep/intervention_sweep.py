@@ -6,11 +6,9 @@ stopped; a file of another sweep is refused.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -19,8 +17,13 @@ import plotly.graph_objects as go
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analyses.controls.shuffle_floors import check_nobody_alone
 from analyses.data import ImageData, as_data, load_data
 from analyses.probes.classifier_heads import Answers, own_head
+from analyses.questions.intervention_sweep.journal import Journal
+from analyses.running.fingerprint import fingerprint
+from analyses.running.locks import hold_file
+from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import wilson
@@ -56,82 +59,38 @@ def intervention_sweep(
 
     Without `interventions`, CLS is shuffled after each layer in turn. With `file`, rows (JSON lines, one per batch and
     intervention) are appended as they are measured; called again after an interruption with the same arguments, the
-    sweep goes on behind the last complete batch. Random draws are those of separate runs on the same batches.
+    sweep goes on behind the last complete batch. Rows that were changed since, or measured on other images or labels,
+    are measured anew, which `meta["notes"]` says. Random draws are those of separate runs on the same batches.
 
     The frame has one row per model and intervention: `accuracy` with its 95 % Wilson interval, and `changed`, the share
     of images whose answer differs from the unperturbed one. Raises ValueError for a file another sweep has written,
-    naming both fingerprints, and for a model without a head for the data's classes.
+    naming what differs, and for a model without a head for the data's classes; InUseError for a file somebody else is
+    writing.
     """
     data = load_data("scenes:test", n=1000) if data is None else as_data(data)
     chosen = {name: _chosen(model, interventions) for name, model in models.items()}
     answers = {name: _answers(name, model, data) for name, model in models.items()}
-    mark = _fingerprint(models, data, chosen, batch_size)
-    journal = Journal(None if file is None else Path(file), mark)
+    if any("among" in part.params for ivs in chosen.values() for iv in ivs for part in iv.parts):
+        check_nobody_alone(data, batch_size)
+    mark = fingerprint(models, {"data": data}, {"interventions": chosen, "batch size": batch_size})
     rows = []
-    for name, model in models.items():
-        counts = _counts(name, model, answers[name], data, chosen[name], journal, batch_size)
-        for intervention, (n, hits, changed) in counts.items():
-            accuracy, low, high = wilson(hits, n)
-            rows.append(
-                {
-                    "model": name,
-                    "intervention": intervention,
-                    "accuracy": accuracy,
-                    "low": low,
-                    "high": high,
-                    "changed": changed / n,
-                    "n": n,
-                }
-            )
+    with nullcontext() if file is None else hold_file(file, "--file") as path:
+        journal = Journal(path, mark)
+        for name, model in models.items():
+            counts = _counts(name, model, answers[name], data, chosen[name], journal, batch_size)
+            for intervention, (n, hits, changed) in counts.items():
+                accuracy, low, high = wilson(hits, n)
+                row = {"accuracy": accuracy, "low": low, "high": high, "changed": changed / n, "n": n}
+                rows.append({"model": name, "intervention": intervention, **row})
     meta = {
-        "models": {name: {"architecture": m.cfg.architecture, "checkpoint": m.cfg.name} for name, m in models.items()},
-        "data": {"name": data.name, "n": data.n, "fingerprint": data.fingerprint()},
+        "models": {name: about_model(model) for name, model in models.items()},
+        "data": about_data(data),
         "interventions": {name: [iv.to_dict() for iv in ivs] for name, ivs in chosen.items()},
-        "fingerprint": mark,
+        "fingerprint": mark.key,
         "batch_size": batch_size,
+        "notes": journal.notes,
     }
     return Result(pd.DataFrame(rows), meta)
-
-
-class Journal:
-    """Rows on disk, one JSON object a line behind a line with the fingerprint; a torn last batch is measured again."""
-
-    def __init__(self, path: Path | None, fingerprint: str) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size:
-            self._read(path, fingerprint)
-        else:
-            path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
-
-    def _read(self, path: Path, fingerprint: str) -> None:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        try:
-            found = json.loads(lines[0])["fingerprint"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} was not written by a sweep; give another file") from None
-        if found != fingerprint:
-            raise ValueError(
-                f"{path} belongs to another sweep: its fingerprint is {found}, this one's {fingerprint}. Other models, "
-                "data, interventions or batch size; give another file"
-            )
-        kept = [line for line in lines[1:-1] if line]  # what has no line end was being written
-        self.rows = [json.loads(line) for line in kept]
-        path.write_text("\n".join([lines[0], *kept, ""]), encoding="utf-8")
-
-    def batch(self, model: str, index: int, size: int) -> list[dict[str, Any]] | None:
-        """The rows of a batch, where all `size` of them are there."""
-        rows = [row for row in self.rows if row["model"] == model and row["batch"] == index]
-        return rows if len(rows) == size else None
-
-    def add(self, row: dict[str, Any]) -> None:
-        """One more row, on disk at once."""
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row) + "\n")
 
 
 def _counts(
@@ -146,11 +105,10 @@ def _counts(
     totals: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     n_batches = None if data.n is None else -(-data.n // batch_size)
     for i, batch in enumerate(tqdm(data.batches(batch_size), total=n_batches, desc=f"{name}: sweep", leave=False)):
-        rows = journal.batch(name, i, len(interventions))
+        rows = journal.batch(name, i, batch, _names(interventions))
         if rows is None:
             rows = _measure(name, i, model, answers, batch, interventions)
-            for row in rows:
-                journal.add(row)
+            journal.add(batch, rows)
         for row in rows:
             total = totals[row["intervention"]]
             total[:] = [have + row[count] for have, count in zip(total, COUNTS, strict=True)]
@@ -163,20 +121,25 @@ def _measure(
     labels = answers.labels(batch.labels)
     rows: list[dict[str, Any]] = []
     clean: Tensor | None = None
-    for intervention, logits in sweep(model, model.preprocess(batch.images), interventions):
+    named = zip(_names(interventions), sweep(model, model.preprocess(batch.images), interventions), strict=True)
+    for what, (_, logits) in named:
         logits = logits.cpu()
         clean = logits if clean is None else clean  # the first variant is the model as it is
         rows.append(
             {
                 "model": name,
                 "batch": index,
-                "intervention": repr(intervention) if rows else CLEAN,
+                "intervention": what,
                 "n": len(labels),
                 "correct": int(correct(rank(logits, labels)).sum()),
                 "changed": int((logits.argmax(-1) != clean.argmax(-1)).sum()),
             }
         )
     return rows
+
+
+def _names(interventions: list[Intervention]) -> list[str]:
+    return [CLEAN, *map(repr, interventions[1:])]
 
 
 def _chosen(model: HookedViT, interventions: Sequence[Intervention] | None) -> list[Intervention]:
@@ -195,12 +158,3 @@ def _answers(name: str, model: HookedViT, data: ImageData) -> Answers:
     if answers is None:
         raise ValueError(f"{name} has no head for the classes of {data.name}; give it one with model.set_head_(...)")
     return answers
-
-
-def _fingerprint(
-    models: Mapping[str, HookedViT], data: ImageData, chosen: Mapping[str, list[Intervention]], batch_size: int
-) -> str:
-    weights = {name: [p.detach().double().abs().sum().item() for p in m.parameters()] for name, m in models.items()}
-    keys = {name: [iv.key for iv in ivs] for name, ivs in chosen.items()}
-    text = json.dumps([weights, data.fingerprint(), keys, batch_size], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

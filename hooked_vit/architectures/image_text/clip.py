@@ -6,6 +6,7 @@ averages the patches without any norm.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hooked_vit.architectures.base import (
@@ -31,7 +32,7 @@ def _vision(hf: ConfigReader, **readout: Any) -> ViTConfig:
 
 def vision_config(hf: ConfigReader, hf_class: str) -> ViTConfig:
     """CLIPVisionModel (pooled features) or CLIPVisionModelWithProjection (image embeddings)."""
-    if hf_class == "CLIPVisionModel":
+    if hf_class.endswith("VisionModel"):
         return _vision(hf, **FEATURES)
     return _vision(hf, n_classes=hf.projection_dim, outputs="embedding", head_bias=False)
 
@@ -40,21 +41,26 @@ def full_config(hf: ConfigReader, hf_class: str) -> ViTConfig:
     """CLIPModel (its vision tower, projected) or CLIPForImageClassification."""
     vision = hf.sub("vision_config")
     vision_cfg = (
-        _vision(vision, n_classes=hf.projection_dim, outputs="embedding", head_bias=False)
-        if hf_class == "CLIPModel"
-        else _vision(vision, **classifier(hf), **UNNORMED_MEAN)
+        _vision(vision, **classifier(hf), **UNNORMED_MEAN)
+        if hf_class.endswith("ForImageClassification")
+        else _vision(vision, n_classes=hf.projection_dim, outputs="embedding", head_bias=False)
     )
     vision.refuse_unread((*TRAINING_ONLY, "projection_dim"))
     return vision_cfg
 
 
-register(
-    Architecture(
-        name="clip",
-        classes={
-            **dict.fromkeys(("CLIPVisionModel", "CLIPVisionModelWithProjection"), vision_config),
-            **dict.fromkeys(("CLIPModel", "CLIPForImageClassification"), full_config),
-        },
+# what follows the family's name in the classes of transformers; not every family has the second pair
+TOWERS = {"VisionModel": vision_config, "Model": full_config}
+MORE = {"VisionModelWithProjection": vision_config, "ForImageClassification": full_config}
+
+
+def clip_family(
+    name: str, stem: str, kinds: Mapping[str, Callable[[ConfigReader, str], ViTConfig]], **details: Any
+) -> Architecture:
+    """A family of towers like CLIP's, for the classes of transformers whose names are `stem` and one of `kinds`."""
+    return Architecture(
+        name=name,
+        classes={stem + kind: read for kind, read in kinds.items()},
         keys=linears(
             {
                 "ln_pre": "pre_layrnorm",
@@ -77,9 +83,14 @@ register(
         },
         roots=("vision_model.", ""),
         class_readout=UNNORMED_MEAN,
-        irrelevant_config=(*TRAINING_ONLY, "projection_dim", "text_config", "logit_scale_init_value"),
-        # the text tower, and the final norm that CLIPForImageClassification holds but never applies
-        irrelevant_tensors=("text_model.*", "text_projection.weight", "logit_scale", "post_layernorm.*"),
+        # LLaVA's configs say the size of a vocabulary of its tower too
+        irrelevant_config=(*TRAINING_ONLY, "projection_dim", "text_config", "logit_scale_init_value", "vocab_size"),
+        # the text tower, and the final norm that the image classifier holds but never applies
+        irrelevant_tensors=("text_model.*", "text_projection.*", "logit_scale", "post_layernorm.*"),
         foreign_size_flags={"interpolate_pos_encoding": True},
+        unnormed_tokens=True,
+        **details,
     )
-)
+
+
+register(clip_family("clip", "CLIP", TOWERS | MORE, examples={"CLIPModel": "openai/clip-vit-base-patch32"}))

@@ -76,5 +76,9 @@ register(
         class_readout={"sources": ("cls", "patches")},
         irrelevant_config=DINO_IRRELEVANT,
         irrelevant_tensors=("embeddings.mask_token",),
+        examples={
+            "Dinov2Model": "facebook/dinov2-base",
+            "Dinov2ForImageClassification": "facebook/dinov2-base-imagenet1k-1-layer",
+        },
     )
 )

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hooked_vit.architectures import _timm_eva
-from hooked_vit.architectures._timm_files import DEFAULTS, DISTILLED, EVA, PLAIN, Settings, known, processor, settings
 from hooked_vit.architectures.base import Architecture, CheckpointFiles, ConfigReader, linears, register
+from hooked_vit.architectures.timm import _eva
+from hooked_vit.architectures.timm._files import DEFAULTS, DISTILLED, EVA, PLAIN, Settings, known, processor, settings
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import UnsupportedModelError
 
@@ -36,7 +36,7 @@ def settings_of(model: Any) -> Settings:
     Raises UnsupportedModelError for a module that the graph has no place for.
     """
     if type(model).__name__ == EVA:
-        return _timm_eva.settings_of(model)
+        return _eva.settings_of(model)
     if blocks := sorted({type(b).__name__ for b in model.blocks} - {"Block", "ResPostBlock"}):
         raise UnsupportedModelError(f"no hook graph for a {type(model).__name__} with {', '.join(blocks)} for blocks")
     block, embed = model.blocks[0], model.patch_embed
@@ -157,7 +157,7 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
 def prepare(cfg: ViTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Queries, keys and values taken apart; the spellings of older files."""
     split: dict[str, Tensor] = {}
-    for key, tensor in _timm_eva.prepare(cfg, tensors).items():
+    for key, tensor in _eva.prepare(cfg, tensors).items():
         if ".attn.qkv." in key:
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
                 split[key.replace(".qkv.", f".{letter}.")] = part
@@ -195,12 +195,12 @@ def _keys() -> Iterator[tuple[str, str]]:
 register(
     Architecture(
         name="timm",
-        classes={**dict.fromkeys((PLAIN, DISTILLED), config_from), EVA: _timm_eva.config_from},
-        keys=dict(_keys()) | _timm_eva.KEYS,
+        classes={**dict.fromkeys((PLAIN, DISTILLED), config_from), EVA: _eva.config_from},
+        keys=dict(_keys()) | _eva.KEYS,
         roots=("",),
         class_readout=lambda cfg: {"sources": cfg.sources},
-        irrelevant_config=(*TRAINING_ONLY, *_timm_eva.IRRELEVANT_SETTINGS),
-        irrelevant_tensors=_timm_eva.IRRELEVANT_TENSORS,
+        irrelevant_config=(*TRAINING_ONLY, *_eva.IRRELEVANT_SETTINGS),
+        irrelevant_tensors=_eva.IRRELEVANT_TENSORS,
         config_of=settings_of,
         prepare=prepare,
         files=CheckpointFiles(
@@ -209,5 +209,10 @@ register(
             processor=processor,
             named=lambda: tuple(known()),
         ),
+        examples={
+            PLAIN: "timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
+            DISTILLED: "timm/deit_base_distilled_patch16_224.fb_in1k",
+            EVA: "timm/eva02_base_patch14_448.mim_in22k_ft_in22k_in1k",
+        },
     )
 )

@@ -97,7 +97,7 @@ class Settings(SimpleNamespace):
 @cache
 def known() -> dict[str, dict[str, Any]]:
     """timm's name of a model -> what it builds it with, beside the defaults."""
-    names = {"timm_models.json": PLAIN, "timm_eva_models.json": EVA}
+    names = {"models.json": PLAIN, "eva_models.json": EVA}
     read = {file: json.loads(files(__package__).joinpath(file).read_text(encoding="utf-8")) for file in names}
     return {name: {"class": names[file]} | built for file, models in read.items() for name, built in models.items()}
 

@@ -12,7 +12,7 @@ from hooked_vit.architectures.base import (
     register,
     vit_sizes,
 )
-from hooked_vit.architectures.dinov2 import CONCATENATED, DINO_BLOCK, DINO_IRRELEVANT, mlp
+from hooked_vit.architectures.self_supervised.dinov2 import CONCATENATED, DINO_BLOCK, DINO_IRRELEVANT, mlp
 from hooked_vit.config import ViTConfig
 
 
@@ -46,5 +46,9 @@ register(
         class_readout={"sources": ("cls", "patches")},
         irrelevant_config=DINO_IRRELEVANT,
         irrelevant_tensors=("embeddings.mask_token",),
+        examples={
+            "Dinov2WithRegistersModel": "facebook/dinov2-with-registers-base",
+            "Dinov2WithRegistersForImageClassification": "facebook/dinov2-with-registers-base-imagenet1k-1-layer",
+        },
     )
 )

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hooked_vit.architectures._timm_files import EVA, EVA_DEFAULTS, Settings
 from hooked_vit.architectures.base import ConfigReader, linears
+from hooked_vit.architectures.timm._files import EVA, EVA_DEFAULTS, Settings
 from hooked_vit.config import Role, RotaryPositions, ViTConfig
 from hooked_vit.errors import UnsupportedModelError
 

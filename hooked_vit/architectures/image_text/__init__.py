@@ -1,0 +1,1 @@
+"""Vision towers trained beside a text tower."""

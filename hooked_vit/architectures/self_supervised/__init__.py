@@ -1,0 +1,1 @@
+"""Families trained without labels and without text."""

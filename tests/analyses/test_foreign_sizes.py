@@ -1,0 +1,93 @@
+"""Every analysis where the processor makes images of another size than the checkpoint is native at, square and not.
+
+It is the normal case: DINOv2 is native at 518 pixels, and its own processor crops 224.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from analyses.data import ImageData, load_data
+from analyses.questions.patching.paths import Receiver
+from analyses.running.catalogue import registered_analyses
+from analyses.running.results import Result
+from hooked_vit import HookedViT, zoo
+from tests.tiny import make, processor_of
+
+OURS = tuple(name for name, entry in registered_analyses().items() if entry.run.__module__.startswith("analyses."))
+# larger than native, with tokens the native size has not; and neither larger nor square
+PLACES = (("registers", (48, 48)), ("beit-mean-both", (24, 40)))
+
+CHEAP: dict[str, Any] = {
+    **{"seeds": 1, "random_models": 1, "permuted_heads": 1, "permutations": 1, "draws": 2, "points": 2, "shots": 1},
+    **{"steps": 1, "lens_images": 20, "epochs": 1, "bands": 2, "components": 2, "n_permutations": 19, "n_shuffles": 19},
+    **{"calibration": 8, "min_images": 2, "images": 2, "memories": 1, "examples": 1, "max_pairs": 4, "top": 2},
+    **{"controls": ("permuted",), "learning_curve": False, "check": 2, "batch_size": 8},
+}
+"""As little as shows whether the sizes fit together, where an analysis has such an option."""
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "class-embedding": {"parts": ("token-removal",)},  # each is an analysis of its own
+    "path-patching": {"receiver": Receiver("logits")},
+    "attribution-patching": {"steps": 0},
+    "activation-patching": {"tokens": "each"},
+    "logit-attribution": {"tokens": "position"},
+    "decodability": {"roles": ("cls", "patches", "patch_0", "random_patch")},
+}
+
+
+@cache
+def model_at(family: str, size: tuple[int, int]) -> HookedViT:
+    """A model that answers with ten classes, whose processor makes images of this size."""
+    model = make(family, torch.float32)
+    model.processor = processor_of(size)
+    width = model.cfg.d_model * len(model.cfg.sources)
+    model.set_head_(torch.randn(10, width, generator=torch.Generator().manual_seed(0)), torch.zeros(10))
+    return model
+
+
+@cache
+def counting_at(size: tuple[int, int]) -> HookedViT:
+    """A model that counts some scenes right also when they are drawn larger, native at 48 pixels."""
+    model = zoo.load("vit-count")
+    model.processor = processor_of(size)
+    return model
+
+
+@cache
+def scenes(split: str) -> ImageData:
+    return load_data(f"scenes:{split}", n=20)
+
+
+def run(name: str, model: HookedViT) -> Result:
+    entry = registered_analyses()[name]
+    given: dict[str, Any] = {
+        "models": {"tiny": model},
+        "model": model,
+        "data": scenes("test"),
+        **dict.fromkeys(("fit_data", "probe_data"), scenes("train")),
+        **CHEAP,
+        **SPECIAL.get(name, {}),
+    }
+    taken = inspect.signature(entry.run).parameters
+    pictures = next(scenes("test").batches(4, extra=["pair"]))
+    if "data" not in taken:
+        given |= {"images": pictures.images, "clean": pictures.images, "corrupt": pictures.extra["pair"]}
+    return entry.run(**{key: value for key, value in given.items() if key in taken})
+
+
+@pytest.mark.parametrize(("family", "size"), PLACES)
+@pytest.mark.parametrize("name", OURS)
+def test_an_analysis_asks_the_run_what_belongs_to_the_run(name, family, size):
+    model = model_at(family, size)
+    if name == "counting":
+        model = counting_at({(48, 48): (64, 64), (24, 40): (64, 56)}[size])
+    result = run(name, model)
+    assert len(result.frame)
+    for draw in registered_analyses()[name].figures(result).values():
+        draw(result)

@@ -1,0 +1,39 @@
+"""Every analysis runs on every family that it makes sense for, and a page of the docs says so cell by cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from analyses.running.catalogue import registered_analyses
+from hooked_vit import architectures
+from tests import matrix
+
+PAGE = matrix.read()
+
+
+def test_the_page_has_every_family_and_every_analysis():
+    assert [*PAGE] == [*matrix.variants()]
+    assert matrix.families() == set(architectures.registered())
+    assert all([*cells] == [*registered_analyses()] for cells in PAGE.values())
+
+
+@pytest.mark.parametrize("name", matrix.variants())
+def test_what_happens_is_what_the_page_says(name):
+    """Where it is not, `python -m tests.matrix` writes the page anew; read what changed."""
+    assert matrix.row(name) == PAGE[name]
+
+
+def test_a_refusal_says_what_the_model_lacks():
+    """No cell says that the settings or the images of this test were wrong."""
+    lacks = ("no CLS", "no cls", "no 'cls'", "no classifier", "needs a classifier", "no head", "with an embedding")
+    lacks += ("a norm of their sum is added", "gate")
+    told = {reason for cells in PAGE.values() for reason in cells.values() if reason != matrix.RUNS}
+    assert [reason for reason in told if not any(word in reason for word in lacks)] == []
+
+
+def test_the_table_is_read_as_it_is_written():
+    rows = {name: dict.fromkeys(registered_analyses(), matrix.RUNS) for name in ("vit", "ijepa")}
+    rows["ijepa"] |= dict.fromkeys([*registered_analyses()][::5], "no CLS: nothing to shuffle")
+    text = matrix.table(rows)
+    assert text.count("refused: no CLS: nothing to shuffle") == 1
+    assert f"| {' | '.join(registered_analyses())} |" in text
