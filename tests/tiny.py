@@ -177,7 +177,7 @@ RELATIVES += ("data2vec", "data2vec-shared", "data2vec-cls", "data2vec-model-cls
 RELATIVES += tuple(name for name, _ in _clip_relatives())
 LOADED = tuple(name for name in TINY if name in BEITS or not name.startswith(("beit-mean", "beit-cls")))
 CORE = tuple(name for name in LOADED if name not in RELATIVES)
-# one of each readout, kind of token and kind of position: what the contracts run over
+# one of each readout, kind of token and kind of position, all with a head: what the contracts run over
 FAMILIES = (
     "vit",
     "deit",
@@ -187,13 +187,13 @@ FAMILIES = (
     "dinov2",
     "dinov2-swiglu",
     "registers",
-    "dinov3",
     "clip-projection",
     "clip-classifier",
     "timm-registers",
+    "timm-dinov3",
 )
-# and where norms stand behind the branches, with CLS and without, or inside: what must hold of every graph whatsoever
-GRAPHS = (*FAMILIES, "timm-rpn-cls", "timm-rpn", "timm-eva02-inner", "ijepa", "aimv2-model")
+# and without one, and where norms stand behind or inside the branches: what must hold of every graph whatsoever
+GRAPHS = (*FAMILIES, "dinov3", "timm-rpn-cls", "timm-rpn", "timm-eva02-inner", "ijepa", "aimv2-model")
 
 
 def make_hf(name: str) -> nn.Module:

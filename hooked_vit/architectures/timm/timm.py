@@ -212,6 +212,7 @@ register(
         examples={
             PLAIN: "timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
             DISTILLED: "timm/deit_base_distilled_patch16_224.fb_in1k",
+            EVA: "timm/eva02_base_patch14_448.mim_in22k_ft_in22k_in1k",
         },
     )
 )

@@ -13,7 +13,7 @@ from hooked_vit import HookedViT
 from tests.analyses.questions.class_space.reference import ReferenceViT
 from tests.tiny import CLASSES, GRAPHS, IMAGE, make, make_hf, pixels
 
-HEADED = tuple(name for name in GRAPHS if name != "clip-projection")
+HEADED = tuple(name for name in GRAPHS if name not in ("clip-projection", "dinov3"))
 """One of each kind that answers with classes."""
 
 

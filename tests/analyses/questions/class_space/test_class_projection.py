@@ -95,6 +95,8 @@ def test_the_last_tokens_that_are_read_give_the_logits(name: str) -> None:
         assert torch.allclose((cls + scores[:, net.tokens.dist].squeeze(1)) / 2, logits, atol=1e-5)
     elif net.cfg.sources == ("cls", "patches"):  # one head side by side: its bias is in both parts
         assert torch.allclose(cls + patches.mean(1) - net.head.bias, logits, atol=1e-4)
+    elif net.cfg.final_norm == "tokens":
+        assert torch.allclose(patches.mean(1), logits, atol=1e-5)
     else:
         pooled = resid[:, net.tokens.patches].mean(1)
         assert torch.allclose(project_role(net, pooled, "patches"), logits, atol=1e-5)

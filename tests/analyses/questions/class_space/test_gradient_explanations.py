@@ -74,11 +74,12 @@ def test_the_closed_form_is_the_derivative(name: str, site: str) -> None:
         torch.testing.assert_close(maps, autograd(model, x, site, twice=twice), rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("norm", ["post_norm", "attn_inner_norm"])
 @pytest.mark.parametrize("site", HOOKS)
-def test_norms_behind_the_branches_are_derived_through(site: str) -> None:
+def test_norms_behind_and_inside_the_branches_are_derived_through(site: str, norm: str) -> None:
     sizes = {"d_model": 8, "n_layers": 2, "n_heads": 2, "d_mlp": 8, "image_size": (8, 8), "patch_size": 4}
     torch.manual_seed(0)
-    model = HookedViT(ViTConfig(**sizes, n_classes=5, post_norm=True)).double()
+    model = HookedViT(ViTConfig(**sizes, n_classes=5, **{norm: True})).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()

@@ -248,6 +248,8 @@ def test_relevance_is_not_propagated_where_there_is_no_rule() -> None:
         ("dinov2", "cls and patches"),
         ("beit-cls-shared-abs", "position bias"),
         ("vit-model", "has 0 heads"),
+        ("timm-eva02-inner", "norms inside the branches"),
+        ("timm-pe", "turns queries and keys by position"),
     ):
         model = make(name)
         with pytest.raises(ValueError, match=what):

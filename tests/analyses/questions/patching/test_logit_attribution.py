@@ -94,6 +94,16 @@ def test_by_source_a_head_is_split_over_the_tokens_it_reads() -> None:
     assert part == pytest.approx(fall.item(), abs=1e-12)
 
 
+def test_a_norm_of_what_a_head_mixed_leaves_heads_whole() -> None:
+    """Their sums still close; the tokens behind one are no terms any more."""
+    model = make("timm-eva02-inner")
+    images = pixels(model)
+    for kw in ({}, {"neurons": True}):
+        assert logit_attribution(model, images, **kw).meta["largest_error"] < 1e-12
+    with pytest.raises(ValueError, match=r"a norm stands between that sum and the output matrix"):
+        logit_attribution(model, images, tokens="source")
+
+
 def test_rows_are_means_over_images_with_their_interval() -> None:
     model = make("vit")
     frame = logit_attribution(model, pixels(model, n=5), classes=torch.arange(5), batch_size=2).frame
