@@ -19,7 +19,9 @@ class ViTConfig:
     `sources` are the token roles it reads (a role of many tokens is averaged), `heads` the linear heads and the
     positions in `sources` each one reads; several heads are averaged. Without heads the model returns its pooled
     features, and `is_feature_model` says so. With `post_norm` a block adds norm(branch(x)) to the stream instead of
-    branch(norm(x)). `positionless` are the roles in front of the patches that no position embedding is added to.
+    branch(norm(x)). `positionless` are the roles in front of the patches that no position embedding is added to. With
+    `attention_pool` a learned probe attends to the source's tokens in place of their mean. With `unit_norm` the head
+    reads what was pooled divided by its length, behind a projection to `d_embed` numbers where that is given.
 
     Raises ValueError for a combination no graph can have.
     """
@@ -55,6 +57,9 @@ class ViTConfig:
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"
     sources: tuple[Role, ...] = ("cls",)
     heads: tuple[tuple[str, tuple[int, ...]], ...] = (("head", (0,)),)
+    attention_pool: bool = False
+    unit_norm: bool = False
+    d_embed: int | None = None
     head_bias: bool = True
     n_classes: int | None = None
     outputs: Literal["classes", "embedding"] = "classes"
@@ -92,6 +97,19 @@ class ViTConfig:
             (
                 all(0 <= i < len(self.sources) for _, read in self.heads for i in read),
                 f"heads {self.heads} read sources that do not exist, there are {len(self.sources)}",
+            ),
+            (
+                not self.attention_pool or (len(self.sources) == 1 and self.final_norm != "pooled"),
+                f"an attention pool reads one kind of token behind the final norm, got {self.sources} and "
+                f"final_norm={self.final_norm!r}",
+            ),
+            (
+                not self.unit_norm or [read for _, read in self.heads] == [tuple(range(len(self.sources)))],
+                f"a readout of unit length has one head over all its sources, got {self.heads}",
+            ),
+            (
+                self.d_embed is None or self.unit_norm,
+                f"a projection to {self.d_embed} numbers without unit_norm is part of the head; multiply them",
             ),
             (
                 self.class_names is None or len(self.class_names) == self.n_classes,
@@ -136,9 +154,19 @@ class ViTConfig:
         return not self.heads
 
     @property
+    def is_linear_readout(self) -> bool:
+        """True where a class score is a sum over tokens, each behind the final norm times a vector."""
+        return not (self.attention_pool or self.unit_norm)
+
+    @property
+    def d_pooled(self) -> int:
+        """Width of `hook_pooled`."""
+        return self.d_model * len(self.sources)
+
+    @property
     def d_out(self) -> int:
         """Width of the model's output: classes, or pooled features."""
-        return self.n_classes if self.n_classes is not None else self.d_model * len(self.sources)
+        return self.n_classes if self.n_classes is not None else self.d_pooled
 
     # TransformerLens' ActivationCache asks these of a config.
     normalization_type = "LN"

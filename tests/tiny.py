@@ -67,6 +67,8 @@ def _beits() -> Iterator[tuple[str, Tiny]]:
 # residual post-norm, no CLS, no bias of queries, keys and values: the GAP model of Vilas et al. 2023
 RPN = {"architecture": "vit_base_patch16_rpn_224", "block_fn": "ResPostBlock", "class_token": False}
 RPN |= {"global_pool": "avg", "qkv_bias": False, "init_values": 1e-5}
+MAP = {"architecture": "vit_base_patch16_siglip_256", "global_pool": "map", "class_token": False}
+MAP |= {"act_layer": "gelu_tanh"}
 BOTH_BIASES = {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}
 TINY: dict[str, Tiny] = {
     "vit": Tiny("ViTForImageClassification", {}),
@@ -91,6 +93,10 @@ TINY: dict[str, Tiny] = {
     "clip-classifier": Tiny("CLIPForImageClassification", {}),
     "clip-gelu": Tiny("CLIPForImageClassification", {"hidden_act": "gelu"}),
     "clip-full": Tiny("CLIPModel", {"projection_dim": 24}),
+    "siglip": Tiny("SiglipVisionModel", {}),
+    "siglip-headless": Tiny("SiglipVisionModel", {"vision_use_head": False}),
+    "siglip-classifier": Tiny("SiglipForImageClassification", {}),
+    "siglip-full": Tiny("SiglipModel", {"hidden_act": "gelu"}),
     "timm": Tiny("VisionTransformer", {}),
     "timm-no-qkv-bias": Tiny("VisionTransformer", {"qkv_bias": False, "architecture": "vit_base_patch16_224_miil"}),
     "timm-rpn": Tiny("VisionTransformer", RPN),
@@ -103,6 +109,7 @@ TINY: dict[str, Tiny] = {
     "timm-clip": Tiny("VisionTransformer", {"pre_norm": True, "act_layer": "quick_gelu", "eps": 1e-5}),
     "timm-no-final-norm": Tiny("VisionTransformer", {"final_norm": False}),
     "timm-features": Tiny("VisionTransformer", {"num_classes": 0, "img_size": (32, 48), "in_chans": 1}),
+    "timm-map": Tiny("VisionTransformer", MAP),
     "timm-distilled": Tiny("VisionTransformerDistilled", {}),
 }
 # of the product of BEiT's settings, eight in which every two settings meet in each of their combinations
@@ -131,8 +138,8 @@ FAMILIES = (
     "clip-classifier",
     "timm-registers",
 )
-# and where the norms stand behind the branches, with CLS and without: what must hold of every graph whatsoever
-GRAPHS = (*FAMILIES, "timm-rpn-cls", "timm-rpn")
+# where the norms stand behind the branches, where there is no CLS, where a probe pools: what holds of every graph
+GRAPHS = (*FAMILIES, "timm-rpn-cls", "timm-rpn", "siglip", "siglip-classifier", "timm-map")
 
 
 def make_hf(name: str) -> nn.Module:
@@ -147,6 +154,8 @@ def make_hf(name: str) -> nn.Module:
         # only the projection's width is said outside the tower's own config
         outer = {"projection_dim": settings.pop("projection_dim")} if "projection_dim" in settings else {}
         config = transformers.CLIPConfig(vision_config=settings, text_config=TEXT, **outer)
+    elif case.hf_class in ("SiglipModel", "SiglipForImageClassification"):
+        config = transformers.SiglipConfig(vision_config=settings, text_config=TEXT | {"projection_size": 32})
     else:
         config = hf_class.config_class(**settings)
     config.num_labels = CLASSES
@@ -194,6 +203,9 @@ ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
     "CLIPVisionModel": lambda hf, out: out.pooler_output,
     "CLIPVisionModelWithProjection": lambda hf, out: out.image_embeds,
     "CLIPModel": lambda hf, out: out.pooler_output,
+    # a tower without its pooling head gives tokens only
+    "SiglipVisionModel": lambda hf, out: out.pooler_output if hf.use_head else out.last_hidden_state.mean(1),
+    "SiglipModel": lambda hf, out: out.pooler_output,
 }
 
 
@@ -206,7 +218,7 @@ def answer(hf: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     native = hf.config.vision_config.image_size if hasattr(hf.config, "vision_config") else hf.config.image_size
     native = (native, native) if isinstance(native, int) else tuple(native)
     flags = {} if tuple(x.shape[2:]) == native else dict(family.foreign_size_flags)
-    forward = hf.get_image_features if hf_class == "CLIPModel" else hf
+    forward = getattr(hf, "get_image_features", hf)
     out = forward(pixel_values=x, output_hidden_states=True, **flags)
     read = ANSWERS.get(hf_class, lambda hf, out: out.logits)
     return read(hf, out), tuple(out.hidden_states)

@@ -81,6 +81,18 @@ class CheckpointFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Texts:
+    """How a family's text tower was trained to read: `padding` as its tokenizer takes it, and in which classes it is.
+
+    Captions are padded, and cut, to `length` tokens of a model in memory.
+    """
+
+    classes: tuple[str, ...]
+    padding: str | bool
+    length: Callable[[Any], int] = attrgetter("config.text_config.max_position_embeddings")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A family: how to read its configs, and where each of its tensors goes.
 
@@ -89,7 +101,8 @@ class Architecture:
     the family's classifier reads, for checkpoints that came without one, or a function of the config that says it.
     `irrelevant_*` are named so that anything else is an error. `foreign_size_flags` are keyword arguments their forward
     needs for a foreign image size. `config_of` finds the config of a model in memory, and `prepare` brings its state
-    dict into the layout that `keys` speaks of. `files` reads checkpoints that are not saved by transformers.
+    dict into the layout that `keys` speaks of. `files` reads checkpoints that are not saved by transformers. `examples`
+    names, for a class, a checkpoint people know. `texts` says how classes that hold a text tower too read captions.
     """
 
     name: str
@@ -103,6 +116,8 @@ class Architecture:
     config_of: Callable[[Any], Any] = attrgetter("config")
     prepare: Callable[[ViTConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda cfg, tensors: tensors
     files: CheckpointFiles | None = None
+    examples: Mapping[str, str] = field(default_factory=dict)
+    texts: Texts | None = None
 
 
 def register(architecture: Architecture) -> Architecture:

@@ -7,14 +7,14 @@ import torch
 
 from hooked_vit import HookedViT, architectures
 from hooked_vit.loading.conversion import convert
-from tests.tiny import CORE, FAMILIES, TINY, answer, assert_parity, distance, make_hf, pixels, size_ids, sizes, tiny
+from tests.tiny import CORE, GRAPHS, TINY, answer, assert_parity, distance, make_hf, pixels, size_ids, sizes, tiny
 
 EVERY_SIZE = [pytest.param(name, size, id=f"{name}-{size_ids(size)}") for name in TINY for size in sizes(name)]
 
 
 def test_every_supported_class_has_a_tiny_model():
     assert {case.hf_class for case in TINY.values()} == set(architectures.supported_classes())
-    assert {tiny(name)[1].cfg.architecture for name in FAMILIES} == set(architectures.registered())
+    assert {tiny(name)[1].cfg.architecture for name in GRAPHS} == set(architectures.registered())
 
 
 @pytest.mark.parametrize("name", TINY)
