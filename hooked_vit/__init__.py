@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from hooked_vit.cache import ActivationCache
     from hooked_vit.config import ViTConfig
     from hooked_vit.loading import published
+    from hooked_vit.loading.zero_shot import zero_shot_head
     from hooked_vit.model import HookedViT
     from hooked_vit.tokens import TokenLayout
 
 __version__ = "0.1.0"
 __all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig", "architectures", "published", "zoo"]
+__all__ += ["zero_shot_head"]
 
 _HOMES = {
     "HookedViT": "hooked_vit.model",
     "ViTConfig": "hooked_vit.config",
     "ActivationCache": "hooked_vit.cache",
+    "zero_shot_head": "hooked_vit.loading.zero_shot",
     "HookPoint": "transformer_lens.hook_points",
     "TokenLayout": "hooked_vit.tokens",
 }

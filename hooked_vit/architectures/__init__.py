@@ -16,7 +16,16 @@ from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnsupportedModelError, nearest
 
 __all__ = ["Architecture", "by_config", "by_name", "class_readout", "for_class", "get", "register", "registered"]
-__all__ += ["supported_classes"]
+__all__ += ["supported_classes", "with_texts"]
+
+OTHER_GRAPHS = {
+    "Siglip2": "NaFlex, images of any shape as padded rows of patches; fixed-size SigLIP 2 is saved as SiglipModel",
+    "Swin": "attention in shifted windows, and patches merged from stage to stage",
+    "Hiera": "attention inside mask units, and tokens pooled from stage to stage",
+    "Qwen": "attention in windows over images of any shape, inside a language model",
+    "VJEPA2": "tokens of a video, tubes of pixels over several frames",
+}
+"""How the names of classes begin that no family can read, and what their graph is instead."""
 
 
 @cache
@@ -51,6 +60,12 @@ def supported_classes() -> dict[str, str]:
     return {cls: name for name in registered() for cls in ALL[name].classes}
 
 
+def with_texts() -> tuple[str, ...]:
+    """The classes that hold a text tower beside the vision tower."""
+    families = map(get, registered())
+    return tuple(sorted(cls for family in families if family.texts is not None for cls in family.texts.classes))
+
+
 def for_class(hf_class: str) -> Architecture:
     """The family that reads a transformers class.
 
@@ -58,6 +73,13 @@ def for_class(hf_class: str) -> Architecture:
     """
     known = supported_classes()
     if hf_class not in known:
+        if graph := next((what for start, what in OTHER_GRAPHS.items() if hf_class.startswith(start)), None):
+            raise UnsupportedModelError(f"{hf_class} is another graph than a Vision Transformer's here: {graph}")
+        if "TextModel" in hf_class:
+            raise UnsupportedModelError(
+                f"{hf_class} is a text tower without a vision tower, so there is no image to hook; load a class of "
+                f"both, such as {' or '.join(with_texts())}"
+            )
         raise UnsupportedModelError(
             f"no hook graph for {hf_class}{nearest(hf_class, known)} Supported: {', '.join(sorted(known))}"
         )

@@ -82,13 +82,15 @@ class CheckpointFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """How a family's text tower was trained to read: `padding` as its tokenizer takes it, and in which classes it is.
+    """How a family's text tower was trained to read: which of its `classes` hold one, and how captions are padded.
 
-    Captions are padded, and cut, to `length` tokens of a model in memory.
+    `padding` is as a tokenizer takes it, `inputs` are what the tower is given of what the tokenizer returns, and
+    `length` finds how many tokens the tower of a model in memory reads.
     """
 
     classes: tuple[str, ...]
     padding: str | bool
+    inputs: tuple[str, ...]
     length: Callable[[Any], int] = attrgetter("config.text_config.max_position_embeddings")
 
 

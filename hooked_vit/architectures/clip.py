@@ -13,6 +13,7 @@ from hooked_vit.architectures.base import (
     TRAINING_ONLY,
     Architecture,
     ConfigReader,
+    Texts,
     classifier,
     linears,
     register,
@@ -81,5 +82,6 @@ register(
         # the text tower, and the final norm that CLIPForImageClassification holds but never applies
         irrelevant_tensors=("text_model.*", "text_projection.weight", "logit_scale", "post_layernorm.*"),
         foreign_size_flags={"interpolate_pos_encoding": True},
+        texts=Texts(classes=("CLIPModel",), padding=True, inputs=("input_ids", "attention_mask")),
     )
 )

@@ -107,6 +107,6 @@ register(
             "SiglipModel": "google/siglip2-base-patch16-224",
         },
         # pads were read in training, so they are part of every caption
-        texts=Texts(classes=("SiglipModel",), padding="max_length"),
+        texts=Texts(classes=("SiglipModel",), padding="max_length", inputs=("input_ids",)),
     )
 )

@@ -261,9 +261,3 @@ class Readout(AttentionPool, ImageEmbeds):
         self.head = head
         self.cfg = cfg
         self.setup()  # type: ignore[operator]
-
-    def _drop_head(self) -> None:
-        for name, _ in self.cfg.heads:
-            delattr(self, name)
-        if self.cfg.unit_norm:
-            self._drop_image_embeds()

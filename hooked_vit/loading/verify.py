@@ -118,7 +118,8 @@ def _output(ours: HookedViT, theirs: nn.Module, out: Any, norm: list[Tensor]) ->
         return out.pooler_output
     tokens = out.get("last_hidden_state")
     # a pre-training class gives only its own predictions; what they are made of left its last norm
-    return (tokens if tokens is not None else norm[-1])[:, 0]
+    tokens = tokens if tokens is not None else norm[-1]
+    return tokens[:, 0] if ours.cfg.has_cls else tokens.mean(1)
 
 
 @contextmanager
