@@ -234,6 +234,19 @@ def sizes(name: str) -> list[tuple[int, int]]:
     return [tuple(TINY[name].image_size)] if TINY[name].is_native_only else list(SIZES)
 
 
+class Letters:
+    """A tokenizer with an id for every letter; pads are zeros, and the end of a text is the tower's end token."""
+
+    def __call__(self, texts, *, padding, return_tensors, max_length=None) -> dict[str, Tensor]:
+        assert return_tensors == "pt"
+        ids = [[*(2 + ord(letter) % 40 for letter in text), 1] for text in texts]
+        longest = max(map(len, ids))
+        width = max(max_length, longest) if padding == "max_length" else longest
+        rows = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+        return {"input_ids": rows, "attention_mask": mask}
+
+
 @contextmanager
 def attention(model: HookedViT, kernel: str) -> Iterator[HookedViT]:
     """A shared model with another kernel for a while."""

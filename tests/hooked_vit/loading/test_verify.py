@@ -17,6 +17,7 @@ from tests.tiny import TINY, make, make_hf, pixels
 CASES = (
     *("vit", "vit-wide", "vit-model", "deit-teacher", "deit-model", "beit-mean-both", "beit-model-cls", "beit-masked"),
     *("dinov2-swiglu", "registers-model", "clip-full", "clip-projection", "clip-classifier", "clip-model"),
+    *("siglip", "siglip-headless", "siglip-classifier", "siglip-full"),
 )
 
 

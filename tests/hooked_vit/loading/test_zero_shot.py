@@ -11,24 +11,10 @@ from torch import Tensor
 from hooked_vit import HookedViT, zero_shot_head
 from hooked_vit.errors import CheckpointError, NonlinearReadoutError, UnsupportedModelError
 from interventions import apply, readout, shuffle_cls, sweep
-from tests.tiny import distance, make_hf, pixels
+from tests.tiny import Letters, distance, make_hf, pixels
 
 NAMES = ("cat", "dog", "a very old sheep", "newt")
 BOTH = ("clip-full", "siglip-full")
-END = 1
-
-
-class Letters:
-    """A tokenizer with an id for every letter; pads are zeros, and the end of a text is the tower's end token."""
-
-    def __call__(self, texts, *, padding, return_tensors, max_length=None) -> dict[str, Tensor]:
-        assert return_tensors == "pt"
-        ids = [[*(2 + ord(letter) % 40 for letter in text), END] for text in texts]
-        longest = max(map(len, ids))
-        width = max(max_length, longest) if padding == "max_length" else longest
-        rows = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
-        return {"input_ids": rows, "attention_mask": mask}
 
 
 def whole(name: str):
