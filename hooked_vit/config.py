@@ -73,6 +73,8 @@ class ViTConfig:
     branch(norm(x)); `*_inner_norm` is one more norm, in front of a branch's output matrix. `positionless` are the
     roles in front of the patches that no position embedding is added to.
     `positions` says how a position embedding comes to another grid: it is resampled, it never does, or it is computed.
+    With `attention_pool` a learned probe attends to the source's tokens in place of their mean. With `unit_norm` the
+    head reads what was pooled divided by its length, behind a projection to `d_embed` numbers where that is given.
 
     Raises ValueError for a combination no graph can have, for a field of another type or out of RANGES, and for more
     than MOST_PARAMETERS.
@@ -117,6 +119,9 @@ class ViTConfig:
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"
     sources: tuple[Role, ...] = ("cls",)
     heads: tuple[tuple[str, tuple[int, ...]], ...] = (("head", (0,)),)
+    attention_pool: bool = False
+    unit_norm: bool = False
+    d_embed: int | None = None
     head_bias: bool = True
     n_classes: int | None = None
     outputs: Literal["classes", "embedding"] = "classes"
@@ -170,6 +175,19 @@ class ViTConfig:
             (
                 all(0 <= i < len(self.sources) for _, read in self.heads for i in read),
                 f"heads {self.heads} read sources that do not exist, there are {len(self.sources)}",
+            ),
+            (
+                not self.attention_pool or (len(self.sources) == 1 and self.final_norm != "pooled"),
+                f"an attention pool reads one kind of token behind the final norm, got {self.sources} and "
+                f"final_norm={self.final_norm!r}",
+            ),
+            (
+                not self.unit_norm or [read for _, read in self.heads] == [tuple(range(len(self.sources)))],
+                f"a readout of unit length has one head over all its sources, got {self.heads}",
+            ),
+            (
+                self.d_embed is None or self.unit_norm,
+                f"a projection to {self.d_embed} numbers without unit_norm is part of the head; multiply them",
             ),
             (
                 self.class_names is None or len(self.class_names) == self.n_classes,
@@ -264,9 +282,19 @@ class ViTConfig:
         return not self.heads
 
     @property
+    def is_linear_readout(self) -> bool:
+        """True where a class score is a sum over tokens, each behind the final norm times a vector."""
+        return not (self.attention_pool or self.unit_norm)
+
+    @property
+    def d_pooled(self) -> int:
+        """Width of `hook_pooled`."""
+        return self.d_model * len(self.sources)
+
+    @property
     def d_out(self) -> int:
         """Width of the model's output: classes, or pooled features."""
-        return self.n_classes if self.n_classes is not None else self.d_model * len(self.sources)
+        return self.n_classes if self.n_classes is not None else self.d_pooled
 
     # TransformerLens' ActivationCache asks these of a config.
     attn_only = False

@@ -25,6 +25,10 @@ class NoHeadError(ValueError):
     """Class scores asked of a model that has no classifier."""
 
 
+class NonlinearReadoutError(ValueError):
+    """The linear part of a readout asked of one that has none."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or nothing.
 

@@ -74,7 +74,8 @@ def _sizes(cfg: ViTConfig, image_size: tuple[int, int]) -> dict[str, int]:
         **{"patch": patches, "pos": tokens, "query": tokens, "key": tokens},
         **{"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "head": cfg.n_heads, "d_head": cfg.d_head},
         # a readout that reads several roles pools each of them; without a head there is one vector of features
-        **{"source": len(cfg.sources), "pooled": cfg.d_model * len(cfg.sources)},
+        **{"source": len(cfg.sources), "pooled": cfg.d_pooled},
+        **{"probe": 1, "embed": cfg.d_embed or cfg.d_pooled},
         **{"readout_head": max(1, len(cfg.heads)), "class": cfg.d_out, "feature": cfg.d_out, "dim": cfg.d_out},
     }
 
@@ -94,7 +95,9 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         positions += f"; zero at {' and '.join({'registers': 'the registers'}.get(role, role) for role in unplaced)}"
     output = {"classes": "class", "embedding": "dim"}[cfg.outputs] if cfg.heads else "feature"
     pooled = ", then normalised" if cfg.final_norm == "pooled" else ""
-    reader = "the model returns" if cfg.is_feature_model else f"the head{' reads' if len(cfg.heads) == 1 else 's read'}"
+    reader = f"the head{' reads' if len(cfg.heads) == 1 else 's read'}"
+    if cfg.is_feature_model or cfg.unit_norm:
+        reader = "the model returns" if cfg.is_feature_model else "is set beside texts"
     return {
         "hook_pixels": ("batch channel height width", "normalised pixels, before they are cut into patches"),
         "embed.hook_patch": ("batch patch d_model", "patch embeddings in row-major order, no prefix token yet"),
@@ -107,7 +110,14 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         **(hook_embed if cfg.ln_pre else {}),
         **_block(cfg),
         **_final_norm(cfg),
-        "hook_pooled": ("batch pooled", f"what {reader}: {_spoken(cfg.sources)}{pooled}"),
+        **_pool(cfg),
+        "hook_pooled": ("batch pooled", f"what {reader}: {_spoken(cfg.sources, cfg.attention_pool)}{pooled}"),
+        "hook_image_embeds": (
+            "batch embed",
+            "the image's embedding: what is pooled, projected if the family does",
+        ),
+        "hook_image_scale": ("batch 1", "length the image's embedding is divided by"),
+        "hook_image_normalized": ("batch embed", "the image's embedding at unit length, as the head reads it"),
         "hook_head_logits": (f"batch readout_head {output}", _head_logits(cfg)),
         "hook_logits": (
             f"batch {output}",
@@ -207,6 +217,25 @@ def _final_norm(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     }
 
 
+def _pool(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
+    """Attention pooling: one query, the probe, over the tokens the readout reads."""
+    one, scores = "batch probe d_model", "batch head probe key"
+    return {
+        "hook_pool_q": ("batch probe head d_head", "the probe's queries, the same for every image"),
+        "hook_pool_k": (HEADS, "keys of the tokens for the probe"),
+        "hook_pool_v": (HEADS, "values of the tokens for the probe"),
+        "hook_pool_scores": (scores, f"the probe's scores before the softmax; -inf at all but {cfg.sources[0]}"),
+        "hook_pool_pattern": (scores, "where the probe attends: its row of every head sums to 1"),
+        "hook_pool_z": ("batch probe head d_head", "values mixed by the probe's pattern, before the output matrix"),
+        "hook_pool_attn_out": (one, "what the probe gathered; an edit reaches the skip path too"),
+        "pool_ln.hook_scale": ("batch probe 1", "standard deviation what the probe gathered is divided by"),
+        "pool_ln.hook_normalized": (one, "normalised, what the probe gathered, before gain and offset"),
+        "pool_mlp.hook_pre": ("batch probe d_mlp", "neurons of the pooling's MLP before their nonlinearity"),
+        "pool_mlp.hook_post": ("batch probe d_mlp", "neurons of the pooling's MLP as its output matrix reads them"),
+        "hook_pool_mlp_out": (one, "what the pooling's MLP adds to what the probe gathered"),
+    }
+
+
 def _head_logits(cfg: ViTConfig) -> str:
     if cfg.is_feature_model:
         return "the pooled features again: there is no head"
@@ -216,6 +245,8 @@ def _head_logits(cfg: ViTConfig) -> str:
     return f"output of each head ({', '.join(each)}); their mean is the model's output"
 
 
-def _spoken(sources: tuple[Role, ...]) -> str:
+def _spoken(sources: tuple[Role, ...], by_attention: bool = False) -> str:
+    if by_attention:
+        return f"what the probe gathers from the {sources[0]}"
     names = [f"the mean of the {role}" if role in ("patches", "registers") else role for role in sources]
     return " beside ".join(names)

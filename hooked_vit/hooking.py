@@ -161,6 +161,9 @@ def _slice_positions(kept: dict[str, Tensor], part: Slice, cfg: ViTConfig) -> di
 
     def cut(name: str, x: Tensor) -> Tensor:
         bare = name.removesuffix("_grad")
+        if bare.startswith(("hook_pool_", "pool_", "hook_image_")):
+            # of the pooling's activations keys and values alone have a row per token
+            return part.apply(x, dim=-3) if bare in ("hook_pool_k", "hook_pool_v") else x
         return x if bare.endswith(no_position) else part.apply(x, dim=-3 if bare.endswith(per_head) else -2)
 
     return {name: cut(name, x) for name, x in kept.items()}

@@ -11,7 +11,8 @@ from transformer_lens import FactoredMatrix
 
 from hooked_vit.components.embedding import Embedding, PositionEmbedding, SinCosPositions
 from hooked_vit.components.linears import plain
-from hooked_vit.components.norms import LayerNorm
+from hooked_vit.components.mlp import MLP
+from hooked_vit.components.norms import LayerNorm, NoNorm
 from hooked_vit.config import ViTConfig
 
 
@@ -26,6 +27,11 @@ class Weights(nn.Module):
     blocks: Any  # of Block: nn.ModuleList does not say of what
     embed: Embedding
     pos_embed: PositionEmbedding | SinCosPositions | None
+    ln_final: LayerNorm | NoNorm
+    pool_k: nn.Linear
+    pool_v: nn.Linear
+    pool_ln: LayerNorm
+    pool_mlp: MLP
 
     @property
     def OV(self) -> FactoredMatrix:
@@ -170,9 +176,9 @@ class Weights(nn.Module):
         >>> model.fold_layer_norm_()  # doctest: +SKIP
 
         A bias appears where the offset needs one (queries, keys, values, heads). The norm in front of CLIP's first
-        block stays: the residual stream itself reads it. So do norms behind a branch, and the final norm of a feature
-        model, and of a head that reads several roles: in one bias their offsets could not be told apart, and `project`
-        tells roles apart.
+        block stays: the residual stream itself reads it. So do norms behind a branch, and the final norm where no
+        linear layer reads one role of it: of a feature model, of a head that reads several roles (in one bias their
+        offsets could not be told apart, and `project` tells roles apart), and of a readout of unit length.
         """
         for block in self.blocks if not self.cfg.post_norm else ():
             attn, mlp = block.attn, block.mlp
@@ -182,11 +188,13 @@ class Weights(nn.Module):
             for branch, linear in ((block.attn, block.attn.o), (block.mlp, block.mlp.fc_out)):
                 if branch.ln is not None:
                     _fold(branch.ln, [linear])
+        if self.cfg.attention_pool:
+            _fold(self.pool_ln, [self.pool_mlp.fc_in])
         one_role_each = bool(self.cfg.heads) and all(len(read) == 1 for _, read in self.cfg.heads)
-        folds_head = one_role_each and isinstance(self.ln_final, LayerNorm)
-        if folds_head:
-            assert isinstance(self.ln_final, LayerNorm)
-            _fold(self.ln_final, [getattr(self, name) for name, _ in self.cfg.heads])
+        folds_head = one_role_each and self.cfg.is_linear_readout and isinstance(self.ln_final, LayerNorm)
+        if isinstance(self.ln_final, LayerNorm) and (folds_head or self.cfg.attention_pool):
+            heads = [getattr(self, name) for name, _ in self.cfg.heads]
+            _fold(self.ln_final, [self.pool_k, self.pool_v] if self.cfg.attention_pool else heads)
         has_offsets = self.cfg.norm == "layer"
         biased = {"q_bias": True, "k_bias": True, "v_bias": True} if has_offsets and not self.cfg.post_norm else {}
         self.cfg = self.cfg.replace(**biased, head_bias=self.cfg.head_bias or (folds_head and has_offsets))

@@ -92,6 +92,8 @@ DINO_EVA = {"architecture": "vit_small_plus_patch16_dinov3", "use_abs_pos_emb": 
 DINO_EVA |= {"rope_type": "dinov3", "rope_temperature": 100.0, "rope_rotate_half": True, "use_fc_norm": False}
 DINO_EVA |= {"num_reg_tokens": 2, "qkv_bias": False, "swiglu_mlp": True, "swiglu_align_to": 24, "eps": 1e-5}
 DINO_EVA |= {"init_values": 1e-5}
+MAP = {"architecture": "vit_base_patch16_siglip_256", "global_pool": "map", "class_token": False}
+MAP |= {"act_layer": "gelu_tanh"}
 BOTH_BIASES = {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}
 TINY: dict[str, Tiny] = {
     "vit": Tiny("ViTForImageClassification", {}),
@@ -120,6 +122,10 @@ TINY: dict[str, Tiny] = {
     "clip-classifier": Tiny("CLIPForImageClassification", {}),
     "clip-gelu": Tiny("CLIPForImageClassification", {"hidden_act": "gelu"}),
     "clip-full": Tiny("CLIPModel", {"projection_dim": 24}),
+    "siglip": Tiny("SiglipVisionModel", {}),
+    "siglip-headless": Tiny("SiglipVisionModel", {"vision_use_head": False}),
+    "siglip-classifier": Tiny("SiglipForImageClassification", {}),
+    "siglip-full": Tiny("SiglipModel", {"hidden_act": "gelu"}),
     "msn": Tiny("ViTMSNForImageClassification", {}),
     "msn-model": Tiny("ViTMSNModel", {"qkv_bias": False}),
     "mae": Tiny("ViTMAEForPreTraining", DECODER),
@@ -151,6 +157,7 @@ TINY: dict[str, Tiny] = {
     "timm-no-final-norm": Tiny("VisionTransformer", {"final_norm": False}),
     "timm-features": Tiny("VisionTransformer", {"num_classes": 0, "img_size": (32, 48), "in_chans": 1}),
     "timm-swiglu": Tiny("VisionTransformer", {"mlp_layer": "SwiGLUPacked", "act_layer": "silu", "init_values": 1e-5}),
+    "timm-map": Tiny("VisionTransformer", MAP),
     "timm-distilled": Tiny("VisionTransformerDistilled", {}),
     "timm-eva": Tiny("Eva", {"architecture": "eva_giant_patch14_224"}),
     "timm-eva02": Tiny("Eva", EVA02),
@@ -192,8 +199,18 @@ FAMILIES = (
     "timm-registers",
     "timm-dinov3",
 )
-# and without one, and where norms stand behind or inside the branches: what must hold of every graph whatsoever
-GRAPHS = (*FAMILIES, "dinov3", "timm-rpn-cls", "timm-rpn", "timm-eva02-inner", "ijepa", "aimv2-model")
+# where there is no CLS, where norms stand behind or inside the branches, where a probe pools: what holds of every graph
+GRAPHS = (
+    *FAMILIES,
+    "dinov3",
+    "timm-rpn-cls",
+    "timm-rpn",
+    "timm-eva02-inner",
+    "ijepa",
+    "aimv2-model",
+    "siglip",
+    "timm-map",
+)
 
 
 def make_hf(name: str) -> nn.Module:
@@ -207,7 +224,8 @@ def make_hf(name: str) -> nn.Module:
     if "vision_config" in hf_class.config_class.sub_configs:
         # only the projection's width is said outside the tower's own config
         outer = {"projection_dim": settings.pop("projection_dim")} if "projection_dim" in settings else {}
-        config = hf_class.config_class(vision_config=settings, text_config=TEXT, **outer)
+        text = TEXT | ({"projection_size": 32} if case.hf_class.startswith("Siglip") else {})
+        config = hf_class.config_class(vision_config=settings, text_config=text, **outer)
     else:
         config = hf_class.config_class(**settings)
     config.num_labels = CLASSES
@@ -295,6 +313,9 @@ ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
     },
     "DINOv3ViTModel": lambda hf, out: out.pooler_output,
     "DINOv3ViTBackbone": lambda hf, out: out.feature_maps[0].flatten(2).mT.contiguous().mean(1),
+    # a tower without its pooling head gives tokens only
+    "SiglipVisionModel": lambda hf, out: out.pooler_output if hf.use_head else out.last_hidden_state.mean(1),
+    "SiglipModel": lambda hf, out: out.pooler_output,
 }
 
 
@@ -309,6 +330,7 @@ def answer(hf: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     flags = {} if tuple(x.shape[2:]) == native else dict(family.foreign_size_flags)
     with family.as_read(hf, x) as (forward, more):
         out = forward(pixel_values=x, output_hidden_states=True, **flags, **more)
+
     read = ANSWERS.get(hf_class, lambda hf, out: out.logits)
     return read(hf, out), tuple(out.hidden_states)
 
@@ -322,6 +344,19 @@ def sizes(name: str) -> list[tuple[int, int]]:
     """Image sizes transformers can run this variant on, the native one first."""
     native = TINY[name].image_size
     return [(native, native) if isinstance(native, int) else native] if TINY[name].is_native_only else list(SIZES)
+
+
+class Letters:
+    """A tokenizer with an id for every letter; pads are zeros, and the end of a text is the tower's end token."""
+
+    def __call__(self, texts, *, padding, return_tensors, max_length=None) -> dict[str, Tensor]:
+        assert return_tensors == "pt"
+        ids = [[*(2 + ord(letter) % 40 for letter in text), 1] for text in texts]
+        longest = max(map(len, ids))
+        width = max(max_length, longest) if padding == "max_length" else longest
+        rows = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+        return {"input_ids": rows, "attention_mask": mask}
 
 
 @contextmanager

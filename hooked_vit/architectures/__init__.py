@@ -20,7 +20,7 @@ from hooked_vit.config import ViTConfig
 from hooked_vit.errors import UnsupportedModelError, nearest
 
 __all__ = ["Architecture", "by_config", "by_name", "class_readout", "for_class", "get", "register", "registered"]
-__all__ += ["supported_classes", "towers"]
+__all__ += ["supported_classes", "towers", "with_texts"]
 
 
 @cache
@@ -53,6 +53,12 @@ def get(name: str) -> Architecture:
 def supported_classes() -> dict[str, str]:
     """transformers class name -> family name."""
     return {cls: name for name in registered() for cls in ALL[name].classes}
+
+
+def with_texts() -> tuple[str, ...]:
+    """The classes that hold a text tower beside the vision tower."""
+    families = map(get, registered())
+    return tuple(sorted(cls for family in families if family.texts is not None for cls in family.texts.classes))
 
 
 def for_class(hf_class: str) -> Architecture:

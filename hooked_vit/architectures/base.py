@@ -92,6 +92,20 @@ def image_side(theirs: Any, pixels: Tensor) -> Iterator[Asked]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Texts:
+    """How a family's text tower was trained to read: which of its `classes` hold one, and how captions are padded.
+
+    `padding` is as a tokenizer takes it, `inputs` are what the tower is given of what the tokenizer returns, and
+    `length` finds how many tokens the tower of a model in memory reads.
+    """
+
+    classes: tuple[str, ...]
+    padding: str | bool
+    inputs: tuple[str, ...]
+    length: Callable[[Any], int] = attrgetter("config.text_config.max_position_embeddings")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A family: how to read its configs, and where each of its tensors goes.
 
@@ -105,7 +119,7 @@ class Architecture:
     order. `unnormed_tokens` says that the last hidden state of their body has not passed the final norm. `config_of`
     finds the config of a model in memory, and `prepare` brings its state dict into the layout that `keys` speaks of.
     `files` reads checkpoints that are not saved by transformers. `examples` maps a class to a checkpoint that people
-    know and that was saved from it.
+    know and that was saved from it. `texts` says how classes that hold a text tower too read captions.
     """
 
     name: str
@@ -124,6 +138,7 @@ class Architecture:
     prepare: Callable[[ViTConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda cfg, tensors: tensors
     files: CheckpointFiles | None = None
     examples: Mapping[str, str] = field(default_factory=dict)
+    texts: Texts | None = None
 
 
 def register(architecture: Architecture) -> Architecture:

@@ -77,6 +77,16 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
     return model
 
 
+def checkpoint_class(name_or_path: str, **hub: Any) -> str:
+    """The class of transformers or timm a checkpoint is of, without reading a weight.
+
+    Raises UnsupportedModelError where there is no such checkpoint, or it names no class.
+    """
+    if (found := _files_of(name_or_path, **hub)) is not None:
+        return found[1].settings(found[2])[0]
+    return _hf_config(name_or_path, **hub)[1]
+
+
 def _hf_config(name_or_path: str, **hub: Any) -> tuple[Any, str]:
     """The checkpoint's config as transformers reads it, and the one class it names."""
     import transformers

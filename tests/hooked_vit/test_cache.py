@@ -13,6 +13,7 @@ from hooked_vit.errors import NoHeadError
 from tests.tiny import CORE, distance, make, pixels, sizes, tiny
 
 HEADS = [name for name in CORE if not tiny(name)[1].cfg.is_feature_model]
+SUMS = [name for name in HEADS if tiny(name)[1].cfg.is_linear_readout]
 FEATURES = [name for name in CORE if tiny(name)[1].cfg.is_feature_model]
 ADDITIVE = [name for name in CORE if not tiny(name)[1].cfg.post_norm]
 EXACT = 1e-12
@@ -105,7 +106,7 @@ class TestDecompositions:
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["", "folded"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", SUMS)
 class TestLogitAttributions:
     """Summed over components and tokens, plus the constant, they are the logit."""
 
@@ -171,7 +172,7 @@ def test_branches_behind_whose_parts_a_norm_stands_are_not_taken_apart(name):
     close(kept.decompose_resid(apply_ln=True).sum(0), (stream - stream.mean(-1, keepdim=True)) / scale)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", SUMS)
 def test_attributions_follow_tokens_that_come_and_go(name):
     model = make(name)
     n, p = model.tokens.n_tokens, len(model.cfg.prefix)
@@ -205,7 +206,7 @@ def test_a_feature_model_has_no_logits_to_attribute(name):
             ask()
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", SUMS)
 def test_the_last_entry_of_the_lens_is_the_logits(name):
     """Bit by bit where CLS alone is read; where roles are pooled, their projections mix to the logits."""
     model, logits, kept = run(name)

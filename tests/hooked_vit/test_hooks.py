@@ -57,6 +57,22 @@ POST_NORM_BLOCK = BLOCK | {
     "mlp.hook_post": ["ln2.hook_scale", "ln2.hook_normalized"],
     "ln2.hook_normalized": ["hook_mlp_out"],
 }
+# an attention pool between the final norm and what is pooled
+POOL = {
+    "ln_final.hook_normalized": ["hook_pool_k", "hook_pool_v"],
+    "hook_pool_q": ["hook_pool_scores"],
+    "hook_pool_k": ["hook_pool_scores"],
+    "hook_pool_scores": ["hook_pool_pattern"],
+    "hook_pool_pattern": ["hook_pool_z"],
+    "hook_pool_v": ["hook_pool_z"],
+    "hook_pool_z": ["hook_pool_attn_out"],
+    "hook_pool_attn_out": ["pool_ln.hook_scale", "pool_ln.hook_normalized", "hook_pooled"],
+    "pool_ln.hook_scale": ["pool_ln.hook_normalized"],
+    "pool_ln.hook_normalized": ["pool_mlp.hook_pre"],
+    "pool_mlp.hook_pre": ["pool_mlp.hook_post"],
+    "pool_mlp.hook_post": ["hook_pool_mlp_out"],
+    "hook_pool_mlp_out": ["hook_pooled"],
+}
 # recomputed under another rounding as soon as their value is replaced, by an equal one too
 ROUNDED = ("hook_scale", "hook_normalized", "hook_result")
 
@@ -84,6 +100,7 @@ def readers(model: HookedViT) -> dict[str, list[str]]:
         "hook_head_logits": ["hook_logits"],
         "hook_logits": [],
     }
+    graph |= POOL if model.cfg.attention_pool else {}
     block = POST_NORM_BLOCK if model.cfg.post_norm else BLOCK
     for layer in range(n):
         graph |= {f"blocks.{layer}.{k}": [f"blocks.{layer}.{r}" for r in reads] for k, reads in block.items()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hooked_vit.errors import NoHeadError
+from hooked_vit.errors import NoHeadError, NonlinearReadoutError
 from tests.tiny import CORE, FAMILIES, distance, make, pixels, tiny
 
 HEADS = [name for name in CORE if not tiny(name)[1].cfg.is_feature_model]
@@ -92,6 +92,9 @@ def test_a_new_head_reads_all_that_is_pooled(name):
     assert distance(logits, F.linear(acts["hook_pooled"], weight, bias)) <= 1e-12
     assert (model.cfg.n_classes, model.cfg.outputs, model.to_single_token("c")) == (3, "classes", 2)
     assert not hasattr(model, "head_dist")
+    assert distance(acts["hook_pooled"] @ model.W_U + model.b_U, logits) <= 1e-12
+    if not model.cfg.is_linear_readout:
+        return
     attributed = acts.logit_attrs(acts.decompose_resid(), "b").sum((0, -1)) + model.logit_constant[1]
     assert distance(attributed, logits[:, 1]) <= 1e-12
 
@@ -117,6 +120,50 @@ def test_another_readout_pools_other_tokens(name):
     logits, acts = model.run_with_cache(pixels(model))
     attributed = acts.logit_attrs(acts.decompose_resid(), 3).sum((0, -1)) + model.logit_constant[3]
     assert distance(attributed, logits[:, 3]) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["siglip", "timm-map"])
+def test_a_probe_that_pools_has_no_vector_per_class(name):
+    """What is linear is defined, what is not says so and says what to use; the mean pools where it is asked to."""
+    model = make(name)
+    model.set_head_(rand(3, 32), rand(3))
+    _, acts = model.run_with_cache(pixels(model))
+    for ask in (
+        lambda: model.head_for("patches"),
+        lambda: model.logit_constant,
+        lambda: acts.logit_attrs(acts.decompose_resid(), 0),
+    ):
+        with pytest.raises(NonlinearReadoutError, match=r"a probe attends.*model.project\(x, role\).*set_readout_"):
+            ask()
+    assert acts.logit_lens("patches").shape == (3, 3, 16, 3)
+    stream = acts["resid_post", 1]
+    model.set_readout_(sources=("patches",))
+    assert not [key for key in model.state_dict() if "pool" in key]
+    assert not [hook for hook in model.hook_dict if "hook_pool_" in hook]
+    assert distance(model(pixels(model)), model.ln_final(stream).mean(1)) <= 1e-12
+
+
+def test_the_probe_reads_the_tokens_of_its_role_alone():
+    """Tokens a hook inserts get no attention, and where only one patch is left it gets all."""
+    model = make("siglip")
+    x = pixels(model)
+    last = "blocks.1.hook_resid_post"
+    clean, far = model(x), torch.full((1, 32), 9.0).double()
+    with model.hooks([(last, lambda act, hook: model.insert_tokens(act, 3, far))]):
+        output, acts = model.run_with_cache(x)
+    assert distance(output, clean) <= 1e-12
+    assert acts["hook_pool_pattern"][..., 3].eq(0).all()
+    with model.hooks([(last, lambda act, hook: model.keep_tokens(act, torch.tensor([[4], [5], [6]])))]):
+        output, acts = model.run_with_cache(x)
+    model.set_head_(torch.eye(32).double(), torch.zeros(32).double())
+    assert distance(output, model.project(acts["resid_post", 1][:, 0], role="patches")) <= 1e-12
+    ragged = torch.tensor([[4, 5], [5, -1], [6, 7]])
+    with model.hooks([(last, lambda act, hook: model.keep_tokens(act, ragged))]):
+        output, acts = model.run_with_cache(x)
+    assert acts["hook_pool_pattern"][1, ..., 1].eq(0).all()
+    inserted = lambda act, hook: model.keep_tokens(model.insert_tokens(act, 0, far), torch.tensor([0]))  # noqa: E731
+    with model.hooks([(last, inserted)]), pytest.raises(ValueError, match="reads 'patches', but no such token is left"):
+        model(x)
 
 
 def test_a_norm_may_be_dropped_but_not_invented():
@@ -157,7 +204,7 @@ def test_tokens_are_addressed_by_role(family):
     tokens, prefix = model.tokens, model.cfg.prefix
     assert (tokens.n_prefix, tokens.grid, tokens.n_tokens) == (len(prefix), (4, 4), len(prefix) + 16)
     places = {role: list(range(*s.indices(99))) for role in tokens.roles if (s := tokens.where(role))}
-    assert places["cls"] == [0]
+    assert places.get("cls", [0]) == [0]
     assert [role for role in tokens.roles for _ in places[role]] == [*prefix, *["patches"] * 16]
     absent = {"cls", "dist", "registers", "patches", "inserted"} - set(places)
     assert all(getattr(tokens, role) is None for role in absent)

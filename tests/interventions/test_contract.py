@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -61,6 +63,25 @@ def test_keeps_its_promises_where_the_processor_makes_another_size_than_the_nati
         for make in share(cases(name).valid, family):
             run = check_intervention(s.model, s.x, made := make(s))
             assert name == "readout" or any(map(any, run.changes.values())), made
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_without_cls_it_keeps_its_promises_or_says_that_there_is_none(name):
+    """On a model whose probe pools patches: what asks for CLS is refused before any run, all else holds as anywhere."""
+    s = setting("timm-map")
+    with unchecked_types():
+        for make in share(cases(name).valid, "timm-map"):
+            before, refusal = state_of(s), None
+            try:
+                made = make(s)
+                made.hooks(s.model)
+            except ValueError as error:
+                refusal = error
+            if refusal is not None:
+                assert re.search(r"'cls'|no CLS", str(refusal)), refusal
+                assert state_of(s) == before
+                continue
+            assert any(map(any, check_intervention(s.model, s.x, made).changes.values())) or name == "readout", made
 
 
 def state_of(s: Setting) -> tuple:

@@ -14,6 +14,7 @@ from hooked_vit.architectures.base import (
     TRAINING_ONLY,
     Architecture,
     ConfigReader,
+    Texts,
     classifier,
     linears,
     register,
@@ -93,4 +94,12 @@ def clip_family(
     )
 
 
-register(clip_family("clip", "CLIP", TOWERS | MORE, examples={"CLIPModel": "openai/clip-vit-base-patch32"}))
+register(
+    clip_family(
+        "clip",
+        "CLIP",
+        TOWERS | MORE,
+        examples={"CLIPModel": "openai/clip-vit-base-patch32"},
+        texts=Texts(classes=("CLIPModel",), padding=True, inputs=("input_ids", "attention_mask")),
+    )
+)

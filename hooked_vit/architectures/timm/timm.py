@@ -2,7 +2,8 @@
 
 Queries, keys and values lie in one matrix; the norms of a block stand in front of its branches, or behind them in the
 models called `rpn`; CLS may be missing, or stand there without a position; what is pooled is CLS or the patches, then
-normalised. A model is known by the name timm gave it, and timm itself is never imported.
+normalised, or what a learned probe gathers from the normalised patches. A model is known by the name timm gave it, and
+timm itself is never imported.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def settings_of(model: Any) -> Settings:
             if _acts(getattr(block.attn, part, None))
         ),
         *(["norm inside the MLP"] if _acts(getattr(block.mlp, "norm", None)) else []),
-        *(["attention pooling"] if getattr(model, "attn_pool", None) is not None else []),
+        *_strange_pool(model),
         *(["two final norms"] if _acts(getattr(model, "fc_norm", None)) and _acts(model.norm) else []),
         *(f"{name} for layer norm" for name in sorted(norms - {"LayerNorm"})),
         *([f"activation {act}"] if act not in MODULES else []),
@@ -61,7 +62,10 @@ def settings_of(model: Any) -> Settings:
     if unknown:
         raise UnsupportedModelError(f"no hook graph for a {type(model).__name__} with {', '.join(unknown)}")
     eps = {norm.eps for b in model.blocks for norm in (b.norm1, b.norm2)}
-    eps |= {norm.eps for norm in (last, model.norm_pre) if _acts(norm)}
+    pool = getattr(model, "attn_pool", None)
+    eps |= {norm.eps for norm in (last, model.norm_pre) if _acts(norm)} | (
+        {pool.norm.eps} if pool is not None else set()
+    )
     if len(eps) != 1:
         raise UnsupportedModelError(f"no hook graph for norms that differ in their eps: {sorted(eps)}")
     return Settings(
@@ -93,6 +97,23 @@ def settings_of(model: Any) -> Settings:
     )
 
 
+def _strange_pool(model: Any) -> list[str]:
+    """What an attention pool in memory has that timm's `map` has not."""
+    pool = getattr(model, "attn_pool", None)
+    if pool is None:
+        return []
+    odd = [
+        type(pool).__name__ != "AttentionPoolLatent",
+        *(_acts(getattr(pool, part, None)) for part in ("q_norm", "k_norm")),
+        getattr(pool, "pos_embed", None) is not None,
+        getattr(pool, "latent_len", 1) != 1 or getattr(pool, "pool", "token") != "token",
+        getattr(pool, "num_heads", None) != model.blocks[0].attn.num_heads,
+        type(getattr(getattr(pool, "mlp", None), "act", None)) is not type(model.blocks[0].mlp.act),
+        not _acts(getattr(pool, "norm", None)) or not hasattr(getattr(pool, "q", None), "weight"),
+    ]
+    return ["another attention pooling than `map`"] if any(odd) else []
+
+
 def _acts(module: Any) -> bool:
     return module is not None and type(module).__name__ != "Identity"
 
@@ -105,7 +126,8 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
     fc_norm = pool == "avg" if timm.fc_norm is None else timm.fc_norm
     rules = [
         (block in ("Block", "ResPostBlock"), f"blocks of {block}"),
-        (pool in ("token", "avg"), f"global_pool={pool!r}"),
+        (pool in ("token", "avg", "map"), f"global_pool={pool!r}"),
+        (pool != "map" or not (fc_norm or distilled), "a norm behind attention pooling, or two heads"),
         (pool != "token" or timm.class_token, "global_pool='token' without a class token"),
         (not (timm.pool_include_prefix and every), "a mean over prefix tokens too"),
         (timm.mlp_layer in MLPS.values(), f"mlp_layer={timm.mlp_layer!r}"),
@@ -148,6 +170,7 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
         ln_pre=timm.pre_norm,
         final_norm="none" if not timm.final_norm else "pooled" if fc_norm else "tokens",
         sources=sources,
+        attention_pool=pool == "map",
         heads=heads if timm.num_classes else (),
         n_classes=timm.num_classes or None,
         class_names=names if timm.num_classes else None,
@@ -155,12 +178,15 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
 
 
 def prepare(cfg: ViTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values taken apart; the spellings of older files."""
+    """Queries, keys and values taken apart, in the blocks and in the pool; the spellings of older files."""
     split: dict[str, Tensor] = {}
     for key, tensor in _eva.prepare(cfg, tensors).items():
         if ".attn.qkv." in key:
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
                 split[key.replace(".qkv.", f".{letter}.")] = part
+        elif key.startswith("attn_pool.kv."):
+            for letter, part in zip("kv", tensor.chunk(2), strict=True):
+                split[key.replace(".kv.", f".{letter}.")] = part
         else:
             split[key.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")] = tensor
     return split
@@ -171,6 +197,7 @@ def _keys() -> Iterator[tuple[str, str]]:
     yield "embed.dist", "dist_token"
     yield "embed.registers", "reg_token"
     yield "pos_embed.weight", "pos_embed"
+    yield "pool_probe", "attn_pool.latent"
     yield from linears(
         {
             "embed.patch": "patch_embed.proj",
@@ -184,6 +211,13 @@ def _keys() -> Iterator[tuple[str, str]]:
             "blocks.{l}.mlp.fc_in": "blocks.{l}.mlp.fc1",
             "blocks.{l}.mlp.fc_out": "blocks.{l}.mlp.fc2",
             "ln_final": "fc_norm|norm",
+            "pool_q": "attn_pool.q",
+            "pool_k": "attn_pool.k",
+            "pool_v": "attn_pool.v",
+            "pool_o": "attn_pool.proj",
+            "pool_ln": "attn_pool.norm",
+            "pool_mlp.fc_in": "attn_pool.mlp.fc1",
+            "pool_mlp.fc_out": "attn_pool.mlp.fc2",
             "head": "head",
             "head_dist": "head_dist",
         }

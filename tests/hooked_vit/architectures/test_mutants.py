@@ -363,6 +363,85 @@ def positions_without_antialiasing(model, _):
     model.pos_embed.antialias = False
 
 
+@mutant("siglip", "timm-map")
+def the_probe_behind_its_query_matrix(model, _):
+    """As where a learned query is no token: it takes the place of what the matrix makes of it."""
+    model.pool_q.forward = lambda probe: probe
+
+
+@mutant("siglip", "timm-map")
+def the_probe_on_the_skip_path(model, _):
+    model.hook_pool_attn_out.forward = lambda out: out + model.pool_probe
+
+
+@mutant("siglip", "timm-map")
+def the_probe_among_the_keys(model, _):
+    keys = model.pool_k.forward
+
+    def with_probe(x: Tensor) -> Tensor:
+        return keys(torch.cat([model.pool_probe.transpose(0, 1).expand(-1, x.shape[1], -1), x[1:]]))
+
+    model.pool_k.forward = with_probe
+
+
+@mutant("siglip", "siglip-full", "timm-map")
+def no_norm_in_front_of_attention_pooling(model, _):
+    model.ln_final = NoNorm(model.cfg.d_model)
+
+
+@mutant("siglip", "timm-map")
+def a_norm_on_the_skip_path_of_the_pool(model, _):
+    """norm(attention), then x + MLP(x) of that: post-norm pooling for pre-norm pooling."""
+    model.hook_pool_attn_out.forward = lambda out: F.layer_norm(
+        out, out.shape[-1:], model.pool_ln.weight, model.pool_ln.bias, model.cfg.eps
+    )
+    model.pool_ln.forward = lambda x: x
+
+
+@mutant("siglip", "timm-map")
+def no_mlp_in_the_pool(model, _):
+    model.hook_pool_mlp_out.forward = torch.zeros_like
+
+
+@mutant("siglip", "timm-map")
+def no_skip_path_in_the_pool(model, _):
+    attended: list[Tensor] = []
+    norm = model.pool_ln.forward
+    model.pool_ln.forward = lambda x: norm(attended.append(x) or x)
+    model.hook_pool_mlp_out.forward = lambda out: out - attended.pop()
+
+
+@mutant("siglip", "timm-map")
+def keys_and_values_of_the_pool_swapped(model, _):
+    model.pool_k, model.pool_v = model.pool_v, model.pool_k
+
+
+@mutant("siglip", "siglip-full")
+def one_head_in_the_pool(model, _):
+    """The scale and the split of the whole width."""
+    model._heads = lambda x: x.unflatten(-1, (1, -1)).expand(-1, -1, model.cfg.n_heads, -1)[..., : model.cfg.d_head]
+
+
+@mutant("siglip", "timm-map", "siglip-headless")
+def the_other_pooling(model, _):
+    if model.cfg.attention_pool:
+        replace_cfg(model, attention_pool=False)
+    else:
+        model._pool = lambda x, role: x[:, 0]
+
+
+@mutant("siglip-classifier")
+def mean_of_the_patches_before_the_norm(model, _):
+    replace_cfg(model, final_norm="pooled")
+
+
+@mutant("siglip", "siglip-classifier", "timm-map")
+def exact_gelu_for_tanh_gelu(model, _):
+    for part in (*(block.mlp for block in model.blocks), getattr(model, "pool_mlp", None)):
+        if part is not None:
+            part.act = ACTIVATIONS["gelu"]
+
+
 @mutant("vit")
 def mlp_beside_attention(model, _):
     def parallel(self, x: Tensor) -> Tensor:
@@ -385,7 +464,7 @@ def _interpolating(monkeypatch, **settings) -> None:
     monkeypatch.setattr("hooked_vit.components.embedding.F", SimpleNamespace(interpolate=interpolate))
 
 
-@mutant("vit", "deit", "beit-mean-none-abs", "dinov2", "registers", "clip-projection", size=(64, 64))
+@mutant("vit", "deit", "beit-mean-none-abs", "dinov2", "registers", "clip-projection", "siglip", size=(64, 64))
 def bilinear_positions(model, monkeypatch):
     _interpolating(monkeypatch, mode="bilinear")
 
@@ -395,7 +474,7 @@ def bicubic_bias_table(model, monkeypatch):
     _interpolating(monkeypatch, mode="bicubic")
 
 
-@mutant("vit", "dinov2", "registers", size=(16, 64))
+@mutant("vit", "dinov2", "registers", "siglip", size=(16, 64))
 def antialiasing_the_other_way(model, _):
     model.pos_embed.antialias = not model.pos_embed.antialias
 

@@ -83,7 +83,9 @@ def test_every_model_it_has_a_name_for_has_a_graph(name):
     assert shapes["blocks.0.attn.q.weight"] == (cfg.d_model, cfg.d_model)
     # EVA averages its patches with and without CLS
     assert (
-        their_class == "Eva" or name.startswith("eva") or cfg.has_cls == (cfg.sources != ("patches",) or "clip" in name)
+        their_class == "Eva"
+        or name.startswith("eva")
+        or cfg.has_cls == (cfg.sources != ("patches",) or "_clip" in name)
     )
 
 
@@ -111,7 +113,8 @@ def test_weights_that_do_not_fill_the_graph():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"global_pool": "map"}, "global_pool='map'"),
+        ({"global_pool": "prr"}, "global_pool='prr'"),
+        ({"global_pool": "map", "fc_norm": True}, "a norm behind attention pooling"),
         ({"block_fn": "ParallelThingsBlock"}, "blocks of ParallelThingsBlock"),
         ({"class_token": False}, "global_pool='token' without a class token"),
         ({"act_layer": "gelu_fast"}, "act_layer='gelu_fast'"),
@@ -159,6 +162,20 @@ def test_parts_of_an_eva_in_memory_that_have_no_place():
             HookedViT.from_hf(model)
 
 
+def test_a_probe_reads_no_prefix():
+    """Where registers stand in front of the patches they get no attention; masked here, cut off there."""
+    reference = timm_reference.VisionTransformer(global_pool="map", reg_tokens=2, no_embed_class=True).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.2)
+    reference = reference.double()
+    model = HookedViT.from_hf(reference)
+    with torch.no_grad():
+        _, acts = model.run_with_cache(x := pixels(model))
+        assert distance(acts["hook_logits"], reference(x)) <= 1e-12
+    assert acts["hook_pool_pattern"][..., :3].eq(0).all()
+
+
 def test_a_setting_nobody_knows():
     with pytest.raises(CheckpointError, match="neither handles nor knows to be irrelevant: qk_norm=True"):
         HookedViT.from_state_dict({}, "vit_base_patch16_224", qk_norm=True)
@@ -168,7 +185,7 @@ def test_parts_of_a_model_in_memory_that_have_no_place():
     for change, says in (
         (lambda m: setattr(m.blocks[0].attn, "q_norm", torch.nn.LayerNorm(8)), "q_norm of blocks"),
         (lambda m: setattr(m.blocks[0].mlp, "act", torch.nn.Tanh()), "activation Tanh"),
-        (lambda m: setattr(m, "attn_pool", torch.nn.Linear(2, 2)), "attention pooling"),
+        (lambda m: setattr(m, "attn_pool", torch.nn.Linear(2, 2)), "another attention pooling than `map`"),
         (lambda m: setattr(m.blocks, "1", torch.nn.Linear(2, 2)), "Linear for blocks"),
         (lambda m: setattr(m.blocks[1], "attn", torch.nn.Linear(2, 2)), "Linear for attention"),
         (lambda m: setattr(m.norm, "eps", 1e-3), r"norms that differ in their eps: \[1e-06, 0.001\]"),

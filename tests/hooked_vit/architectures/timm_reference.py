@@ -31,6 +31,11 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class GELUTanh(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
 class LayerScale(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -101,6 +106,34 @@ class ResPostBlock(Block):
         return x + self.norm2(self.mlp(x))
 
 
+class AttentionPoolLatent(nn.Module):
+    """A learned query over the tokens, rounded as torch's own attention is; what it gathers, and an MLP beside it."""
+
+    kernel = "eager"
+    pool, latent_len, pos_embed = "token", 1, None
+
+    def __init__(self, dim: int, num_heads: int, hidden: int, act: nn.Module, eps: float) -> None:
+        super().__init__()
+        self.num_heads, self.q_norm, self.k_norm = num_heads, Identity(), Identity()
+        self.latent = nn.Parameter(torch.zeros(1, 1, dim))
+        self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.norm, self.mlp = nn.LayerNorm(dim, eps), Mlp(dim, hidden, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (b, t, d), h = x.shape, self.num_heads
+        halves = zip(self.kv.weight.chunk(2), self.kv.bias.chunk(2), strict=True)
+        k, v = (F.linear(x.transpose(0, 1), *half).transpose(0, 1) for half in halves)
+        q = self.q(self.latent.repeat(b, 1, 1))
+        q, k, v = (y.reshape(b, -1, h, d // h).transpose(1, 2) for y in (q, k, v))
+        if self.kernel == "sdpa":
+            z = F.scaled_dot_product_attention(q, k, v)
+        else:
+            scores = torch.bmm((q * (d // h) ** -0.5).flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
+            z = scores.softmax(-1).reshape(b, h, 1, t) @ v
+        x = self.proj(z.transpose(1, 2).reshape(b, 1, d))
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
 class PatchEmbed(nn.Module):
     def __init__(self, size: tuple[int, int], patch: int, channels: int, dim: int, bias: bool) -> None:
         super().__init__()
@@ -156,7 +189,7 @@ class VisionTransformer(nn.Module):
         self.norm_pre = nn.LayerNorm(embed_dim, eps) if pre_norm else Identity()
         kind = {"Block": Block, "ResPostBlock": ResPostBlock}[block_fn]
         scaled, hidden = init_values is not None and kind is Block, int(embed_dim * mlp_ratio)
-        act = {"gelu": GELU, "quick_gelu": QuickGELU, "silu": nn.SiLU}[act_layer]
+        act = {"gelu": GELU, "quick_gelu": QuickGELU, "silu": nn.SiLU, "gelu_tanh": GELUTanh}[act_layer]
         self.blocks = nn.Sequential(
             *(kind(embed_dim, num_heads, hidden, qkv_bias, scaled, act(), eps) for _ in range(depth))
         )
@@ -166,7 +199,7 @@ class VisionTransformer(nn.Module):
         after = global_pool == "avg" if fc_norm is None else fc_norm
         self.norm = nn.LayerNorm(embed_dim, eps) if final_norm and not after else Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps) if final_norm and after else Identity()
-        self.attn_pool = None
+        self.attn_pool = AttentionPoolLatent(embed_dim, num_heads, hidden, act(), eps) if global_pool == "map" else None
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else Identity()
 
     def stream(self, x: Tensor) -> Tensor:
@@ -193,6 +226,8 @@ class VisionTransformer(nn.Module):
 
     def read(self, x: Tensor) -> Tensor:
         x = self.norm(x)
+        if self.attn_pool is not None:
+            return self.head(self.attn_pool(x[:, self.num_prefix_tokens :]))
         x = x[:, 0] if self.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(1)
         return self.head(self.fc_norm(x))
 
@@ -202,6 +237,8 @@ class VisionTransformer(nn.Module):
     def set_attn_implementation(self, kernel: str) -> None:
         for block in self.blocks:
             block.attn.kernel = kernel
+        if self.attn_pool is not None:
+            self.attn_pool.kernel = kernel
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A folder as timm's hub repositories are."""

@@ -297,3 +297,27 @@ def test_positions_that_are_never_resampled():
 def test_combinations_no_graph_has(changes, says):
     with pytest.raises(ValueError, match=says):
         make("aimv2-model").cfg.replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("hf_class", "graph"),
+    [
+        ("Siglip2VisionModel", "NaFlex.*fixed-size SigLIP 2 is saved as SiglipModel"),
+        ("Siglip2ForImageClassification", "NaFlex"),
+        ("SwinForImageClassification", "shifted windows"),
+        ("Swinv2Model", "shifted windows"),
+        ("HieraModel", "mask units"),
+        ("Qwen2VLForConditionalGeneration", "windows over images of any shape"),
+        ("VJEPA2Model", "tokens of a video"),
+    ],
+)
+def test_another_graph_is_named(hf_class, graph):
+    assert hasattr(transformers, hf_class)
+    with pytest.raises(UnsupportedModelError, match=f"{hf_class} is another graph.*: .*{graph}"):
+        architectures.for_class(hf_class)
+
+
+def test_a_naflex_checkpoint_is_refused_before_its_weights_are_read(tmp_path):
+    transformers.Siglip2Config(architectures=["Siglip2Model"]).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="Siglip2Model is another graph.*NaFlex"):
+        HookedViT.from_pretrained(tmp_path)

@@ -23,6 +23,7 @@ CASES = (
     *("metaclip-2-model", "metaclip-2-full", "metaclip-2-projection", "metaclip-2-classifier"),
     *("chinese-clip-model", "chinese-clip-full", "altclip-model", "altclip-full"),
     *("dinov3", "dinov3-gated", "dinov3-backbone"),
+    *("siglip", "siglip-headless", "siglip-classifier", "siglip-full"),
 )
 
 

@@ -166,9 +166,11 @@ class _Bench:
         self.model = answers.model
         self.read = read_role(self.model, tokens)
         self.layers = range(self.model.cfg.n_layers)
-        weight, bias = self.model.head_for(tokens)
-        normed: Callable[[Tensor], Tensor] = lambda x: self.model.project(x, tokens)  # noqa: E731
-        self.head = normed if final_ln else lambda x: F.linear(x, weight, bias)
+        if final_ln:
+            self.head: Callable[[Tensor], Tensor] = lambda x: self.model.project(x, tokens)
+        else:
+            weight, bias = self.model.head_for(tokens)
+            self.head = lambda x: F.linear(x, weight, bias)
 
     def fit_translators(self, data: ImageData, most: int, batch_size: int, steps: int, seed: int) -> Translators:
         """Translators from at most so many images of the data, drawn at random where there are more."""

@@ -14,8 +14,8 @@ from transformers import ViTImageProcessorPil
 from analyses import Result, cls_causality, load_data
 from analyses.data import ImageData, as_data
 from analyses.questions.cls_use.cls_causality.figure import lens_figure, summary_table
-from hooked_vit import HookedViT
-from tests.tiny import CLASSES, IMAGE, make_hf
+from hooked_vit import HookedViT, zero_shot_head
+from tests.tiny import CLASSES, IMAGE, Letters, make_hf
 
 PROCESSOR = ViTImageProcessorPil(size={"height": IMAGE, "width": IMAGE})
 MODELS = ("vit", "deit-teacher", "beit-mean-both", "dinov2", "clip-classifier")
@@ -147,6 +147,19 @@ def test_a_folder_of_photos_and_a_checkpoint_whose_head_knows_none_of_its_classe
     assert run.meta["models"]["vit"]["head_fitted"]
     assert run.meta["probe_data"]["n"] + run.meta["data"]["n"] == 24
     assert run.meta["n_classes"] == 2
+
+
+def test_clips_own_readout_with_prompts_stands_beside_the_mean_of_the_patches(tmp_path: Path) -> None:
+    """The same tower twice: classes as prompts read CLS and drop to the floor, the classifier reads no CLS at all."""
+    names = ["beach", "forest", "harbour", "lake", "moor"]
+    data = load_data(f"imagefolder:{photos(tmp_path, names)}")
+    prompts = zero_shot_head(make_hf("clip-full"), names, tokenizer=Letters(), processor=PROCESSOR)
+    run = cls_causality({"prompts": prompts, "classifier": model("clip-classifier")}, data, seeds=2, batch_size=16)
+    assert not run.meta["models"]["prompts"]["head_fitted"]
+    last = prompts.cfg.n_layers - 1
+    assert values(run, "prompts", "head_on_cls", last).item() == values(run, "prompts", "clean").item()
+    assert (values(run, "classifier", "shuffled", last) == values(run, "classifier", "clean").item()).all()
+    assert {"probe", "shuffled", "head_on_cls", "floor"} <= set(run.frame[run.frame.model == "prompts"].measure)
 
 
 def test_a_label_the_head_does_not_know_is_named(tmp_path: Path) -> None:
