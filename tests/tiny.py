@@ -199,7 +199,7 @@ FAMILIES = (
     "timm-registers",
     "timm-dinov3",
 )
-# where there is no CLS, where norms stand behind or inside the branches, where a probe pools: what holds of every graph
+# without CLS, where norms stand behind or inside the branches, where a probe pools: what must hold of every graph
 GRAPHS = (
     *FAMILIES,
     "dinov3",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
+from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
 
 HOOKS = ("hook_image_embeds", "hook_image_scale", "hook_image_normalized")

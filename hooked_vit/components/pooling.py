@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooked_vit.components.mlp import MLP
 from hooked_vit.components.norms import LayerNorm
+from hooked_vit.components.watching import HookPoint
 from hooked_vit.config import ViTConfig
 
 LINEARS = ("pool_q", "pool_k", "pool_v", "pool_o")
