@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from hooked_vit import HookedViT, HookPoint
+from tests.interventions.cases import unchecked_types
 from tests.tiny import GRAPHS, attention, make, pixels, tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchecked() -> Iterator[None]:
+    """Many runs, whose shapes other tests check."""
+    with unchecked_types():
+        yield
 
 
 def write(act: Tensor, hook: object = None) -> None:

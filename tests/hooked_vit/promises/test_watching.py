@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.nn.modules import module as everywhere
 
+from tests.interventions.cases import unchecked_types
 from tests.tiny import GRAPHS, make, pixels, tiny
 
 KINDS = {
@@ -18,6 +21,13 @@ EVERYWHERE = {
     "register_module_forward_hook": "register_forward_hook",
     "register_module_forward_pre_hook": "register_forward_pre_hook",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchecked() -> Iterator[None]:
+    """Many runs, whose shapes other tests check."""
+    with unchecked_types():
+        yield
 
 
 @pytest.mark.parametrize("kind", KINDS)
