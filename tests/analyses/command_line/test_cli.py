@@ -19,7 +19,7 @@ from analyses.running import registry
 from analyses.running.catalogue import in_source, registered_analyses
 from analyses.running.models import check_model, default_models, load_models, short_name, short_names
 from analyses.running.results import Result
-from hooked_vit import zoo
+from hooked_vit import architectures, zoo
 from hooked_vit.errors import UnsupportedModelError
 from hooked_vit.loading.verify import Row
 from interventions import registered
@@ -262,7 +262,10 @@ def test_models(zoo_of_two, capsys):
     out = capsys.readouterr().out
     assert "zoo:vit-count" in out
     assert "96.2%" in out
-    assert "ViTForImageClassification, ViTModel" in out
+    lines = [line.split() for line in out.splitlines()]
+    for family in map(architectures.get, architectures.registered()):
+        for hf_class in family.classes:
+            assert any(line[-2:] == [hf_class, family.examples.get(hf_class, "–")] for line in lines), hf_class
 
 
 def test_interventions(capsys):
