@@ -25,8 +25,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 START, END = "<!-- written by tests/matrix.py: from here -->", "<!-- to here -->"
 RUNS = "runs"
 N_IMAGES = 15
-# what sets a graph apart within its family: patches averaged without a norm, gated neurons, norms behind the branches
-# or inside them and rotary positions
+# what sets a graph apart within its family: patches averaged without a norm, gated neurons, norms behind the branches,
+# norms inside them beside rotary positions
 EXTRA = ("clip-classifier", "dinov2-swiglu", "timm-rpn", "timm-rpn-cls", "timm-eva02-inner")
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("seeds", "random_models", "permutations", "epochs", "shots", "min_images"), 1),
