@@ -13,8 +13,8 @@ from hooked_vit import HookedViT
 from tests.analyses.class_space.reference import ReferenceViT
 from tests.tiny import CLASSES, GRAPHS, IMAGE, make, make_hf, pixels
 
-HEADED = tuple(name for name in GRAPHS if name != "clip-projection")
-"""One of each kind that answers with classes."""
+HEADED = tuple(name for name in GRAPHS if name not in ("clip-projection", "siglip", "timm-map"))
+"""One of each kind that answers with classes, each a sum over tokens."""
 
 
 def labelled(model: HookedViT, n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
