@@ -31,17 +31,19 @@ DEFAULT_IMAGES = 300
 
 @dataclass(frozen=True)
 class Part:
-    """An analysis of the study: which column its data need, and whether it explains answers from CLS' own head."""
+    """An analysis of the study: which column its data need, whether it explains answers from CLS' own head, and
+    whether it needs a vector of every class."""
 
     column: str | None = None
     explains: bool = False
+    vectors: bool = False
 
 
 PARTS = {
     "class-projection": Part(),
     "residual-updates": Part(),
-    "class-values": Part(),
-    "key-values": Part(),
+    "class-values": Part(vectors=True),
+    "key-values": Part(vectors=True),
     "attention-knockouts": Part(),
     "context-tokens": Part(column="mask"),
     "token-removal": Part(column="mask"),
@@ -85,8 +87,9 @@ def class_embedding(
         if part.column is not None and part.column not in data.columns:
             notes.append(f"{name}: left out, as {data.name} has no column {part.column!r}.")
             continue
-        chosen = {m: model for m, model in models.items() if not (part.explains and m in obstacles)}
-        notes += [f"{name}: without {m}, which has {obstacles[m]}." for m in models if m not in chosen]
+        lacks = {m: why for m, model in models.items() if (why := _lacks(part, model, obstacles.get(m)))}
+        chosen = {m: model for m, model in models.items() if m not in lacks}
+        notes += [f"{name}: without {m}, which has {why}." for m, why in lacks.items()]
         if chosen:
             results[name] = _run(name, chosen, data, batch_size, seed, repro)
     meta: dict[str, Any] = {
@@ -103,6 +106,13 @@ def class_embedding(
     of_parts = [f"{name}: {note}" for name, part in results.items() for note in part.meta.get("notes", [])]
     result.meta["notes"] = list(dict.fromkeys([*notes, *of_parts]))
     return result
+
+
+def _lacks(part: Part, model: HookedViT, obstacle: str | None) -> str | None:
+    """What a part needs that a model has not."""
+    if part.vectors and not model.cfg.is_linear_readout:
+        return "no vector per class: its readout is no sum over tokens"
+    return obstacle if part.explains else None
 
 
 def _not_explained(model: HookedViT, data: ImageData) -> str | None:

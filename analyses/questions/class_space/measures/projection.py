@@ -56,7 +56,9 @@ def check_rules(model: HookedViT, rules: Rules = AS_TRAINED) -> int:
     cfg = model.cfg
     if rules.image_head not in ("first", "mean"):
         raise ValueError(f'image tokens go through the "first" head or the "mean" of all; got {rules.image_head!r}')
-    model.head_for("patches")  # refuses a feature model
+    _ = model.b_U  # refuses a feature model
+    if not (rules.norm and rules.bias):
+        model.head_for("patches")  # refuses a readout without a linear part to take the norm or the bias from
     if rules.prototypes is None:
         if cfg.outputs != "classes":
             raise NoHeadError(
@@ -90,12 +92,12 @@ def project_role(
 
 
 def _through(model: HookedViT, x: Tensor, role: str, rules: Rules) -> Tensor:
-    weight, bias = model.head_for(role)
-    if not rules.norm:
-        scores = F.linear(x, weight, bias if rules.bias else None)
-    else:
+    if rules.norm and rules.bias:
         scores = model.project(x, role)
-        if bias is not None and not rules.bias:
+    else:
+        weight, bias = model.head_for(role)
+        scores = model.project(x, role) if rules.norm else F.linear(x, weight, bias if rules.bias else None)
+        if rules.norm and bias is not None:
             scores = scores - bias
     if rules.prototypes is None:
         return scores

@@ -13,8 +13,10 @@ from hooked_vit import HookedViT
 from tests.analyses.questions.class_space.reference import ReferenceViT
 from tests.tiny import CLASSES, GRAPHS, IMAGE, make, make_hf, pixels
 
-HEADED = tuple(name for name in GRAPHS if name not in ("clip-projection", "dinov3"))
-"""One of each kind that answers with classes."""
+HEADED = tuple(
+    name for name in GRAPHS if name not in ("clip-projection", "dinov3", "aimv2-model", "siglip", "timm-map")
+)
+"""One of each kind that answers with classes, each a sum over tokens."""
 
 
 def labelled(model: HookedViT, n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
