@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from analyses.data import digit_scenes, load_data
+    from analyses.questions.looking.explorer.explorer import explore
     from analyses.running.registry import analysis
     from analyses.running.results import Result
 
-__all__ = ["Result", "analysis", "digit_scenes", "load_data"]
+__all__ = ["Result", "analysis", "digit_scenes", "explore", "load_data"]
 
 _HOMES = {
     "Result": "analyses.running.results",
     "analysis": "analyses.running.registry",
     "digit_scenes": "analyses.data",
+    "explore": "analyses.questions.looking.explorer.explorer",
     "load_data": "analyses.data",
 }
 

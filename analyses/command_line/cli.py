@@ -154,6 +154,15 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     again = command("reproduce", "run a published experiment, and put its values beside ours", epilog=_recipes_listed())
     _add_reproduce_arguments(again)
 
+    look = command("explore", "write a page on which a reader explores what a model attends to in an image")
+    what = "zoo:NAME, a hub id or a local folder; two are shown side by side"
+    look.add_argument("model", metavar="MODEL", nargs="+", help=what)
+    what = "one or two image files; with two, CLS of one is put in the other's place (default: two scenes)"
+    look.add_argument("--image", metavar="FILE", nargs="+", action="extend", help=what)
+    look.add_argument("--out", metavar="FILE", default="out/explorer.html", help="the page (default: %(default)s)")
+    what = "zero every patch at several layers too (default: where that is quickly done)"
+    look.add_argument("--patches", action=argparse.BooleanOptionalAction, default=None, help=what)
+
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
     hooks = command("hooks", "list every hook point of a model with its shape and meaning")

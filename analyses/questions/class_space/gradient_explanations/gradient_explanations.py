@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from analyses.activations.relevance import attention_patterns, check_classes
 from analyses.activations.token_groups import aligned_masks
 from analyses.data import ImageData, as_data, load_data
 from analyses.data.imagedata import Batch
@@ -29,14 +30,8 @@ from analyses.questions.class_space.gradient_explanations.figure import (
     overlay_figure,
     summary_table,
 )
-from analyses.questions.class_space.measures.explanations import (
-    answers_of,
-    check_classes,
-    check_explainable,
-    gradient_maps,
-)
+from analyses.questions.class_space.measures.explanations import answers_of, check_explainable, gradient_maps
 from analyses.questions.class_space.measures.masks import CLASS, class_maps, label_cells, mask_columns
-from analyses.questions.class_space.measures.relevance import attention_patterns
 from analyses.running.notes import about_data, about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analyses.activations.relevance import check_classes
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers, own_head
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules, project_role
@@ -47,17 +48,6 @@ def check_explainable(
             f"{', '.join(model.tokens.roles)}): there is no CLS query to explain"
         )
     return check_rules(model, rules)
-
-
-def check_classes(classes: Int[Tensor, "_"], n_images: int, n_classes: int) -> None:
-    """Refuse classes of interest that there are no scores for.
-
-    Raises ValueError for a class out of range and for another number of classes than images.
-    """
-    if len(classes) != n_images:
-        raise ValueError(f"there is one class of interest per image, [{n_images}]; got {tuple(classes.shape)}")
-    if bad := classes[(classes < 0) | (classes >= n_classes)].unique().tolist()[:5]:
-        raise ValueError(f"a class of interest is 0 to {n_classes - 1}; got {bad}")
 
 
 def gradient_maps(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from analyses.questions.class_space.measures.relevance import attention_gradients
+from analyses.activations.relevance import attention_gradients
 from hooked_vit import ActivationCache, HookedViT
 from hooked_vit.components.block import Block
 from hooked_vit.components.norms import LayerNorm

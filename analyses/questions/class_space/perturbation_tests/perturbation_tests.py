@@ -18,18 +18,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.data import ImageData
-from analyses.data.imagedata import Batch
-from analyses.data.sets import count_classes, two_sets
-from analyses.probes.classifier_heads import Answers
-from analyses.questions.class_space.measures.explanations import answers_of, check_explainable, gradient_maps
-from analyses.questions.class_space.measures.relevance import (
+from analyses.activations.relevance import (
     attention_patterns,
     gradient_weighted,
     raw_attention,
     read_row,
     rollout,
 )
+from analyses.data import ImageData
+from analyses.data.imagedata import Batch
+from analyses.data.sets import count_classes, two_sets
+from analyses.probes.classifier_heads import Answers
+from analyses.questions.class_space.measures.explanations import answers_of, check_explainable, gradient_maps
 from analyses.questions.class_space.perturbation_tests.figure import (
     areas_figure,
     cautions,

@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers import ViTImageProcessorPil
 
 from analyses import load_data
-from analyses.data import ImageData, as_data
-from analyses.questions.class_space.measures.explanations import gradient_maps
-from analyses.questions.class_space.measures.relevance import (
+from analyses.activations.relevance import (
     attention_patterns,
     gradient_weighted,
     raw_attention,
     read_row,
     rollout,
 )
+from analyses.data import ImageData, as_data
+from analyses.questions.class_space.measures.explanations import gradient_maps
 from analyses.questions.class_space.perturbation_tests.figure import areas_figure, curves_figure, probes_figure
 from analyses.questions.class_space.perturbation_tests.lrp import lrp_rollout, propagate
 from analyses.questions.class_space.perturbation_tests.perturbation import (

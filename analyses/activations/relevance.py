@@ -8,8 +8,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.questions.class_space.measures.explanations import check_classes
 from hooked_vit import HookedViT, TokenLayout
+
+
+def check_classes(classes: Int[Tensor, "_"], n_images: int, n_classes: int) -> None:
+    """Refuse classes of interest that there are no scores for.
+
+    Raises ValueError for a class out of range and for another number of classes than images.
+    """
+    if len(classes) != n_images:
+        raise ValueError(f"there is one class of interest per image, [{n_images}]; got {tuple(classes.shape)}")
+    if bad := classes[(classes < 0) | (classes >= n_classes)].unique().tolist()[:5]:
+        raise ValueError(f"a class of interest is 0 to {n_classes - 1}; got {bad}")
 
 
 @torch.no_grad()

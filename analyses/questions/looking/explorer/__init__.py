@@ -1,0 +1,1 @@
+"""A page on which a reader explores one image in one model."""

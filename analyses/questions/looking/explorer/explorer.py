@@ -1,0 +1,108 @@
+"""One self-contained page: drag the layer, click a patch, and see what is attended to, what is read, what follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from analyses.questions.looking.explorer.view import read_view
+from analyses.running.files import check_writable, write_whole
+from hooked_vit import HookedViT
+
+# nothing is fetched, sent or followed
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+RUNS = 4000  # of one patch at one layer, that still end while somebody waits
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """The page; shows itself in a notebook."""
+
+    html: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page into a file, whole or not at all. Returns its path."""
+        path = Path(path).expanduser()
+        check_writable(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: file.write_text(self.html, encoding="utf-8"))
+        return path
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{escape(self.html, quote=True)}" width="100%" height="900" style="border:0"></iframe>'
+
+    def __repr__(self) -> str:
+        return f"Explorer({len(self.html) / 1e6:.1f} MB; .save(path), or let a notebook show it)"
+
+
+def explore(
+    models: HookedViT | Mapping[str, HookedViT],
+    images: Image.Image | Mapping[str, Image.Image] | Sequence[Image.Image],
+    *,
+    patches: bool | None = None,
+) -> Explorer:
+    """A page on which a reader explores what tokens of one or two images attend to, in one or two models.
+
+    >>> explore(zoo.load("vit"), image).save("explorer.html")  # doctest: +SKIP
+
+    Every model with every image is a panel; panels share one layer slider. Drawn over the picture: attention from and
+    to CLS, a prefix token or any patch that is clicked, rollout (Abnar & Zuidema 2020), attention times the gradient of
+    a class, norms, the head on every patch. Beside it the class lens of the token, and what the answer becomes when one
+    thing is changed at each layer; with two images also when CLS is the other image's. `patches` adds the effect of
+    zeroing every patch at up to six layers (None: where that is at most 4,000 runs).
+    Raises ValueError for no or more than two models or images, and what `preprocess` raises.
+    """
+    named = {models.cfg.name or "model": models} if isinstance(models, HookedViT) else dict(models)
+    pictures = _pictures(images)
+    for what, several in (("models", named), ("images", pictures)):
+        if not 1 <= len(several) <= 2:
+            raise ValueError(f"the explorer shows one or two {what} side by side; got {len(several)}")
+    pairs = [(name, title) for name in named for title in pictures]
+    views = []
+    for name, title in tqdm(pairs, desc="exploring", leave=False, disable=len(pairs) == 1):
+        model, donor = named[name], next((p for other, p in pictures.items() if other != title), None)
+        layers = _patch_layers(model, pictures[title], patches)
+        shown = title if isinstance(images, Mapping) or len(pictures) > 1 else ""
+        views.append(read_view(name, model, pictures[title], title=shown, donor=donor, patch_layers=layers))
+    return Explorer(_page(views))
+
+
+def _pictures(images: Any) -> dict[str, Image.Image]:
+    if isinstance(images, Mapping):
+        return dict(images)
+    several = [images] if isinstance(images, Image.Image) else list(images)
+    return {f"image {i + 1}": image for i, image in enumerate(several)}
+
+
+def _patch_layers(model: HookedViT, image: Image.Image, patches: bool | None) -> int:
+    """At how many layers every patch is zeroed."""
+    rows, columns = model.check_pixels(model.preprocess([image])).grid
+    layers = min(6, model.cfg.n_layers)
+    wanted = layers * rows * columns <= RUNS if patches is None else patches
+    return layers if wanted else 0
+
+
+def _page(views: Sequence[Mapping[str, Any]]) -> str:
+    here = files(__package__)
+    style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    # inside a script element only "<" could end it
+    data = json.dumps(views, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    title = escape(" and ".join(dict.fromkeys(str(view["name"]) for view in views)))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>What {title} attends to</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<header><h1>What {title} attends to</h1>\n<p>Drag the layer; click a patch, or move with the arrow keys, to "
+        "ask what it attends to; choose a change to see what the answer becomes. Layers count from 0.</p></header>\n"
+        '<div class="controls" role="group" aria-label="what is shown"></div>\n<main></main>\n'
+        f'<script type="application/json" id="views">{data}</script>\n<script>{script}</script>\n</body>\n</html>\n'
+    )

@@ -1,0 +1,164 @@
+"""Everything the page shows of one image in one model, from one clean run, a backward pass per class, and a sweep."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from analyses.activations.relevance import attention_gradients, rollout
+from analyses.questions.looking.explorer.effects import Readings, layer_effects, patch_effects
+from hooked_vit import ActivationCache, HookedViT, TokenLayout
+from hooked_vit.errors import NoHeadError
+
+TOP = 5  # classes named in the lens, and mapped over the patches
+OUTLIER = 5.0  # robust z of a patch's norm among the patches of its layer (methods §26)
+
+
+def read_view(
+    name: str,
+    model: HookedViT,
+    image: Image.Image,
+    *,
+    title: str = "",
+    donor: Image.Image | None = None,
+    patch_layers: int = 0,
+) -> dict[str, Any]:
+    """What the page needs, as JSON knows it; arrays are bytes in base64 under `data`, with their `shape`.
+
+    >>> view = read_view("vit", zoo.load("vit"), image)  # doctest: +SKIP
+
+    Layer 0 of `lens` and `norms` is the stream entering block 0, layer l + 1 what block l leaves. `donor` is the image
+    whose CLS is put in CLS's place. `patch_layers` says at how many layers, evenly spread, every patch is zeroed one by
+    one. Attention and rollout are stored as square roots in steps of 1/255.
+    Raises what `preprocess` raises for something that is no image.
+    """
+    pixels = model.preprocess([image])
+    layout = model.check_pixels(pixels)
+    layers = range(model.cfg.n_layers)
+    patterns = [f"blocks.{l}.attn.hook_pattern" for l in layers]
+    stream = ["blocks.0.hook_resid_pre", *(f"blocks.{l}.hook_resid_post" for l in layers)]
+    with torch.no_grad():
+        output, cache = model.run_with_cache(pixels, names_filter=[*patterns, *stream])
+        assert isinstance(cache, ActivationCache)
+        attention = torch.stack([cache[name][0] for name in patterns]).float()
+        resid = torch.stack([cache[name][0] for name in stream]).float()
+    readings = Readings.of(model, output, TOP)
+    norms = resid.norm(dim=-1)
+    rolled = torch.stack([rollout([a[None] for a in attention[: l + 1]])[0] for l in layers])
+    effects = layer_effects(model, pixels, readings, donor=None if donor is None else model.preprocess([donor]))
+    return {
+        "name": name,
+        "title": title,
+        "about": f"{model.cfg.hf_class or 'HookedViT'}, {model.cfg.n_layers} layers, {model.cfg.n_heads} heads",
+        "picture": _picture(model, pixels[0]),
+        "grid": list(layout.grid),
+        "tokens": _tokens(layout),
+        "reads": list(model.cfg.sources),
+        "classes": readings.names,
+        "answer": readings.answer,
+        "attention": _packed(attention.sqrt()),
+        "rollout": _packed(rolled.sqrt()),
+        "norms": [[round(float(x), 4) for x in row] for row in norms],
+        "outliers": [_outliers(row, layout) for row in norms],
+        "lens": _lens(model, resid, layout, readings),
+        "gradient": _gradient(model, pixels, layout, readings),
+        "effects": effects,
+        "zeroed": patch_effects(model, pixels, layout, readings, patch_layers) if patch_layers else None,
+    }
+
+
+def _tokens(layout: TokenLayout) -> list[dict[str, Any]]:
+    """Role and name of every token in order; a patch has its row and column."""
+    columns = layout.grid[1]
+    told: list[dict[str, Any]] = [{} for _ in range(layout.n_tokens)]
+    for role in layout.roles:
+        for number, at in enumerate(layout.mask(role).nonzero().flatten().tolist()):
+            row, column = divmod(number, columns)
+            label = {"cls": "CLS", "dist": "distillation", "registers": f"register {number}"}.get(role)
+            told[at] = {"role": role, "label": label or f"patch {row}, {column}"}
+            if role == "patches":
+                told[at] |= {"row": row, "col": column}
+    return told
+
+
+def _packed(values: Tensor | np.ndarray) -> dict[str, Any]:
+    """Numbers from 0 to 1 in 256 steps."""
+    steps = np.rint(np.asarray(values).clip(0, 1) * 255).astype(np.uint8)
+    return {"shape": list(steps.shape), "data": base64.b64encode(steps.tobytes()).decode()}
+
+
+def _picture(model: HookedViT, pixels: Float[Tensor, "c h w"]) -> str:
+    """The pixels the model saw, as a data URL; stretched to the whole range where nobody knows how they were scaled."""
+    mean, std = (getattr(model.processor, f"image_{which}", None) for which in ("mean", "std"))
+    shown = pixels.float().cpu()
+    if mean is not None and std is not None and len(mean) == len(shown):
+        shown = shown * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    else:
+        shown = (shown - shown.min()) / (shown.max() - shown.min()).clamp(min=1e-9)
+    colours = (shown.clamp(0, 1).expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(colours).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _outliers(norms: Float[Tensor, "t"], layout: TokenLayout) -> list[int]:
+    """Patches whose norm stands out among the patches of this layer."""
+    places = layout.mask("patches").nonzero().flatten()
+    values = norms[places.to(norms.device)]
+    spread = 1.4826 * (values - values.median()).abs().median()
+    return places[((values - values.median()) > OUTLIER * spread.clamp(min=1e-9)).cpu()].tolist()
+
+
+def _lens(
+    model: HookedViT, resid: Float[Tensor, "l t d"], layout: TokenLayout, readings: Readings
+) -> dict[str, Any] | None:
+    """The head on every token at every layer: its top classes, and the probability of the answer's top classes."""
+    if not readings.classes:
+        return None
+    try:
+        scores = _scores(model, resid, layout)
+    except NoHeadError:
+        return None
+    chances = scores.softmax(-1)
+    best = chances.topk(min(TOP, chances.shape[-1]), dim=-1)
+    return {
+        "top": best.indices.tolist(),
+        "top_probability": _packed(best.values),
+        "of_classes": _packed(chances[..., readings.classes].sqrt()),
+        "names": {c: readings.name(c) for c in best.indices.unique().tolist()},
+    }
+
+
+@torch.no_grad()
+def _scores(model: HookedViT, resid: Float[Tensor, "l t d"], layout: TokenLayout) -> Float[Tensor, "l t c"]:
+    parts: list[Tensor | None] = [None] * layout.n_tokens
+    for role in layout.roles:
+        places = layout.mask(role).nonzero().flatten().tolist()
+        scores = model.project(resid[:, places].to(model.W_E.dtype), role).float().cpu()
+        for number, at in enumerate(places):
+            parts[at] = scores[:, number]
+    return torch.stack([part for part in parts if part is not None], dim=1)
+
+
+def _gradient(model: HookedViT, pixels: Tensor, layout: TokenLayout, readings: Readings) -> dict[str, Any] | None:
+    """For each of the answer's classes and each layer, attention times the gradient of the class in it, mean over
+    heads, from the tokens the readout reads to the patches; signed, as shares of the largest."""
+    if not readings.classes:
+        return None
+    role = "cls" if "cls" in model.cfg.sources else "patches"
+    queries = layout.mask(role).nonzero().flatten().to(pixels.device)
+    maps = []
+    for c in readings.classes:
+        found, gradients = attention_gradients(model, pixels, torch.tensor([c]))
+        rows = [(a * g)[0].mean(0)[queries].sum(0)[layout.patches] for a, g in zip(found, gradients, strict=True)]
+        maps.append(torch.stack(rows).detach().float().cpu())
+    values = torch.stack(maps)
+    largest = float(values.abs().max().clamp(min=1e-12))
+    return {**_packed(values / largest / 2 + 0.5), "largest": largest, "from": role}
