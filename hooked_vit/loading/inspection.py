@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hooked_vit.config import RANGES, ViTConfig
+from hooked_vit.config import ViTConfig
+from hooked_vit.config.checks import RANGES
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
 from hooked_vit.loading.files import why_no_file
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hooked_vit import HookedViT, ViTConfig
-from hooked_vit.config import RANGES
+from hooked_vit.config.checks import RANGES
 from tests.interventions.cases import unchecked_types
 from tests.tiny import TINY, make, pixels, tiny
 

@@ -7,24 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NoReturn, get_args
 
+from hooked_vit.config.checks import ELSEWHERE, MOST_PARAMETERS, wrong_values
+
 Role = Literal["cls", "dist", "registers", "patches", "inserted"]
-
-MOST_PARAMETERS = 100_000_000_000
-"""A model of more is a mistake in its config: the largest published ViTs have 22 billion."""
-
-# the least and the most that a number may be; beyond it is a slip, and would allocate until the machine gives up
-RANGES: dict[str, tuple[int, int]] = {
-    "d_model": (1, 2**17),
-    "n_layers": (1, 2**10),
-    "n_heads": (1, 2**12),
-    "d_mlp": (1, 2**20),
-    "patch_size": (1, 2**12),
-    "n_channels": (1, 2**12),
-    "n_registers": (0, 2**12),
-    "n_classes": (1, 2**24),
-    "image_size": (1, 2**16),
-}
-MOST_EPS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +28,6 @@ class RotaryPositions:
     indices: bool = False
     offset: float = 0.0
     reference: tuple[int, int] | None = None
-
-
-PATCHING = (
-    "TransformerLens' patching counts positions along its last axis of tokens, which for pixels is their width; use "
-    "interventions.patch_tokens and patch_heads, or the analysis activation_patching"
-)
-# what TransformerLens' tools ask a config for
-ELSEWHERE = {
-    "device": f"the weights say where they are: next(model.parameters()).device. {PATCHING}",
-    "dtype": "the weights say what they are: next(model.parameters()).dtype",
-    "n_key_value_heads": f"every head has keys and values of its own: n_heads. {PATCHING}",
-    "d_vocab": "classes are n_classes",
-    "n_ctx": "tokens are counted by the image: model.layout_for(height, width).n_tokens",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +103,7 @@ class ViTConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if wrong := next(self._wrong_values(), None):
+        if wrong := next(wrong_values(self, get_args(Role)), None):
             raise ValueError(wrong)
         rules = [
             (self.d_model % self.n_heads == 0, f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}"),
@@ -199,37 +170,6 @@ class ViTConfig:
                 raise ValueError(message)
         if (n := self.n_parameters) > MOST_PARAMETERS:
             raise ValueError(f"a model has at most {MOST_PARAMETERS:,} parameters, this config describes {n:,}")
-
-    def _wrong_values(self) -> Iterator[str]:
-        """What is said of every field whose value by itself is none it can have."""
-        for name, (least, most) in RANGES.items():
-            value = getattr(self, name)
-            if name == "n_classes" and value is None:
-                continue
-            pair = isinstance(value, (tuple, list)) and len(value) == 2
-            if (name == "image_size") != pair or not all(_whole(v, least, most) for v in (value if pair else [value])):
-                what = "a pair of whole numbers" if name == "image_size" else "a whole number"
-                yield f"{name} is {what} from {least} to {most}, got {value!r}"
-        # not a number, infinity and what is no number at all compare as false
-        eps: Any = self.eps
-        if type(eps) not in (int, float) or not 0 <= eps <= MOST_EPS:
-            yield f"eps is a number from 0 to {MOST_EPS}, got {self.eps!r}"
-        types = {f.name: (f.type, getattr(self, f.name)) for f in fields(self)}
-        yield from (f"{name} is True or False, got {v!r}" for name, (t, v) in types.items() if t == "bool" != _name(v))
-        yield from (f"{name} is a word, got {v!r}" for name, (t, v) in types.items() if t == "str" != _name(v))
-        choices = {"final_norm": ("tokens", "pooled", "none"), "outputs": ("classes", "embedding")}
-        yield from (
-            f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}"
-            for name, known in choices.items()
-            if getattr(self, name) not in known
-        )
-        for name in ("sources", "positionless"):
-            roles = getattr(self, name)
-            if not isinstance(roles, tuple) or not all(role in get_args(Role) for role in roles):
-                yield f"{name} are roles of tokens ({', '.join(get_args(Role))}), got {roles!r}"
-        names = self.class_names
-        if names is not None and not (isinstance(names, tuple) and all(isinstance(n, str) for n in names)):
-            yield f"class_names are words, got {names!r}"
 
     def __getattr__(self, name: str) -> NoReturn:
         hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
@@ -308,11 +248,3 @@ class ViTConfig:
     def final_rms(self) -> bool:
         """Tells ActivationCache not to centre the stack where the family has no final norm."""
         return self.final_norm == "none"
-
-
-def _whole(value: Any, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
-
-
-def _name(value: Any) -> str:
-    return type(value).__name__
