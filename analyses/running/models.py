@@ -81,7 +81,7 @@ def check_model(spec: str) -> str:
 
     Raises UnsupportedModelError saying what there is instead, CheckpointError for a damaged config.
     """
-    from hooked_vit.loading.checkpoints import config_json, read_described
+    from hooked_vit.loading.described import config_json, read_described
 
     place = locate(spec)
     if Path(place).is_file():  # of weights alone: what they fill is known

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, get_args
 
 from hooked_vit.config.checks import ELSEWHERE, MOST_PARAMETERS, wrong_values

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,17 +12,22 @@ from torch import Tensor, nn
 
 from hooked_vit import architectures
 from hooked_vit.architectures import Architecture
-from hooked_vit.architectures.base import CheckpointFiles, ConfigReader
-from hooked_vit.components.mlp import check_activation
+from hooked_vit.architectures.base import CheckpointFiles
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
 from hooked_vit.loading.conversion import check_plain, convert, frozen, is_irrelevant, is_read, offer_prefix, some
+from hooked_vit.loading.described import (
+    cached,
+    described,
+    files_of,
+    hf_config_of,
+    in_words,
+    read_config,
+    read_described,
+)
 from hooked_vit.loading.inspection import (
     WEIGHTS,
-    check_folder,
-    check_parts,
     check_weights,
-    read_json,
     read_tensors,
     state_dict_in,
 )
@@ -42,7 +46,7 @@ def from_pretrained(
     **hub: Any,
 ) -> Graph:
     """See HookedViT.from_pretrained."""
-    if (found := _files_of(name_or_path, **hub)) is not None:
+    if (found := files_of(name_or_path, **hub)) is not None:
         return _from_files(graph, name_or_path, *found, dtype=dtype, **hub).to(device)
     hf_model = load_hf(name_or_path, dtype=dtype, **hub)
     model: Any = from_hf(graph, hf_model, processor=load_processor(name_or_path, **hub))
@@ -57,13 +61,13 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
     """
     import transformers
 
-    if (found := _files_of(name_or_path, **hub)) is not None:
+    if (found := files_of(name_or_path, **hub)) is not None:
         raise UnsupportedModelError(
             f"{name_or_path!r} was saved by another library ({found[0].name}), which is needed for the original model"
         )
-    config, hf_class = _hf_config(name_or_path, **hub)
-    check_weights(lambda file: _cached(name_or_path, file, **hub), name_or_path, read_config(config, hf_class))
-    with _in_words(f"transformers cannot load {name_or_path!r} as {hf_class}"):
+    config, hf_class = hf_config_of(name_or_path, **hub)
+    check_weights(lambda file: cached(name_or_path, file, **hub), name_or_path, read_config(config, hf_class))
+    with in_words(f"transformers cannot load {name_or_path!r} as {hf_class}"):
         model, info = getattr(transformers, hf_class).from_pretrained(
             name_or_path,
             config=config,
@@ -75,61 +79,6 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
         )
     _refuse_holes(name_or_path, hf_class, info)
     return model
-
-
-def checkpoint_class(name_or_path: str, **hub: Any) -> str:
-    """The class of transformers or timm a checkpoint is of, without reading a weight.
-
-    Raises UnsupportedModelError where there is no such checkpoint, or it names no class.
-    """
-    if (found := _files_of(name_or_path, **hub)) is not None:
-        return found[1].settings(found[2])[0]
-    return _hf_config(name_or_path, **hub)[1]
-
-
-def _hf_config(name_or_path: str, **hub: Any) -> tuple[Any, str]:
-    """The checkpoint's config as transformers reads it, and the one class it names."""
-    import transformers
-
-    told = config_json(name_or_path, **hub)
-    if told.get("quantization_config") is not None:
-        raise UnsupportedModelError(f"{name_or_path!r} is quantised; its weights have to be floating-point numbers")
-    check_parts(told)
-    with _in_words(f"transformers cannot read the config.json of {name_or_path!r}", UnsupportedModelError):
-        config = transformers.AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
-    named = told.get("architectures")
-    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
-        raise UnsupportedModelError(
-            f"the config of {name_or_path!r} must name one class under `architectures`, it names {named}: which heads "
-            "to load cannot be guessed"
-        )
-    return config, named[0]
-
-
-@contextmanager
-def _in_words(what: str, kind: type[ValueError] = CheckpointError) -> Iterator[None]:
-    """Whatever another library makes of something damaged, as an error of ours; our own refusals as they are."""
-    try:
-        yield
-    except (CheckpointError, UnsupportedModelError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise kind(f"{what}: {reason}") from error
-
-
-def _cached(name_or_path: str, file: str, **hub: Any) -> str | None:
-    from transformers.utils import cached_file
-
-    return cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **hub)
-
-
-def _not_there(name_or_path: str, error: Exception) -> UnsupportedModelError:
-    supported = ", ".join(sorted(architectures.supported_classes()))
-    return UnsupportedModelError(
-        f"{name_or_path!r} is neither a local checkpoint folder nor a hub model that can be reached: {error}\n"
-        f"Supported classes: {supported}"
-    )
 
 
 def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
@@ -224,28 +173,6 @@ def from_state_dict(
     return _build(graph, family, read_config(config, their_class), held, dtype)
 
 
-def config_json(name_or_path: str, **hub: Any) -> dict[str, Any]:
-    """What a checkpoint says of itself.
-
-    Raises OSError where there is no config.json or it cannot be reached, CheckpointError where it is not JSON,
-    UnsupportedModelError for a folder that is no checkpoint.
-    """
-    from transformers.utils import cached_file
-
-    check_folder(name_or_path)
-    return read_json(Path(str(cached_file(name_or_path, "config.json", **hub))))
-
-
-def _files_of(name_or_path: str, **hub: Any) -> tuple[Architecture, CheckpointFiles, dict[str, Any]] | None:
-    """The family that reads this checkpoint's files, and its config.json, where another library saved it."""
-    try:
-        config = config_json(name_or_path, **hub)
-    except OSError as error:
-        raise _not_there(name_or_path, error) from error
-    found = architectures.by_config(config)
-    return None if found is None else (*found, config)
-
-
 def _from_files(
     graph: type[Graph],
     name_or_path: str,
@@ -256,20 +183,14 @@ def _from_files(
     dtype: torch.dtype,
     **hub: Any,
 ) -> Graph:
-    cfg, processor = _described(files, config), files.processor(config)
-    check_weights(lambda file: _cached(name_or_path, file, **hub), name_or_path, cfg)
+    cfg, processor = described(files, config), files.processor(config)
+    check_weights(lambda file: cached(name_or_path, file, **hub), name_or_path, cfg)
     for name in WEIGHTS:
-        if file := _cached(name_or_path, name, **hub):
+        if file := cached(name_or_path, name, **hub):
             model: Any = _build(graph, family, cfg.replace(name=name_or_path), read_tensors(Path(file)), dtype)
             model.processor = processor
             return model
     raise CheckpointError(f"{name_or_path!r} holds neither {' nor '.join(WEIGHTS)}")
-
-
-def _described(files: CheckpointFiles, config: dict[str, Any]) -> ViTConfig:
-    with _in_words("the config.json describes no graph"):
-        their_class, settings = files.settings(config)
-        return read_config(settings, their_class)
 
 
 def without_weights(graph: type[Graph], name_or_path: str, **hub: Any) -> Graph:
@@ -279,31 +200,6 @@ def without_weights(graph: type[Graph], name_or_path: str, **hub: Any) -> Graph:
     """
     with torch.device("meta"):
         model: Any = graph(read_described(name_or_path, **hub))
-    found = _files_of(name_or_path, **hub)
+    found = files_of(name_or_path, **hub)
     model.processor = load_processor(name_or_path, **hub) if found is None else found[1].processor(found[2])
     return model
-
-
-def read_described(name_or_path: str, **hub: Any) -> ViTConfig:
-    """The graph's config of a checkpoint, without reading a weight.
-
-    Raises UnsupportedModelError where there is no such checkpoint, or no graph for its class.
-    """
-    if (found := _files_of(name_or_path, **hub)) is not None:
-        return _described(found[1], found[2])
-    config, hf_class = _hf_config(name_or_path, **hub)
-    return read_config(config, hf_class)
-
-
-def read_config(hf_config: Any, hf_class: str) -> ViTConfig:
-    """The graph's config from a transformers config.
-
-    Raises CheckpointError for an attribute that is neither handled nor listed as irrelevant, or a value no graph has.
-    """
-    family = architectures.for_class(hf_class)
-    reader = ConfigReader(hf_config)
-    with _in_words(f"the config of this {hf_class} describes no graph"):
-        cfg = family.classes[hf_class](reader, hf_class)
-        check_activation(cfg.act_fn)
-    reader.refuse_unread(family.irrelevant_config)
-    return cfg.replace(architecture=family.name, hf_class=hf_class)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hooked_vit import architectures
 from hooked_vit.errors import UnsupportedModelError
-from hooked_vit.loading.checkpoints import read_config
+from hooked_vit.loading.described import read_config
 from hooked_vit.model import HookedViT
 
 SAME = ("hf_class", "d_model", "n_layers", "n_heads", "image_size", "patch_size")

@@ -15,7 +15,8 @@ from hooked_vit import architectures
 from hooked_vit.architectures import Architecture
 from hooked_vit.architectures.base import Texts
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
-from hooked_vit.loading.checkpoints import checkpoint_class, load_hf
+from hooked_vit.loading.checkpoints import load_hf
+from hooked_vit.loading.described import checkpoint_class
 from hooked_vit.model import HookedViT
 from hooked_vit.processing import load_processor
 

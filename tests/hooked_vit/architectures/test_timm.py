@@ -17,7 +17,7 @@ from torch import Tensor
 from analyses.running.models import check_model, load_model
 from hooked_vit import HookedViT, architectures, published
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
-from hooked_vit.loading.checkpoints import read_config
+from hooked_vit.loading.described import read_config
 from interventions import apply
 from tests.hooked_vit.architectures import timm_reference
 from tests.interventions.cases import OURS, cases, setting
