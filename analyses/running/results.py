@@ -94,7 +94,7 @@ class Result:
     def save(self, folder: str | Path, *, report: str | None = None) -> Path:
         """Write `result.parquet`, `result.json` and, where it is given, `report.html` into `folder`: at once, or not.
 
-        `result.json` holds the checksums of the others. A report of a former result goes with it. Returns the folder.
+        `result.json` holds the checksums of the others and of itself. A report of a former result goes with it. Returns the folder.
         Raises OSError when it is not writable (see `check_writable`) or somebody else keeps it, ValueError for a `meta`
         with an entry of the name that checksums have.
         """
@@ -103,7 +103,8 @@ class Result:
             raise ValueError(f"meta[{CHECKSUMS!r}] is where checksums of the files are saved; give it another name")
         kept = {NUMBERS: self.frame.to_parquet(), **({} if report is None else {REPORT: report.encode("utf-8")})}
         sums = {name: sha256(content).hexdigest() for name, content in kept.items()}
-        meta = {**_plain(self.meta, "meta"), CHECKSUMS: sums}
+        meta = _plain(self.meta, "meta")
+        meta = {**meta, CHECKSUMS: {**sums, ABOUT: _checksum(meta)}}
         kept[ABOUT] = (json.dumps(meta, indent=2, allow_nan=False) + "\n").encode("utf-8")
         files: dict[str, Any] = {name: partial(_put, content) for name, content in kept.items()}
         if report is None and (folder / ABOUT).is_file():
@@ -156,6 +157,11 @@ def computing() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "float32_matmul_precision": torch.get_float32_matmul_precision()}
 
 
+def _checksum(meta: dict[str, Any]) -> str:
+    """Of what is said of a result, without its checksums."""
+    return sha256(json.dumps(meta, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
 def _put(content: bytes, path: Path) -> None:
     path.write_bytes(content)
 
@@ -170,6 +176,7 @@ def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
         meta = json.loads(found[ABOUT].read_bytes())
         sums = meta.pop(CHECKSUMS, None)
         wanted = sums[NUMBERS] if sums is not None else sha256(numbers).hexdigest()
+        itself = sums.get(ABOUT) if sums is not None else None
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{found[ABOUT]} is damaged ({error}); run the analysis again") from error
     if sha256(numbers).hexdigest() != wanted:
@@ -177,6 +184,8 @@ def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
             f"{NUMBERS} in {folder} is not the file that {ABOUT} describes: it is damaged, or of another run. Run the "
             "analysis again"
         )
+    if itself is not None and itself != _checksum(meta):
+        raise ValueError(f"{found[ABOUT]} is damaged: it is not what was saved. Run the analysis again")
     return meta, numbers
 
 

@@ -210,8 +210,10 @@ def test_result_files(name: str, how: tuple[int, str, bytes], saved: Path) -> No
     except Exception as error:
         check_sentence(error)
         return
-    if hasattr(results, "CHECKSUMS"):  # without them a number that was changed is a number
+    if results.CHECKSUMS not in again.meta and results.CHECKSUMS in json.loads((folder / "result.json").read_text()):
+        # a file that has lost its checksums is one of an earlier version
         pd.testing.assert_frame_equal(again.frame, Result.load(saved).frame)
+        assert again.meta == Result.load(saved).meta
 
 
 # --- checkpoints
@@ -234,7 +236,6 @@ JSON = st.sampled_from(
 )
 
 
-@pytest.mark.xfail(strict=False, reason="config.json goes to transformers unchecked: wrong types are its tracebacks")
 @budget("configs")
 @given(data=st.data())
 def test_configs(data: st.DataObject, checkpoint: Path) -> None:
