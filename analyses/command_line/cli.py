@@ -156,10 +156,10 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
 
     look = command("explore", "write a page on which a reader explores what a model attends to in an image")
     what = "zoo:NAME, a hub id or a local folder; two are shown side by side"
-    look.add_argument("model", metavar="MODEL", nargs="+", help=what)
+    look.add_argument("model", metavar="MODEL", nargs="+", type=model, help=what)
     what = "one or two image files; with two, CLS of one is put in the other's place (default: two scenes)"
-    look.add_argument("--image", metavar="FILE", nargs="+", action="extend", help=what)
-    look.add_argument("--out", metavar="FILE", default="out/explorer.html", help="the page (default: %(default)s)")
+    look.add_argument("--image", metavar="FILE", nargs="+", action=Once, type=path, help=what)
+    _add_out(look, "the page (default: %(default)s)", metavar="FILE", default="out/explorer.html")
     what = "zero every patch at several layers too (default: where that is quickly done)"
     look.add_argument("--patches", action=argparse.BooleanOptionalAction, default=None, help=what)
 
@@ -213,8 +213,8 @@ def _add_number(to: argparse.ArgumentParser, flag: str, metavar: str, numbers: R
     to.add_argument(flag, metavar=metavar, action=Once, type=Number(numbers, int), help=what, **kw)
 
 
-def _add_out(to: argparse.ArgumentParser, what: str, **kw: Any) -> None:
-    to.add_argument("--out", metavar="DIR", action=Once, type=path, help=what, **kw)
+def _add_out(to: argparse.ArgumentParser, what: str, metavar: str = "DIR", **kw: Any) -> None:
+    to.add_argument("--out", metavar=metavar, action=Once, type=path, help=what, **kw)
 
 
 def _add_device(to: argparse.ArgumentParser) -> None:

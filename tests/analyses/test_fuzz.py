@@ -23,7 +23,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analyses.command_line import commands
+from analyses.command_line import terminal
 from analyses.command_line.cli import main
 from analyses.reproductions import recipe as recipes
 from analyses.reproductions.recipe import Recipe, load_recipe
@@ -79,7 +79,7 @@ def nothing_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         raise ValueError("the work would begin here")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "_quiet", lambda: None)
+        patch.setattr(terminal, "quiet", lambda: None)
         patch.setattr("analyses.running.models.load_models", stop)
         patch.setattr("analyses.reproductions.run.run_recipe", stop)
         patch.setattr("hooked_vit.loading.verify.verify", stop)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses.command_line import commands
+from analyses.command_line import commands, terminal
 from analyses.command_line.cli import Parser, UsageError, build_parser, main
 from analyses.command_line.options import add_options, options_of
 from analyses.command_line.values import Assigned, Number, Once, data, model, path, text
@@ -198,7 +198,7 @@ def test_a_full_disk_is_said_before_and_after(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("device", ["meta", "hpu", "nonsense", "cuda:99", "mps:7", "xla", "cpu:3", "vulkan", "-1", "0"])
 def test_a_device_that_cannot_compute(device, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "_quiet", lambda: None)
+    monkeypatch.setattr(terminal, "quiet", lambda: None)
     assert main(["run", "cls-causality", f"--device={device}", "--n", "5", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "cannot use the device" in said

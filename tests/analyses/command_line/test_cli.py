@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from analyses.command_line import cli, commands
+from analyses.command_line import cli, commands, terminal
 from analyses.command_line.cli import main
 from analyses.command_line.options import options_of
 from analyses.running import registry
@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def loud(monkeypatch):
     """In this process, leave the other libraries as talkative as other tests expect them."""
-    monkeypatch.setattr(commands, "_quiet", lambda: None)
+    monkeypatch.setattr(terminal, "quiet", lambda: None)
 
 
 @pytest.fixture

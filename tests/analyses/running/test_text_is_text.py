@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from analyses.command_line import commands
+from analyses.command_line import terminal
 from analyses.command_line.cli import main
 from analyses.data import load_data
 from analyses.reproductions.figures import comparison_figure, curve_figures
@@ -120,7 +120,7 @@ def test_what_acts_is_written_out(letter):
 
 
 def test_error_lines_and_tables_write_it_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "_quiet", lambda: None)
+    monkeypatch.setattr(terminal, "quiet", lambda: None)
     for argv in (
         ["hooks", "zoo:\x1b[31mvit"],
         ["run", "cls-\x1b]0;title\x07"],
@@ -132,7 +132,7 @@ def test_error_lines_and_tables_write_it_out(tmp_path, capsys, monkeypatch):
         said = capsys.readouterr()
         assert not {"\x1b", "\x07", "\x9b"} & set(said.out + said.err)
     evil = "[link=https://evil.example]x[/link] :smile: \x1b[2J"
-    commands._print_table(commands._console(), [evil], [[evil]], evil)
+    terminal.print_table(terminal.console(), [evil], [[evil]], evil)
     out = capsys.readouterr().out
     assert out.count("[link=https://evil.example]x[/link] :smile: \\x1b[2J") == 3
     assert "\x1b" not in out

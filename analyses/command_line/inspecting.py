@@ -1,0 +1,99 @@
+"""The commands that look and measure nothing on a data set: models, interventions, hooks, verify, explore."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+
+from analyses.command_line import terminal
+
+SCENES = "scenes:test"
+
+
+def models(args: argparse.Namespace) -> int:
+    """`models`: the zoo, and what else can be loaded."""
+    from hooked_vit import architectures, published, zoo
+
+    console = terminal.console()
+    rows = [
+        [f"zoo:{name}", entry["target"], f"{entry['accuracy']['test']:.1%}"]
+        for name, entry in sorted(zoo.info().items())
+    ]
+    title = "Built in: small models trained on digit scenes (accuracy on handwriting never seen in training)"
+    terminal.print_table(
+        console, ["model", "trained to tell", "test accuracy"], rows or [["the zoo is empty", "", ""]], title
+    )
+    rows = [[f"published:{name}", published.get(name).about] for name in published.names()]
+    terminal.print_table(console, ["model", "what it is"], rows, "As published studies used them, images included")
+    rows = [
+        [family if i == 0 else "", hf_class, entry.examples.get(hf_class, "–")]
+        for family, entry in ((name, architectures.get(name)) for name in architectures.registered())
+        for i, hf_class in enumerate(entry.classes)
+    ]
+    title = "Loadable from the hub or a local folder: checkpoints saved from these classes of transformers or timm"
+    terminal.print_table(console, ["family", "class", "a checkpoint people know"], rows, title)
+    return 0
+
+
+def interventions(args: argparse.Namespace) -> int:
+    """`interventions`: name, parameters, and what each one does."""
+    import interventions as catalogue
+
+    console = terminal.console()
+    for name, entry in catalogue.registered().items():
+        parameters = [
+            p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in entry.signature.parameters.values()
+        ]
+        terminal.say(console, f"{name}({', '.join(parameters)})", style="bold")
+        does = (inspect.getdoc(entry) or "").partition("\n")[0]
+        terminal.say(console, f"    {does}")
+    return 0
+
+
+def hooks(args: argparse.Namespace) -> int:
+    """`hooks MODEL`: every hook point, from the config alone."""
+    from analyses.running.models import check_model
+    from hooked_vit import HookedViT
+    from hooked_vit.loading.checkpoints import without_weights
+
+    terminal.quiet()
+    model = without_weights(HookedViT, check_model(args.model))
+    terminal.print_table(terminal.console(), ["hook point", "shape", "meaning"], model.describe_hooks())
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """`verify MODEL`: the original beside ours; status 1 where they differ or a hook is dead."""
+    from analyses.running.models import check_model
+    from hooked_vit.loading.verify import verify
+
+    terminal.quiet()
+    console = terminal.console()
+    rows = verify(check_model(args.model))
+    shown = [[row.check, f"{row.worst:.2g}", row.bound, "ok" if row.ok else "FAILED"] for row in rows]
+    terminal.print_table(console, ["check", "seen", "must be", ""], shown)
+    failed = sum(not row.ok for row in rows)
+    terminal.say(console, f"{failed} of {len(rows)} checks failed" if failed else f"all {len(rows)} checks hold")
+    return 1 if failed else 0
+
+
+def explore(args: argparse.Namespace) -> int:
+    """`explore MODEL …`: one page on which a reader drags the layer and clicks patches."""
+    from analyses import explore, load_data
+    from analyses.data.images import open_rgb
+    from analyses.running.files import check_writable
+    from analyses.running.models import check_model, load_models, short_names
+
+    terminal.quiet()
+    check_writable(Path(args.out).parent)
+    short_names(args.model)
+    for spec in args.model:
+        check_model(spec)
+    if args.image:
+        pictures = {Path(file).name: open_rgb(Path(file), file) for file in args.image}
+    else:
+        pictures = dict(zip(("a scene", "another scene"), next(load_data(SCENES, n=2).batches(2)).images, strict=True))
+    page = explore(load_models(args.model), pictures, patches=args.patches).save(args.out)
+    terminal.say(terminal.console(), page)
+    return 0
