@@ -36,6 +36,7 @@ def say(console: Console, text: object, style: str = "") -> None:
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Rows below their columns and a title; numbers to the right."""
     if title:
         say(console, title, style="bold")
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -94,7 +94,8 @@ class Result:
     def save(self, folder: str | Path, *, report: str | None = None) -> Path:
         """Write `result.parquet`, `result.json` and, where it is given, `report.html` into `folder`: at once, or not.
 
-        `result.json` holds the checksums of the others and of itself. A report of a former result goes with it. Returns the folder.
+        `result.json` holds the checksums of the others and of itself. A report of a former result goes with it.
+        Returns the folder.
         Raises OSError when it is not writable (see `check_writable`) or somebody else keeps it, ValueError for a `meta`
         with an entry of the name that checksums have.
         """
