@@ -14,7 +14,9 @@ from torch import Tensor
 
 import interventions as catalogue
 from hooked_vit import ActivationCache, HookedViT
-from interventions import Intervention, Stats, collect_stats, registered
+from interventions import Circuit, Intervention, Stats, collect_stats, registered
+from interventions.circuits import Graph
+from interventions.wiring import outputs_of
 from tests.tiny import attention, pixels, tiny
 
 N = 6
@@ -493,6 +495,35 @@ def _noise(make: Any) -> Cases:
     return Cases(base.valid, [*base.refused, lambda s: make(layer=0, tokens="cls", std=-0.1)])
 
 
+def _only(make: Any) -> Cases:
+    def circuit(s: Setting, every: int = 3) -> Circuit:
+        return Circuit.of(s.model, Graph.of(s.model).edges[::every])
+
+    def values(s: Setting, **changes: Any) -> dict[str, Tensor]:
+        z, mlp = (torch.stack([s.cache[site, l] for l in range(s.last + 1)]) for site in ("z", "mlp_out"))
+        means = {"embed": s.cache["resid_pre", 0].mean(0, keepdim=True), "z": z.mean(1, keepdim=True)}
+        return {**means, "mlp": mlp.mean(1, keepdim=True), **changes}
+
+    return Cases(
+        [
+            lambda s: make(circuit(s)),
+            lambda s: make(circuit(s), value=s.donors, where=0.5),
+            lambda s: make(circuit(s, 2), value=outputs_of(s.model, s.donors)),
+            lambda s: make(circuit(s, 10**6), value=values(s), where=torch.tensor([True, False] * (N // 2))),
+        ],
+        [
+            lambda s: make(Circuit(circuit(s).edges, {**circuit(s).model, "weights": "other"})),
+            lambda s: make(circuit(s).to_dict() | {"edges": ["L9H0 -> logits"]}),
+            lambda s: make(circuit(s).to_dict() | {"edges": ["L1H0 -> L0.mlp"]}),
+            lambda s: make(circuit(s).to_dict() | {"edges": ["embed to logits"]}),
+            lambda s: make({"edges": ["embed -> logits"]}),
+            lambda s: make(circuit(s), value=values(s, embed=torch.zeros(1, 2, s.d + 1))),
+            lambda s: make(circuit(s), value={"embed": values(s)["embed"]}),
+            lambda s: make(circuit(s), where=torch.zeros(2, 2)),
+        ],
+    )
+
+
 CASES: dict[str, Callable[[Any], Cases]] = {
     "ablate_branch": lambda make: _component(make, {"branch": "mlp"}, None, {"branch": "skip"}, "mlp_out"),
     "ablate_heads": lambda make: _component(make, {"heads": [0, 2]}, None, {"heads": 4}, "z"),
@@ -506,6 +537,7 @@ CASES: dict[str, Callable[[Any], Cases]] = {
     "mean_tokens": lambda make: _stats(make, "mean_tokens", "mean"),
     "new_head": _new_head,
     "noise_tokens": _noise,
+    "only": _only,
     "patch_branch": lambda make: _component(make, {"branch": "attn"}, "value", {"branch": "resid"}),
     "patch_cls": _patch_cls,
     "patch_heads": lambda make: _component(make, {"heads": 1}, "value", {"heads": -5}),

@@ -10,7 +10,11 @@ from interventions import apply, check_intervention
 from tests.interventions.cases import CASES, FULL, OURS, Make, Setting, cases, setting, unchecked_types
 from tests.tiny import FAMILIES
 
-EVERY = [(name, family) for name in OURS for family in (*FAMILIES, "timm-rpn-cls")]
+POST_NORM = "timm-rpn-cls"
+NEED_SUMS = ("only",)  # heads that add up to what attention adds to the stream
+EVERY = [
+    (name, family) for name in OURS for family in (*FAMILIES, POST_NORM) if family != POST_NORM or name not in NEED_SUMS
+]
 
 
 def test_every_intervention_has_cases():
@@ -58,3 +62,10 @@ def test_refuses_before_any_run(name, family):
         assert len(str(refusal.value)) > 20, (name, number, refusal.value)
         assert state_of(s) == before, (name, number)
         assert not any(watched(point) for point in s.model.hook_points()), (name, number)
+
+
+@pytest.mark.parametrize("name", NEED_SUMS)
+def test_what_needs_sums_refuses_a_norm_behind_the_branches(name):
+    s = setting(POST_NORM)
+    with pytest.raises(ValueError, match="takes a branch apart"):
+        cases(name).valid[0](s)
