@@ -490,6 +490,53 @@ def _project_out(make: Any) -> Cases:
     )
 
 
+def _patch_subspace(make: Any) -> Cases:
+    base = _tokens(make, basis=lambda s: s.vector(3), value=lambda s: s.vector(seed=1))
+
+    def made(**params: Callable[[Setting], Any]) -> Make:
+        return lambda s: make(
+            **{"layer": 0, "tokens": "all", "basis": s.vector(3), "value": s.donors}
+            | {k: v(s) for k, v in params.items()}
+        )
+
+    return Cases(
+        [*base.valid, made(), made(value=lambda s: s.cache, basis=lambda s: s.vector()), made(where=lambda s: 0.5)],
+        [
+            *base.refused,
+            made(basis=lambda s: torch.zeros(2, s.d)),
+            made(basis=lambda s: s.vector(3)[:, 1:]),
+            made(value=lambda s: torch.zeros(s.d + 1)),
+            made(basis=lambda s: torch.ones(2, s.d).requires_grad_()),
+        ],
+    )
+
+
+def _remove_subspace(make: Any) -> Cases:
+    def oblique(s: Setting) -> Tensor:
+        keep, out = s.vector(2).double(), s.vector(2, seed=1).double()
+        return out.T @ torch.linalg.inv(keep @ out.T) @ keep
+
+    base = _tokens(make, projection=oblique)
+
+    def made(**params: Callable[[Setting], Any]) -> Make:
+        return lambda s: make(
+            **{"layer": 0, "tokens": "cls", "projection": oblique(s)} | {k: v(s) for k, v in params.items()}
+        )
+
+    return Cases(
+        [*base.valid, made(mean=lambda s: s.vector(seed=2))],
+        [
+            *base.refused,
+            made(projection=lambda s: 2 * oblique(s)),
+            made(projection=lambda s: torch.zeros(s.d, s.d)),
+            made(projection=lambda s: torch.eye(s.d)),
+            made(projection=lambda s: torch.zeros(s.d + 1, s.d + 1)),
+            made(mean=lambda s: torch.zeros(s.d + 1)),
+            made(mean=lambda s: torch.zeros(1, s.d)),
+        ],
+    )
+
+
 def _noise(make: Any) -> Cases:
     base = _tokens(make, std=lambda s: 0.7)
     return Cases(base.valid, [*base.refused, lambda s: make(layer=0, tokens="cls", std=-0.1)])
@@ -542,9 +589,11 @@ CASES: dict[str, Callable[[Any], Cases]] = {
     "patch_cls": _patch_cls,
     "patch_heads": lambda make: _component(make, {"heads": 1}, "value", {"heads": -5}),
     "patch_neurons": lambda make: _component(make, {"neurons": None}, "value", {"neurons": [-1000]}),
+    "patch_subspace": _patch_subspace,
     "patch_tokens": _patch_tokens,
     "project_out": _project_out,
     "readout": _readout,
+    "remove_subspace": _remove_subspace,
     "remove_tokens": _remove_tokens,
     "resample_tokens": lambda make: _exchange(make, only_others=True),
     "scale_attention": _scale_attention,
