@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,22 @@ def outputs_of(model: HookedViT, pixels: Float[Tensor, "b c h w"]) -> Outputs:
     sites = [[f"blocks.{l}.{site}" for l in layers] for site in ("attn.hook_z", "hook_mlp_out")]
     seen = run_pixels(model, pixels, [start, *sites[0], *sites[1]])
     return Outputs(seen[start], *(torch.stack([seen[name] for name in names]) for names in sites))
+
+
+def mean_outputs(model: HookedViT, batches: Iterable[Float[Tensor, "_ _ _ _"]]) -> Outputs:
+    """What every part writes on average over images, at every token, as a batch of one.
+
+    Raises ValueError for no images.
+    """
+    total: Outputs | None = None
+    n = 0
+    for pixels in batches:
+        sums = outputs_of(model, pixels).map(lambda x: x.double().sum(0, keepdim=True))
+        total = sums if total is None else Outputs(*(a + b for a, b in zip(total, sums, strict=True)))
+        n += len(pixels)
+    if total is None:
+        raise ValueError("a mean is over at least one image; got none")
+    return total.map(lambda x: (x / n).to(model.embed.patch.weight.dtype))
 
 
 def check_outputs(model: HookedViT, values: Mapping[str, Any] | Outputs) -> Outputs:

@@ -13,7 +13,7 @@ from analyses.questions.patching.circuits.edge_scores import cut_logits
 from analyses.questions.patching.patching_metrics import Metric, Reference
 from hooked_vit import HookedViT
 from interventions.circuits import Graph
-from interventions.wiring import Outputs, outputs_of
+from interventions.wiring import Outputs, mean_outputs, outputs_of
 
 ABLATIONS = ("counterfactual", "resample", "mean", "zero")
 
@@ -87,8 +87,4 @@ def _source(
         return corrupt
     if ablation == "resample":
         return clean[batch_order(seed, 0, "others", torch.zeros(len(clean), dtype=torch.long))]
-    total: Any = None
-    for part in parts:
-        sums = outputs_of(model, corrupt[part]).map(lambda x: x.double().sum(0, keepdim=True))
-        total = sums if total is None else Outputs(*(a + b for a, b in zip(total, sums, strict=True)))
-    return total.map(lambda x: (x / len(corrupt)).to(clean.dtype))
+    return mean_outputs(model, (corrupt[part] for part in parts))

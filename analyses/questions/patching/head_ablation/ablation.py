@@ -8,7 +8,7 @@ output stay nearer to what it knows (Wang et al. 2022, Chan et al. 2022).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from interventions import Intervention, ablate_branch, ablate_heads, patch_branch, patch_heads, sweep
+from interventions.wiring import Outputs
 
 WAYS = ("zero", "mean", "resample")
 EFFECTS = ("total", "direct")
@@ -38,48 +39,16 @@ def parts_of(model: HookedViT) -> list[Part]:
     return [Part(l, h) for l in range(model.cfg.n_layers) for h in (*range(model.cfg.n_heads), None)]
 
 
-class Outputs(NamedTuple):
-    """What the parts put out: heads before the output matrix `z` [l b t h e], MLPs `mlp` [l b t d]."""
-
-    z: Float[Tensor, "l b t h e"]
-    mlp: Float[Tensor, "l b t d"]
-
-    def of(self, part: Part) -> Tensor:
-        """What stands at the part's site: all heads of its layer, or the MLP."""
-        return self.mlp[part.layer] if part.head is None else self.z[part.layer]
-
-    def dealt(self, order: Int[Tensor, "b"]) -> Outputs:
-        """Image i gets what image order[i] had."""
-        order = order.to(self.z.device)
-        return Outputs(self.z[:, order], self.mlp[:, order])
+def written_by(outputs: Outputs, part: Part) -> Tensor:
+    """What stands at the part's site: all heads of its layer [b t h e], or the MLP [b t d]."""
+    return outputs.mlp[part.layer] if part.head is None else outputs.z[part.layer]
 
 
 @torch.no_grad()
-def run(model: HookedViT, pixels: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor, Outputs]:
-    """(logits, stream behind the last block, outputs of all parts) of a clean run."""
-    n = model.cfg.n_layers
-    seen: dict[str, Tensor] = {}
-
-    def keep(act: Tensor, hook: Any) -> None:
-        seen[hook.name] = act
-
-    sites = {site: [f"blocks.{l}.{site}" for l in range(n)] for site in ("attn.hook_z", "hook_mlp_out")}
-    end = f"blocks.{n - 1}.hook_resid_post"
-    names = [*sites["attn.hook_z"], *sites["hook_mlp_out"], end]
-    logits = model.run_with_hooks(pixels, fwd_hooks=[(name, keep) for name in names])
-    z, mlp = (torch.stack([seen[name] for name in of_site]) for of_site in sites.values())
-    return logits, seen[end], Outputs(z, mlp)
-
-
-def mean_outputs(model: HookedViT, batches: Iterator[Float[Tensor, "b c h w"]]) -> Outputs:
-    """The mean over images at every token, as a batch of one."""
-    total: list[Tensor] = []
-    n = 0
-    for pixels in batches:
-        sums = [kept.double().sum(1, keepdim=True) for kept in run(model, pixels)[2]]
-        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
-        n += len(pixels)
-    return Outputs(*((s / n).to(model.embed.patch.weight.dtype) for s in total))
+def ends(model: HookedViT, pixels: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
+    """(logits, stream behind the last block) of a clean run."""
+    final = model(pixels, stop_at_layer=model.cfg.n_layers)
+    return model(final, start_at_layer=model.cfg.n_layers), final
 
 
 def without(parts: Sequence[Part], values: Outputs | None) -> Intervention:
@@ -118,8 +87,8 @@ def direct_logits(
     """Logits in which the readout alone misses what each part writes, all other parts kept as they were."""
     layout = model.layout_for(*pixels.shape[2:])
     for part in parts:
-        own = outputs.of(part)
-        change = (torch.zeros_like(own) if values is None else values.of(part)) - own
+        own = written_by(outputs, part)
+        change = (torch.zeros_like(own) if values is None else written_by(values, part)) - own
         if part.head is not None:
             change = change[:, :, part.head] @ model.blocks[part.layer].attn.W_O[part.head].detach()
         with torch.no_grad():

@@ -133,12 +133,14 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    drop = "" if row["drop"] is None else f" (a mean in its place takes {row['drop']:.0%} of the margin)"
-    stable = row["stability"]
-    order = "too few images to say whether the order holds" if stable is None else f"{stable:.2f} between halves"
+    def told(column: str, text: str, form: str = ".2f") -> str:
+        return "" if pd.isna(row[column]) else text.format(f"{row[column]:{form}}")
+
+    drop = told("drop", " (a mean in its place takes {} of the margin)", ".0%")
+    held = told("stability", "; two halves of the images agree on the order with {}")
+    direct = told("direct", "; total and direct effect with {}")
     return (
-        f"{row['model']}: the head that matters most is {row['most']}{drop}; the order of the heads agrees with itself "
-        f"{order} and with that of the direct effect {row['direct']:.2f}; {row['heads']} heads set to their mean leave "
-        f"an accuracy of {row['ranked']:.1%} in that order and {row['random']:.1%} at random (untouched "
-        f"{row['accuracy']:.1%})."
+        f"{row['model']}: the head that matters most is {row['most']}{drop}{held}{direct}; {row['heads']} heads set to "
+        f"their mean leave an accuracy of {row['ranked']:.1%} in that order and {row['random']:.1%} at random "
+        f"(untouched {row['accuracy']:.1%})."
     )

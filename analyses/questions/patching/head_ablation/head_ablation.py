@@ -25,13 +25,11 @@ from analyses.probes.opening import open_study
 from analyses.questions.patching.head_ablation.ablation import (
     EFFECTS,
     WAYS,
-    Outputs,
     Part,
     direct_logits,
+    ends,
     margin,
-    mean_outputs,
     parts_of,
-    run,
     total_logits,
 )
 from analyses.questions.patching.head_ablation.figure import (
@@ -48,9 +46,10 @@ from analyses.running.results import Result
 from analyses.statistics.intervals import bootstrap, rate_row
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
+from interventions.wiring import Outputs, mean_outputs, outputs_of
 
 SPLITS = 50
-N, N_FIT = 128, 512
+N, N_FIT = 96, 384
 
 Key = tuple[str, str, int | None, Part]
 """(effect, way, seed, part)"""
@@ -154,11 +153,12 @@ class _Study:
         yield "zero", None, None
         yield "mean", None, self.mean
         for seed in range(self.seeds):
-            yield "resample", seed, outputs.dealt(batch_order(self.seed + seed, batch, "others", labels))
+            order = batch_order(self.seed + seed, batch, "others", labels)
+            yield "resample", seed, outputs.map(lambda x, order=order: x[order.to(x.device)])
 
     def _one_by_one(self, batch: int, pixels: Tensor, labels: Tensor) -> None:
         classes = self.answers.labels(labels)
-        logits, final, outputs = run(self.model, pixels)
+        (logits, final), outputs = ends(self.model, pixels), outputs_of(self.model, pixels)
         before = _judged(logits, classes)
         self.clean.append(before)
         for way, seed, values in self._values(batch, outputs, labels):
@@ -187,12 +187,12 @@ class _Study:
         self, batch: int, pixels: Tensor, labels: Tensor, held_out: Tensor, groups: dict[Any, list[Part]]
     ) -> None:
         classes = self.answers.labels(labels[held_out])
-        outputs = run(self.model, pixels)[2]
+        outputs = outputs_of(self.model, pixels)
         for way, seed, values in self._values(batch, outputs, labels):
             if seed != self.seed_of(way):
                 continue
-            if values is not None and len(values.z[0]) > 1:
-                values = Outputs(values.z[:, held_out], values.mlp[:, held_out])
+            if values is not None and values is not self.mean:
+                values = values.map(lambda x: x[held_out.to(x.device)])
             mine = {key: parts for key, parts in groups.items() if key[0] == way}
             found = total_logits(self.model, pixels[held_out], list(mine.values()), values)
             for key, out in zip(mine, found, strict=True):
