@@ -49,7 +49,7 @@ from hooked_vit import HookedViT
 from interventions.wiring import Outputs, mean_outputs, outputs_of
 
 SPLITS = 50
-N, N_FIT = 96, 384
+N, N_FIT = 64, 256
 
 Key = tuple[str, str, int | None, Part]
 """(effect, way, seed, part)"""
