@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from interventions import catalogue
 from interventions.activation_stats import Stats, collect_stats
 from interventions.apply import AppliedRun, InterventionNotFired, apply, resolve
+from interventions.circuits import Circuit
 from interventions.contract import check_intervention
 from interventions.core import Factory, Intervention, from_dict, get, intervention, registered
 from interventions.grid import grid
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # the catalogue is found at run time
 
 __all__ = [
     "AppliedRun",
+    "Circuit",
     "Intervention",
     "InterventionNotFired",
     "Stats",

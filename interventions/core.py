@@ -154,9 +154,13 @@ class Factory:
     """What `@intervention` makes of a function: call it with parameters, get an Intervention."""
 
     def __init__(
-        self, function: Callable[..., Hooks], canonical: Callable[..., dict[str, Any]] | None, idempotent: bool
+        self,
+        function: Callable[..., Hooks],
+        canonical: Callable[..., dict[str, Any]] | None,
+        idempotent: bool,
+        whole_run: bool = False,
     ) -> None:
-        self.function, self.canonical, self.idempotent = function, canonical, idempotent
+        self.function, self.canonical, self.idempotent, self.whole_run = function, canonical, idempotent, whole_run
         self.name = function.__name__
         parameters = list(inspect.signature(function).parameters.values())
         if not parameters or parameters[0].name != "model":
@@ -191,6 +195,7 @@ def intervention(
     *,
     canonical: Callable[..., dict] | None = None,
     idempotent: bool = False,
+    whole_run: bool = False,
 ) -> Any:
     """Register a function (model, **parameters) -> [(hook name, edit)] as an intervention of its own name.
 
@@ -204,12 +209,13 @@ def intervention(
 
     An edit is `(activation, hook) -> new activation`; it must not write into the activation it is given, nor share
     state (a random generator) with the edit of another hook. `canonical` may bring parameters into a form that can be
-    stored; `idempotent` promises that twice is the same as once, and `check_intervention` holds it to that.
+    stored; `idempotent` promises that twice is the same as once, and `check_intervention` holds it to that. `whole_run`
+    says that edits remember what earlier ones saw in the same run, which a sweep then shares with no other.
     Raises ValueError where another function has the name.
     """
     if function is None:
-        return lambda f: intervention(f, canonical=canonical, idempotent=idempotent)
-    factory = Factory(function, canonical, idempotent)
+        return lambda f: intervention(f, canonical=canonical, idempotent=idempotent, whole_run=whole_run)
+    factory = Factory(function, canonical, idempotent, whole_run)
     known = _REGISTRY.get(factory.name)
     # a notebook cell may be run again; two different homes for one name are a mistake
     if known is not None and known.function.__module__ != function.__module__:

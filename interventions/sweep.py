@@ -19,7 +19,7 @@ from torch import Tensor
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.components.watching import watched
 from interventions.apply import AppliedRun, InterventionNotFired
-from interventions.core import Edit, Intervention, flatten
+from interventions.core import Edit, Intervention, flatten, registered
 from interventions.sources import shared_runs
 
 FOLD_TOKENS = 1024
@@ -118,8 +118,10 @@ def _resolve(model: HookedViT, intervention: Intervention) -> Variant:
     run = AppliedRun()
     steps: list[Step] = []
     for part in flatten((intervention,)):
+        # edits that remember their run are no other variant's, however equal
+        key = f"{part.key} of {id(run)}" if registered()[part.name].whole_run else part.key
         for i, (name, edit) in enumerate(part.hooks(model)):
-            steps.append(Step(depth_of(model, name), name, run.watch(part, name, edit), (part.key, i)))
+            steps.append(Step(depth_of(model, name), name, run.watch(part, name, edit), (key, i)))
     return Variant(intervention, steps, run)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from analyses.data import ImageData, map_labels
 from analyses.data.labels import UnknownLabelsError
-from analyses.probes.ridge import RidgeProbe
+from analyses.probes.ridge import GramRidge, RidgeProbe
+from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT, architectures
 
 HEADS = ("auto", "own", "ridge")
@@ -70,3 +71,16 @@ def with_ridge_head(model: HookedViT, probe: RidgeProbe, data: ImageData) -> Ans
         f"a ridge head on {read} (fitted on {probe.n} images, penalty {probe.alpha:g}): it has none for these classes"
     )
     return Answers(model, torch.arange(len(weight)), note, fitted=True)
+
+
+def fit_head(name: str, model: HookedViT, data: ImageData, n_classes: int, batch_size: int) -> Answers:
+    """The model with a ridge head on what the family's classifier reads, fitted in one pass over the data.
+
+    Raises what `GramRidge` raises.
+    """
+    pooling = with_family_readout(model)
+    ridge = GramRidge(n_classes)
+    for batch in progress_batches(data, batch_size, f"{name}: fitting a head"):
+        with torch.no_grad():
+            ridge.update({"head": pooling(pooling.preprocess(batch.images))}, batch.labels)
+    return with_ridge_head(pooling, ridge.fit()["head"], data)

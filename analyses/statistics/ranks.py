@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 from torch import Tensor
+
+from analyses.statistics.draws import finite
 
 
 def rank(scores: Float[Tensor, "*b c"], labels: Int[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
@@ -96,3 +101,20 @@ def shuffle_floor(accuracy: float, batch_size: int, chance: float) -> float:
     if batch_size < 1:
         raise ValueError(f"a batch holds at least one image; got batch_size={batch_size}")
     return accuracy / batch_size + (1 - 1 / batch_size) * chance
+
+
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's correlation of two lists of values, ties sharing their middle rank; NaN where one is constant.
+
+    >>> rank_correlation([0.1, 0.2, 0.9], [10, 20, 30])
+    1.0
+
+    Raises ValueError for lists of different length, fewer than two values and values that are not finite.
+    """
+    first, second = finite(a, "a rank correlation"), finite(b, "a rank correlation")
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(f"a rank correlation needs two lists of n ≥ 2 values; got {len(first)} and {len(second)}")
+    ranks = [rankdata(values) for values in (first, second)]
+    if any(np.ptp(r) == 0 for r in ranks):
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1].round(12))

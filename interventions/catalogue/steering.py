@@ -8,6 +8,7 @@ from torch import Tensor
 from hooked_vit import HookedViT
 from hooked_vit.tokens import Tokens
 from interventions.apply import note
+from interventions.catalogue.subspaces import orthonormal
 from interventions.core import Hooks, intervention
 from interventions.editing import edit_site, given, n_named, placed
 from interventions.vocabulary import STREAM, Number, Where, check_number, generator_of, layer_of
@@ -45,11 +46,7 @@ def project_out(
     `directions` is [d] or [k, d]; they need be neither orthogonal nor independent. Ravfogel et al. 2020 (INLP).
     Raises ValueError where they span nothing, or everything.
     """
-    rows = directions.reshape(1, -1) if directions.ndim == 1 else directions
-    if rows.ndim != 2 or rows.shape[1] != model.cfg.d_model or not rows.isfinite().all():
-        raise ValueError(f"directions are [{model.cfg.d_model}] or [k, {model.cfg.d_model}]; got {tuple(rows.shape)}")
-    _, sizes, basis = torch.linalg.svd(rows.detach().double().cpu(), full_matrices=False)
-    basis = basis[sizes > sizes.max() * 1e-6]
+    basis = orthonormal(model, directions.detach(), least=0)
     if not 0 < len(basis) < model.cfg.d_model:
         raise ValueError(f"directions span {len(basis)} of {model.cfg.d_model} dimensions: nothing to remove or keep")
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 import interventions as catalogue
 from hooked_vit import ActivationCache, HookedViT
-from interventions import Intervention, Stats, collect_stats, registered
+from interventions import Circuit, Intervention, Stats, collect_stats, registered
+from interventions.circuits import Graph
+from interventions.wiring import outputs_of
 from tests.tiny import attention, make, pixels, processor_of, tiny
 
 N = 6
@@ -493,9 +495,85 @@ def _project_out(make: Any) -> Cases:
     )
 
 
+def _patch_subspace(make: Any) -> Cases:
+    base = _tokens(make, basis=lambda s: s.vector(3), value=lambda s: s.vector(seed=1))
+
+    def made(**params: Callable[[Setting], Any]) -> Make:
+        return lambda s: make(
+            **{"layer": 0, "tokens": "all", "basis": s.vector(3), "value": s.donors}
+            | {k: v(s) for k, v in params.items()}
+        )
+
+    return Cases(
+        [*base.valid, made(), made(value=lambda s: s.cache, basis=lambda s: s.vector()), made(where=lambda s: 0.5)],
+        [
+            *base.refused,
+            made(basis=lambda s: torch.zeros(2, s.d)),
+            made(basis=lambda s: s.vector(3)[:, 1:]),
+            made(value=lambda s: torch.zeros(s.d + 1)),
+            made(basis=lambda s: torch.ones(2, s.d).requires_grad_()),
+        ],
+    )
+
+
+def _remove_subspace(make: Any) -> Cases:
+    def oblique(s: Setting) -> Tensor:
+        keep, out = s.vector(2).double(), s.vector(2, seed=1).double()
+        return out.T @ torch.linalg.inv(keep @ out.T) @ keep
+
+    base = _tokens(make, projection=oblique)
+
+    def made(**params: Callable[[Setting], Any]) -> Make:
+        return lambda s: make(
+            **{"layer": 0, "tokens": "cls", "projection": oblique(s)} | {k: v(s) for k, v in params.items()}
+        )
+
+    return Cases(
+        [*base.valid, made(mean=lambda s: s.vector(seed=2))],
+        [
+            *base.refused,
+            made(projection=lambda s: 2 * oblique(s)),
+            made(projection=lambda s: torch.zeros(s.d, s.d)),
+            made(projection=lambda s: torch.eye(s.d)),
+            made(projection=lambda s: torch.zeros(s.d + 1, s.d + 1)),
+            made(mean=lambda s: torch.zeros(s.d + 1)),
+            made(mean=lambda s: torch.zeros(1, s.d)),
+        ],
+    )
+
+
 def _noise(make: Any) -> Cases:
     base = _tokens(make, std=lambda s: 0.7)
     return Cases(base.valid, [*base.refused, lambda s: make(layer=0, tokens="cls", std=-0.1)])
+
+
+def _only(make: Any) -> Cases:
+    def circuit(s: Setting, every: int = 3) -> Circuit:
+        return Circuit.of(s.model, Graph.of(s.model).edges[::every])
+
+    def values(s: Setting, **changes: Any) -> dict[str, Tensor]:
+        z, mlp = (torch.stack([s.cache[site, l] for l in range(s.last + 1)]) for site in ("z", "mlp_out"))
+        means = {"embed": s.cache["resid_pre", 0].mean(0, keepdim=True), "z": z.mean(1, keepdim=True)}
+        return {**means, "mlp": mlp.mean(1, keepdim=True), **changes}
+
+    return Cases(
+        [
+            lambda s: make(circuit(s)),
+            lambda s: make(circuit(s), value=s.donors, where=0.5),
+            lambda s: make(circuit(s, 2), value=outputs_of(s.model, s.donors)),
+            lambda s: make(circuit(s, 10**6), value=values(s), where=torch.tensor([True, False] * (N // 2))),
+        ],
+        [
+            lambda s: make(Circuit(circuit(s).edges, {**circuit(s).model, "weights": "other"})),
+            lambda s: make(circuit(s).to_dict() | {"edges": ["L9H0 -> logits"]}),
+            lambda s: make(circuit(s).to_dict() | {"edges": ["L1H0 -> L0.mlp"]}),
+            lambda s: make(circuit(s).to_dict() | {"edges": ["embed to logits"]}),
+            lambda s: make({"edges": ["embed -> logits"]}),
+            lambda s: make(circuit(s), value=values(s, embed=torch.zeros(1, 2, s.d + 1))),
+            lambda s: make(circuit(s), value={"embed": values(s)["embed"]}),
+            lambda s: make(circuit(s), where=torch.zeros(2, 2)),
+        ],
+    )
 
 
 CASES: dict[str, Callable[[Any], Cases]] = {
@@ -511,13 +589,16 @@ CASES: dict[str, Callable[[Any], Cases]] = {
     "mean_tokens": lambda make: _stats(make, "mean_tokens", "mean"),
     "new_head": _new_head,
     "noise_tokens": _noise,
+    "only": _only,
     "patch_branch": lambda make: _component(make, {"branch": "attn"}, "value", {"branch": "resid"}),
     "patch_cls": _patch_cls,
     "patch_heads": lambda make: _component(make, {"heads": 1}, "value", {"heads": -5}),
     "patch_neurons": lambda make: _component(make, {"neurons": None}, "value", {"neurons": [-1000]}),
+    "patch_subspace": _patch_subspace,
     "patch_tokens": _patch_tokens,
     "project_out": _project_out,
     "readout": _readout,
+    "remove_subspace": _remove_subspace,
     "remove_tokens": _remove_tokens,
     "resample_tokens": lambda make: _exchange(make, only_others=True),
     "scale_attention": _scale_attention,

@@ -12,7 +12,11 @@ from interventions import apply, check_intervention
 from tests.interventions.cases import CASES, FULL, OURS, Make, Setting, cases, setting, unchecked_types
 from tests.tiny import FAMILIES
 
-EVERY = [(name, family) for name in OURS for family in (*FAMILIES, "timm-rpn-cls")]
+POST_NORM = "timm-rpn-cls"
+NEED_SUMS = ("only",)  # heads that add up to what attention adds to the stream
+EVERY = [
+    (name, family) for name in OURS for family in (*FAMILIES, POST_NORM) if family != POST_NORM or name not in NEED_SUMS
+]
 
 
 def test_every_intervention_has_cases():
@@ -118,3 +122,10 @@ def test_keeps_its_promises_without_cls_or_refuses_it_by_name(name, family):
                 refusals.append(str(refusal))
     lacks = ("cls", "CLS", "a norm of their sum")
     assert [said for said in refusals if not any(word in said for word in lacks)] == []
+
+
+@pytest.mark.parametrize("name", NEED_SUMS)
+def test_what_needs_sums_refuses_a_norm_behind_the_branches(name):
+    s = setting(POST_NORM)
+    with pytest.raises(ValueError, match="takes a branch apart"):
+        cases(name).valid[0](s)

@@ -218,24 +218,6 @@ def test_a_misspelt_analysis_is_answered_at_once():
     assert "did you mean 'cls-causality'?" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "while_importing", ["argparse", "analyses.command_line.values", "analyses.command_line.options", "torch"]
-)
-def test_an_interruption_is_one_line_from_the_first_import_on(while_importing, tmp_path):
-    code = f"""if True:
-        import os, signal, sys
-        class Interrupts:
-            def find_spec(name, path=None, target=None):
-                if name == {while_importing!r}:
-                    os.kill(os.getpid(), signal.SIGINT)
-        sys.modules.pop({while_importing!r}, None)
-        sys.meta_path.insert(0, Interrupts)
-        from analyses.command_line.cli import main
-        sys.exit(main(["run", "cls-causality", "--n", "5", "--out", {str(tmp_path)!r}]))"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
-
-
 def test_an_error_stands_below_a_progress_bar(capsys, monkeypatch):
     from tqdm import tqdm
 

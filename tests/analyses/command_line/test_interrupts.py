@@ -45,13 +45,21 @@ sys.exit(main(["run", "ending", "--model", "zoo:vit", "--n", "4", "--out", {out!
 """
 
 
+def heeds_ctrl_c() -> None:
+    """What a shell starts in the background ignores SIGINT, and so does whatever it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def ran(code: str, tmp_path: Path, **more: str) -> subprocess.CompletedProcess[str]:
     code = code.format(out=str(tmp_path / "new" / "out"), **more)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, preexec_fn=heeds_ctrl_c)
 
 
-@pytest.mark.parametrize("name", ["argparse", "tomllib", "analyses.command_line.options", "analyses.running.files"])
+@pytest.mark.parametrize(
+    "name", ["argparse", "tomllib", "analyses.command_line.values", "torch", "analyses.running.files"]
+)
 def test_an_interruption_is_one_line(tmp_path, name):
     done = ran(STOPPING, tmp_path, name=name)
     assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
@@ -59,7 +67,7 @@ def test_an_interruption_is_one_line(tmp_path, name):
 
 
 def test_ctrl_c_means_afterwards_what_it_meant_before():
-    assert signal.getsignal(signal.SIGINT) is cli._before
+    assert signal.getsignal(signal.SIGINT) == cli._before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends processes without asking")

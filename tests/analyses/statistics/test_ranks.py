@@ -1,13 +1,15 @@
 """Ranks and rates against brute force and published values."""
 
+import math
 from inspect import unwrap
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
-from analyses.statistics.ranks import accuracy, chance, correct, identifiability, rank, shuffle_floor
+from analyses.statistics.ranks import accuracy, chance, correct, identifiability, rank, rank_correlation, shuffle_floor
 
 
 @given(
@@ -83,3 +85,12 @@ def test_floor_and_chance_refuse():
         shuffle_floor(0.8, 0, 0.1)
     with pytest.raises(ValueError, match="at least one class"):
         chance(0)
+
+
+def test_a_rank_correlation_is_scipys_and_knows_when_there_is_none():
+    a, b = [0.1, 0.4, 0.4, 2.0, -1.0], [3.0, 3.0, 1.0, 7.0, 0.0]
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert math.isnan(rank_correlation(a, [1.0] * 5))
+    for bad in (a[:4], [*a[:4], float("nan")]):
+        with pytest.raises(ValueError, match="rank correlation"):
+            rank_correlation(bad, b)

@@ -13,8 +13,7 @@ from torch import Tensor
 from analyses.data import ImageData, as_data, load_data
 from analyses.data.imagedata import Batch
 from analyses.data.sets import count_classes, two_sets
-from analyses.probes.classifier_heads import Answers, own_head, with_family_readout, with_ridge_head
-from analyses.probes.ridge import GramRidge
+from analyses.probes.classifier_heads import Answers, fit_head, own_head
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
 from analyses.running.notes import about_data, about_model, progress_batches
 from hooked_vit import HookedViT
@@ -101,7 +100,7 @@ def prepare(
         n_classes = count_classes(data, fitted_on)
     subjects = {}
     for name, found in own.items():
-        answers = found or _fitted(name, models[name], fitted_on, n_classes, batch_size)
+        answers = found or fit_head(name, models[name], fitted_on, n_classes, batch_size)
         mine = Rules(rules.norm, rules.bias, rules.image_head, prototypes.get(name))
         subjects[name] = Subject(name, answers, mine, check_rules(answers.model, mine))
     about["models"] = {name: subject.about() for name, subject in subjects.items()}
@@ -116,12 +115,3 @@ def _known(model: HookedViT, data: ImageData, head: str, prototypes: Tensor | No
     if n != count_classes(data):
         raise ValueError(f"prototypes are one per class of the data, {count_classes(data)}; got {n}")
     return Answers(model, torch.arange(n), "prototypes of the classes", fitted=False)
-
-
-def _fitted(name: str, model: HookedViT, data: ImageData, n_classes: int, batch_size: int) -> Answers:
-    pooling = with_family_readout(model)
-    ridge = GramRidge(n_classes)
-    for batch in progress_batches(data, batch_size, f"{name}: fitting a head"):
-        with torch.no_grad():
-            ridge.update({"head": pooling(pooling.preprocess(batch.images))}, batch.labels)
-    return with_ridge_head(pooling, ridge.fit()["head"], data)

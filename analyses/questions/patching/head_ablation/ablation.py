@@ -1,0 +1,107 @@
+"""One head or MLP taken out of a run, in three ways, and what is lost: with everything behind it, or directly.
+
+Directly means along the residual stream alone: the change of what the part writes reaches the readout, and nothing in
+between hears of it. Zeroing shows the model something it has never seen; the mean over images and another image's
+output stay nearer to what it knows (Wang et al. 2022, Chan et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooked_vit import HookedViT
+from interventions import Intervention, ablate_branch, ablate_heads, patch_branch, patch_heads, sweep
+from interventions.wiring import Outputs
+
+WAYS = ("zero", "mean", "resample")
+EFFECTS = ("total", "direct")
+
+
+class Part(NamedTuple):
+    """A head, or with `head` None the MLP of a layer."""
+
+    layer: int
+    head: int | None
+
+    @property
+    def kind(self) -> str:
+        """ "head" or "mlp"."""
+        return "mlp" if self.head is None else "head"
+
+
+def parts_of(model: HookedViT) -> list[Part]:
+    """Every head and every MLP, layer by layer."""
+    return [Part(l, h) for l in range(model.cfg.n_layers) for h in (*range(model.cfg.n_heads), None)]
+
+
+def written_by(outputs: Outputs, part: Part) -> Tensor:
+    """What stands at the part's site: all heads of its layer [b t h e], or the MLP [b t d]."""
+    return outputs.mlp[part.layer] if part.head is None else outputs.z[part.layer]
+
+
+@torch.no_grad()
+def ends(model: HookedViT, pixels: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
+    """(logits, stream behind the last block) of a clean run."""
+    final = model(pixels, stop_at_layer=model.cfg.n_layers)
+    return model(final, start_at_layer=model.cfg.n_layers), final
+
+
+def without(parts: Sequence[Part], values: Outputs | None) -> Intervention:
+    """The intervention that puts `values` in the place of what these parts put out; None: zeros."""
+    found: list[Intervention] = []
+    for layer in sorted({part.layer for part in parts}):
+        heads = [part.head for part in parts if part.layer == layer and part.head is not None]
+        if heads and values is None:
+            found.append(ablate_heads(layers=layer, heads=heads))
+        elif heads and values is not None:
+            found.append(patch_heads(layer=layer, heads=heads, value=values.z[layer]))
+        if Part(layer, None) in parts:
+            mlp = None if values is None else values.mlp[layer]
+            gone = ablate_branch("mlp", layers=layer) if mlp is None else patch_branch(layer, "mlp", value=mlp)
+            found.append(gone)
+    first, *others = found
+    return sum(others, first)
+
+
+def total_logits(
+    model: HookedViT, pixels: Float[Tensor, "b c h w"], groups: Sequence[Sequence[Part]], values: Outputs | None
+) -> Iterator[Float[Tensor, "b c"]]:
+    """Logits without each group of parts, everything behind it going on from there."""
+    for _, logits in sweep(model, pixels, [without(parts, values) for parts in groups]):
+        yield logits
+
+
+def direct_logits(
+    model: HookedViT,
+    pixels: Float[Tensor, "b c h w"],
+    final: Float[Tensor, "b t d"],
+    outputs: Outputs,
+    parts: Sequence[Part],
+    values: Outputs | None,
+) -> Iterator[Float[Tensor, "b c"]]:
+    """Logits in which the readout alone misses what each part writes, all other parts kept as they were."""
+    layout = model.layout_for(*pixels.shape[2:])
+    for part in parts:
+        own = written_by(outputs, part)
+        change = (torch.zeros_like(own) if values is None else written_by(values, part)) - own
+        if part.head is not None:
+            change = change[:, :, part.head] @ model.blocks[part.layer].attn.W_O[part.head].detach()
+        with torch.no_grad():
+            logits = model(final + change, start_at_layer=model.cfg.n_layers, tokens=layout)
+        yield logits
+
+
+def margin(logits: Float[Tensor, "b c"], labels: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """The logit of the right class minus the mean of the others.
+
+    >>> margin(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0])).tolist()
+    [2.5]
+    """
+    logits = logits.double().cpu()
+    own = logits.gather(1, labels.cpu()[:, None])[:, 0]
+    return own - (logits.sum(1) - own) / (logits.shape[1] - 1)
