@@ -183,7 +183,7 @@ def test_a_ratio_of_means_scales_with_its_numerator() -> None:
         ({"probe_tokens": "registers"}, "no registers token.*nothing to probe"),
         ({"seeds": 0}, "at least one permutation"),
         ({"batch_size": 1}, "within a batch"),
-        ({"among": "others", "batch_size": 23}, "alone at the end"),
+        ({"among": "others", "batch_size": 23}, "leave one image alone"),
         ({"among": "neighbours"}, "among is one of"),
     ],
 )
