@@ -92,8 +92,10 @@ def _drawn(more: Figures) -> Figures:
 
 def _check(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse what cannot be right of any analysis; a call that does not fit the signature is refused by Python."""
-    names = list(inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters
+    names = list(parameters)
     told = dict(zip(names, args, strict=False)) | kwargs
     if names[:1] == ["models"]:  # others take tensors, whose kinds are their own
         check_options(function, told, called=True)
-        check_models(told.get("models"))
+        if told.get("models", parameters["models"].default) is not None:  # some choose where none is named
+            check_models(told.get("models"))

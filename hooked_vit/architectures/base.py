@@ -234,3 +234,26 @@ def classifier(hf: ConfigReader) -> dict[str, Any]:
 
 
 FEATURES: dict[str, Any] = {"heads": (), "n_classes": None}
+
+
+def plain_family(
+    name: str, model: str, classified: str, *, root: str, reads: Mapping[str, Any] | None = None, **details: Any
+) -> Architecture:
+    """A family whose graph is the plain ViT's: a class of features and a class that classifies.
+
+    `root` is where the body of the second lives, `reads` what both read where that is not CLS.
+    """
+    readout = dict(reads or {"sources": ("cls",)})
+
+    def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
+        return plain_vit(hf, **readout, **(classifier(hf) if hf_class == classified else FEATURES))
+
+    return Architecture(
+        name=name,
+        classes=dict.fromkeys((model, classified), config_from),
+        keys=VIT_EMBEDDING | VIT_BLOCK | linears({"ln_final": "layernorm", "head": "classifier"}),
+        roots=(root, ""),
+        class_readout={"sources": readout["sources"]},
+        foreign_size_flags={"interpolate_pos_encoding": True},
+        **details,
+    )

@@ -22,6 +22,18 @@ from hooked_vit.architectures.base import (
 )
 from hooked_vit.config import ViTConfig
 
+ENCODER_BLOCK = {
+    "blocks.{l}.ln1": "encoder.layers.{l}.layer_norm1",
+    "blocks.{l}.ln2": "encoder.layers.{l}.layer_norm2",
+    "blocks.{l}.attn.q": "encoder.layers.{l}.self_attn.q_proj",
+    "blocks.{l}.attn.k": "encoder.layers.{l}.self_attn.k_proj",
+    "blocks.{l}.attn.v": "encoder.layers.{l}.self_attn.v_proj",
+    "blocks.{l}.attn.o": "encoder.layers.{l}.self_attn.out_proj",
+    "blocks.{l}.mlp.fc_in": "encoder.layers.{l}.mlp.fc1",
+    "blocks.{l}.mlp.fc_out": "encoder.layers.{l}.mlp.fc2",
+}
+"""The block of the towers of CLIP and its successors."""
+
 UNNORMED_MEAN = {"sources": ("patches",), "final_norm": "none"}
 
 
@@ -65,14 +77,7 @@ def clip_family(
         keys=linears(
             {
                 "ln_pre": "pre_layrnorm",
-                "blocks.{l}.ln1": "encoder.layers.{l}.layer_norm1",
-                "blocks.{l}.ln2": "encoder.layers.{l}.layer_norm2",
-                "blocks.{l}.attn.q": "encoder.layers.{l}.self_attn.q_proj",
-                "blocks.{l}.attn.k": "encoder.layers.{l}.self_attn.k_proj",
-                "blocks.{l}.attn.v": "encoder.layers.{l}.self_attn.v_proj",
-                "blocks.{l}.attn.o": "encoder.layers.{l}.self_attn.out_proj",
-                "blocks.{l}.mlp.fc_in": "encoder.layers.{l}.mlp.fc1",
-                "blocks.{l}.mlp.fc_out": "encoder.layers.{l}.mlp.fc2",
+                **ENCODER_BLOCK,
                 "ln_final": "post_layernorm",
                 "head": "classifier|visual_projection",
             }

@@ -21,6 +21,7 @@ from hooked_vit.architectures.base import (
     register,
     vit_sizes,
 )
+from hooked_vit.architectures.image_text.clip import ENCODER_BLOCK
 from hooked_vit.config import ViTConfig
 
 ROOT = "vision_model."
@@ -76,14 +77,7 @@ register(
         keys=linears(
             {
                 "embed.patch": "embeddings.patch_embedding",
-                "blocks.{l}.ln1": "encoder.layers.{l}.layer_norm1",
-                "blocks.{l}.ln2": "encoder.layers.{l}.layer_norm2",
-                "blocks.{l}.attn.q": "encoder.layers.{l}.self_attn.q_proj",
-                "blocks.{l}.attn.k": "encoder.layers.{l}.self_attn.k_proj",
-                "blocks.{l}.attn.v": "encoder.layers.{l}.self_attn.v_proj",
-                "blocks.{l}.attn.o": "encoder.layers.{l}.self_attn.out_proj",
-                "blocks.{l}.mlp.fc_in": "encoder.layers.{l}.mlp.fc1",
-                "blocks.{l}.mlp.fc_out": "encoder.layers.{l}.mlp.fc2",
+                **ENCODER_BLOCK,
                 "ln_final": "post_layernorm",
                 "pool_q": "head.attention.q",
                 "pool_k": "head.attention.k",

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from hooked_vit.architectures.base import (
-    FEATURES,
-    TRAINING_ONLY,
-    VIT_BLOCK,
-    VIT_EMBEDDING,
-    Architecture,
-    ConfigReader,
-    classifier,
-    linears,
-    plain_vit,
-    register,
-)
-from hooked_vit.config import ViTConfig
-
-
-def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
-    """ViTMSNModel or ViTMSNForImageClassification."""
-    return plain_vit(hf, **(classifier(hf) if hf_class == "ViTMSNForImageClassification" else FEATURES))
-
+from hooked_vit.architectures.base import TRAINING_ONLY, plain_family, register
 
 register(
-    Architecture(
-        name="msn",
-        classes=dict.fromkeys(("ViTMSNModel", "ViTMSNForImageClassification"), config_from),
-        keys=VIT_EMBEDDING | VIT_BLOCK | linears({"ln_final": "layernorm", "head": "classifier"}),
-        roots=("vit.", ""),
-        class_readout={"sources": ("cls",)},
+    plain_family(
+        "msn",
+        "ViTMSNModel",
+        "ViTMSNForImageClassification",
+        root="vit.",
         irrelevant_config=TRAINING_ONLY,
         irrelevant_tensors=("embeddings.mask_token",),
-        foreign_size_flags={"interpolate_pos_encoding": True},
         examples={"ViTMSNModel": "facebook/vit-msn-base"},
     )
 )

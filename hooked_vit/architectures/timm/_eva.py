@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from hooked_vit.architectures.base import ConfigReader, linears
-from hooked_vit.architectures.timm._files import EVA, EVA_DEFAULTS, Settings
+from hooked_vit.architectures.timm._files import EVA, EVA_DEFAULTS, Settings, sizes_of
 from hooked_vit.config import Role, RotaryPositions, ViTConfig
 from hooked_vit.errors import UnsupportedModelError
 
@@ -42,7 +42,7 @@ def settings_of(model: Any) -> Settings:
 
     Raises UnsupportedModelError for a module that the graph has no place for.
     """
-    block, embed, rope = model.blocks[0], model.patch_embed, model.rope
+    block, rope = model.blocks[0], model.rope
     attn, mlp = block.attn, block.mlp
     every = [norm for b in model.blocks for norm in (b.norm1, b.norm2, b.attn.norm, b.mlp.norm)]
     norms = [norm for norm in (*every, model.norm, model.fc_norm, model.norm_pre) if acts(norm)]
@@ -65,14 +65,8 @@ def settings_of(model: Any) -> Settings:
         raise UnsupportedModelError(f"no hook graph for norms that differ in their eps: {sorted(eps)}")
     return Settings(
         **EVA_DEFAULTS
+        | sizes_of(model)
         | {
-            "img_size": tuple(embed.img_size),
-            "patch_size": tuple(embed.patch_size),
-            "in_chans": embed.proj.in_channels,
-            "num_classes": model.num_classes,
-            "global_pool": model.global_pool,
-            "embed_dim": model.embed_dim,
-            "depth": len(model.blocks),
             "num_heads": attn.num_heads,
             "qkv_bias": any(key.endswith(("q_bias", "q_proj.bias", "qkv.bias")) for key, _ in attn.named_parameters()),
             "mlp_ratio": Fraction(mlp.fc2.in_features, model.embed_dim),

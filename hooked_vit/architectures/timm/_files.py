@@ -168,3 +168,17 @@ def processor(config: Mapping[str, Any]) -> Any:
         mean=list(how["mean"]),
         std=list(how["std"]),
     )
+
+
+def sizes_of(model: Any) -> dict[str, Any]:
+    """The sizes that all models in memory spell alike."""
+    embed = model.patch_embed
+    return {
+        "img_size": tuple(embed.img_size),
+        "patch_size": tuple(embed.patch_size),
+        "in_chans": embed.proj.in_channels,
+        "num_classes": model.num_classes,
+        "global_pool": model.global_pool,
+        "embed_dim": model.embed_dim,
+        "depth": len(model.blocks),
+    }

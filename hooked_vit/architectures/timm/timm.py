@@ -16,7 +16,17 @@ from torch import Tensor
 
 from hooked_vit.architectures.base import Architecture, CheckpointFiles, ConfigReader, linears, register
 from hooked_vit.architectures.timm import _eva
-from hooked_vit.architectures.timm._files import DEFAULTS, DISTILLED, EVA, PLAIN, Settings, known, processor, settings
+from hooked_vit.architectures.timm._files import (
+    DEFAULTS,
+    DISTILLED,
+    EVA,
+    PLAIN,
+    Settings,
+    known,
+    processor,
+    settings,
+    sizes_of,
+)
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import UnsupportedModelError
 
@@ -70,14 +80,8 @@ def settings_of(model: Any) -> Settings:
         raise UnsupportedModelError(f"no hook graph for norms that differ in their eps: {sorted(eps)}")
     return Settings(
         **DEFAULTS
+        | sizes_of(model)
         | {
-            "img_size": tuple(embed.img_size),
-            "patch_size": tuple(embed.patch_size),
-            "in_chans": embed.proj.in_channels,
-            "num_classes": model.num_classes,
-            "global_pool": model.global_pool,
-            "embed_dim": model.embed_dim,
-            "depth": len(model.blocks),
             "num_heads": block.attn.num_heads,
             "mlp_ratio": Fraction(block.mlp.fc1.out_features, model.embed_dim),
             "qkv_bias": block.attn.qkv.bias is not None,

@@ -91,13 +91,14 @@ def test_what_an_earlier_version_saved_is_read(tmp_path):
     assert back.meta == META
 
 
-def test_a_description_may_be_read_and_edited_by_hand(tmp_path):
+def test_a_description_may_be_read_by_hand_and_not_edited(tmp_path):
     Result(FRAME, META).save(tmp_path)
     told = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert told.pop("sha256").keys() == {"result.parquet"}
+    assert told.pop("sha256").keys() == {"result.parquet", "result.json"}
     assert told == META
     (tmp_path / "result.json").write_text((tmp_path / "result.json").read_text().replace('"n": 3', '"n": 4'))
-    assert Result.load(tmp_path).meta["n"] == 4
+    with pytest.raises(ValueError, match="is not what was saved"):
+        Result.load(tmp_path)
 
 
 def test_the_name_of_the_checksums_is_taken(tmp_path):

@@ -400,15 +400,15 @@ def a_norm_on_the_skip_path_of_the_pool(model, _):
 
 @mutant("siglip", "timm-map")
 def no_mlp_in_the_pool(model, _):
-    model.hook_pool_mlp_out.forward = torch.zeros_like
+    model.pool_mlp.forward = torch.zeros_like
 
 
 @mutant("siglip", "timm-map")
 def no_skip_path_in_the_pool(model, _):
     attended: list[Tensor] = []
-    norm = model.pool_ln.forward
+    norm, mlp = model.pool_ln.forward, model.pool_mlp.forward
     model.pool_ln.forward = lambda x: norm(attended.append(x) or x)
-    model.hook_pool_mlp_out.forward = lambda out: out - attended.pop()
+    model.pool_mlp.forward = lambda x: mlp(x) - attended.pop()
 
 
 @mutant("siglip", "timm-map")

@@ -118,7 +118,7 @@ def test_every_control_changes_what_is_told(name, width, scenes, tmp_path):
         "--no-first-run",
         "--disable-background-networking",
     ]
-    command += [f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},1000", "--virtual-time-budget=8000"]
+    command += [f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},1000", "--virtual-time-budget=60000"]
     done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     assert "<title>ERROR" not in done.stdout
     log = json.loads(done.stdout.partition('<pre id="log">')[2].partition("</pre>")[0].replace("&amp;", "&"))
