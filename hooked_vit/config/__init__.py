@@ -210,8 +210,9 @@ class ViTConfig:
         return (
             self.n_layers * d * (4 * d + (2 + self.gated_mlp) * self.d_mlp)
             + d * self.n_channels * self.patch_size**2
-            + d * (len(self.prefix) + self.absolute_positions * self.n_positions)
-            + sum(len(read) for _, read in self.heads) * d * (self.n_classes or 0)
+            + d * (len(self.prefix) + self.absolute_positions * (self.positions != "sincos") * self.n_positions)
+            + sum(self.d_embed or len(read) * d for _, read in self.heads) * (self.n_classes or 0)
+            + (self.d_embed or 0) * self.d_pooled
             + tables * self.n_heads * offsets
         )
 

@@ -20,6 +20,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "n_channels": (1, 2**12),
     "n_registers": (0, 2**12),
     "n_classes": (1, 2**24),
+    "d_embed": (1, 2**20),
     "image_size": (1, 2**16),
 }
 
@@ -47,7 +48,7 @@ def wrong_values(cfg: Any, roles: tuple[str, ...]) -> Iterator[str]:
     """What is said of every field whose value by itself is none it can have."""
     for name, (least, most) in RANGES.items():
         value = getattr(cfg, name)
-        if name == "n_classes" and value is None:
+        if name in ("n_classes", "d_embed") and value is None:
             continue
         pair = isinstance(value, (tuple, list)) and len(value) == 2
         if (name == "image_size") != pair or not all(_whole(v, least, most) for v in (value if pair else [value])):

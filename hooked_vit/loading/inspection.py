@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hooked_vit.architectures.base import WRITTEN_BY_VERSION_4
 from hooked_vit.config import ViTConfig
 from hooked_vit.config.checks import RANGES
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
@@ -88,6 +89,8 @@ def check_parts(config: Mapping[str, Any]) -> None:
     for part, told in config.items():
         for name, value in told.items() if isinstance(told, dict) and part.endswith("_config") else ():
             most = RANGES["n_layers" if name.endswith("layers") else "d_mlp"][1]
+            if name in WRITTEN_BY_VERSION_4:
+                continue
             if name.endswith(("_size", "_dim", "_layers", "_heads", "_embeddings")) and not _is_size(value, most):
                 raise CheckpointError(f"{name} in {part} is a whole number up to {most}, got {value!r}")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from analyses import intervention_sweep
 from analyses.data import load_data
 from analyses.probes.fitted import FittedProbes
 from analyses.questions.cls_use.random_readouts.store import read
-from analyses.questions.intervention_sweep import intervention_sweep
 from analyses.reproductions.recipe import load_recipe
 from analyses.running.results import Result
 from hooked_vit import zoo

@@ -242,7 +242,8 @@ def no_bias_behind_attention(model, _):
 
 @mutant("deit-teacher")
 def sum_of_the_two_heads(model, _):
-    model.hook_head_logits.forward = lambda x: 2 * x
+    for head in (model.head, model.head_dist):
+        head.forward = lambda x, one=head.forward: 2 * one(x)
 
 
 @mutant("deit-teacher")
@@ -371,7 +372,8 @@ def the_probe_behind_its_query_matrix(model, _):
 
 @mutant("siglip", "timm-map")
 def the_probe_on_the_skip_path(model, _):
-    model.hook_pool_attn_out.forward = lambda out: out + model.pool_probe
+    read = model.pool_o.forward
+    model.pool_o.forward = lambda z: read(z) + model.pool_probe
 
 
 @mutant("siglip", "timm-map")
@@ -392,9 +394,8 @@ def no_norm_in_front_of_attention_pooling(model, _):
 @mutant("siglip", "timm-map")
 def a_norm_on_the_skip_path_of_the_pool(model, _):
     """norm(attention), then x + MLP(x) of that: post-norm pooling for pre-norm pooling."""
-    model.hook_pool_attn_out.forward = lambda out: F.layer_norm(
-        out, out.shape[-1:], model.pool_ln.weight, model.pool_ln.bias, model.cfg.eps
-    )
+    read, norm = model.pool_o.forward, model.pool_ln.forward
+    model.pool_o.forward = lambda z: norm(read(z))
     model.pool_ln.forward = lambda x: x
 
 

@@ -226,7 +226,7 @@ def test_a_folder_as_on_the_hub(tmp_path):
     ("changes", "says"),
     [
         ({"architecture": "resnet50"}, "timm builds 'resnet50' from parts this version has no graph for"),
-        ({"architecture": "vit_base_patch16_siglip_224"}, "no graph for"),
+        ({"architecture": "vit_so400m_patch14_siglip_384"}, "no graph for"),
         (
             {"global_pool": "avg"},
             "config.json says global_pool='avg', and timm builds vit_base_patch16_224 with 'token'",

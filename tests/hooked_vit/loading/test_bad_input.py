@@ -77,7 +77,7 @@ WRONG: dict[str, tuple] = {
     name: (-1, most + 1, 1.5, True, "x", None, NAN, INFINITY, [2], *([0] if least else []))
     for name, (least, most) in RANGES.items()
 }
-WRONG["n_classes"] = tuple(v for v in WRONG["n_classes"] if v is not None)
+WRONG |= {name: tuple(v for v in WRONG[name] if v is not None) for name in ("n_classes", "d_embed")}
 WRONG["image_size"] += (8, (8,), (8, 0), (8, 8, 8), (8.0, 8.0))
 WRONG["eps"] = (-1e-6, 0.2, NAN, INFINITY, -INFINITY, True, None, "1e-6", 1j)
 WRONG |= {f.name: (None, 1, "yes") for f in dataclasses.fields(ViTConfig) if f.type == "bool"}

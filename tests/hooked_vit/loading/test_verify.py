@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from transformer_lens.hook_points import HookPoint
 
 from hooked_vit import HookedViT
+from hooked_vit.components.watching import HookPoint
 from hooked_vit.hook_table import without_layer
 from hooked_vit.loading.verify import causal, distance, foreign_size, verify
 from tests.tiny import TINY, make, make_hf, pixels
@@ -80,6 +80,10 @@ class Deaf(HookPoint):
 
     def __call__(self, x):
         super().__call__(x)
+        return x
+
+    def show(self, x):
+        super().show(x.clone())
         return x
 
 

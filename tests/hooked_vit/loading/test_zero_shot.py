@@ -141,7 +141,7 @@ def test_a_text_tower_without_a_vision_tower(hf_class):
     make = getattr(transformers, hf_class)
     tower = make(make.config_class(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50))
     for load in (HookedViT.from_hf, lambda hf: zero_shot_head(hf, NAMES)):
-        with pytest.raises(UnsupportedModelError, match=f"{hf_class} is a text tower without a vision tower"):
+        with pytest.raises(UnsupportedModelError, match=f"{hf_class}: it reads text and has no vision tower"):
             load(tower)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,12 +10,20 @@ from torch import nn
 
 from hooked_vit import HookedViT
 from interventions import apply, sweep, zero_tokens
-from tests.tiny import make, pixels
+from tests.interventions.cases import unchecked_types
+from tests.tiny import distance, make, pixels
 
 # torch says that it looks through a cache of ours; what it finds there is the same
 pytestmark = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 EDIT = ("blocks.1.hook_attn_out", lambda act, hook: act * 0)
 BACKEND = "aot_eager"  # traces as every backend does, and needs no compiler
+
+
+@pytest.fixture(autouse=True)
+def unchecked() -> Iterator[None]:
+    """What checks shapes in these tests would be traced, and cannot be."""
+    with unchecked_types():
+        yield
 
 
 def whole(model: HookedViT) -> Callable:
@@ -82,8 +90,9 @@ def test_other_sizes_and_tokens_are_compiled_anew():
     with torch.no_grad():
         for size in ((32, 32), (16, 64), (48, 40), (32, 32)):
             x = pixels(model, size)
-            assert torch.equal(run(x), model(x)), size
-            assert torch.equal(run(run(x, stop_at_layer=1), start_at_layer=1), model(x)), size
+            # a resampled position table is rounded in another order by the compiled graph
+            assert distance(run(x), model(x)) <= 3e-6, size
+            assert distance(run(run(x, stop_at_layer=1), start_at_layer=1), model(x)) <= 3e-6, size
 
 
 def test_an_export_is_refused():
