@@ -38,8 +38,14 @@ SMALL: dict[str, Any] = {
         "rule": "any",
         "parts": ("class-projection",),
         "receiver": Receiver("logits"),
+        "layer": 0,
+        "dims": 1,
+        "exact": 4,
+        "sizes": (1, 2),
     },
 }
+# they learn from some pairs and are measured on others
+LEARNING = ("aligned-subspace", "circuit-discovery")
 
 
 def variants() -> tuple[str, ...]:
@@ -90,8 +96,13 @@ def outcome(analysis: str, model: HookedViT) -> str:
         counts = analysis == "counting" and model.cfg.outputs == "classes" and not model.cfg.is_feature_model
         asked: tuple[Any, ...] = ({"model": counting(model) if counts else model}, images("test", N_IMAGES))
     else:
-        asked = (model, *pixels(model, n=2).split(1)) if "corrupt" in takes else (model, pixels(model, n=2))
-        options.pop("steps", None)
+        n = 4 if analysis in LEARNING else 1
+        asked = (model, *pixels(model, n=2 * n).split(n)) if "corrupt" in takes else (model, pixels(model, n=2))
+        if analysis in LEARNING:
+            # by default the classes are the predicted ones, and a random model may give all images the same
+            logits = model(asked[1])
+            answers, other = logits.argmax(dim=-1), (logits.argmax(dim=-1) + 1) % logits.shape[-1]
+            options |= {"targets": other} if "targets" in takes else {"classes": (answers, other)}
     try:
         run(*asked, **options)
     except ValueError as refusal:
