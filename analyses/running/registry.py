@@ -97,5 +97,6 @@ def _check(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[
     told = dict(zip(names, args, strict=False)) | kwargs
     if names[:1] == ["models"]:  # others take tensors, whose kinds are their own
         check_options(function, told, called=True)
-        if told.get("models", parameters["models"].default) is not None:  # some choose where none is named
+        chooses = parameters["models"].default is None
+        if not (chooses and told.get("models") is None):
             check_models(told.get("models"))

@@ -40,6 +40,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "activation-patching": {"tokens": "each"},
     "logit-attribution": {"tokens": "position"},
     "decodability": {"roles": ("cls", "patches", "patch_0", "random_patch")},
+    "aligned-subspace": {"layer": 0, "dims": 1},
+    # the pairs differ in one object, which moves a random model little
+    "circuit-discovery": {"eps": 1e-12, "exact": 4, "sizes": (1, 2)},
 }
 
 
@@ -80,6 +83,11 @@ def run(name: str, model: HookedViT) -> Result:
     pictures = next(scenes("test").batches(4, extra=["pair"]))
     if "data" not in taken:
         given |= {"images": pictures.images, "clean": pictures.images, "corrupt": pictures.extra["pair"]}
+        # by default the classes are the predicted ones, and a random model may give all images the same
+        answers = model(model.preprocess(pictures.images)).argmax(dim=-1)
+        given |= {"targets": (answers + 1) % 10}
+        if name == "circuit-discovery":
+            given |= {"classes": (answers, (answers + 1) % 10)}
     return entry.run(**{key: value for key, value in given.items() if key in taken})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,8 @@ def test_models_that_are_none(name):
         ({"a\x1b[2J": model()}, "holds the character"),
         ({"a\ud800": model()}, "is no UTF-8"),
     ):
+        if models is None and signature(get_analysis(name).run).parameters["models"].default is None:
+            continue  # it chooses its own
         with pytest.raises((TypeError, ValueError)) as caught:
             get_analysis(name).run(models, None)
         assert says in str(caught.value)
