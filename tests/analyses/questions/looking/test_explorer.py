@@ -101,7 +101,7 @@ def test_the_page_stands_alone_and_names_are_text(scenes, tmp_path):
         page.save(tmp_path / "new" / "page.html" / "inside.html")
 
 
-READER = Path(__file__).with_name("reader.js").read_text(encoding="utf-8")
+READER = f"<script>{Path(__file__).with_name('reader.js').read_text(encoding='utf-8')}</script>"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -115,6 +115,7 @@ def test_every_control_changes_what_is_told(name, width, scenes, tmp_path):
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-dev-shm-usage",
         "--no-first-run",
         "--disable-background-networking",
     ]
