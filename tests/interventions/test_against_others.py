@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import interventions as iv
 from hooked_vit import HookedViT
+from interventions.circuits import Circuit, Graph
 from tests.interventions.others import Edit, import_nnsight, with_hooks, with_nnsight
 from tests.tiny import make_hf, pixels
 
@@ -192,6 +193,11 @@ def projector(directions: Tensor) -> Tensor:
     return torch.linalg.pinv(directions) @ directions
 
 
+def toward(t: Tensor, donor: Tensor, directions: Tensor) -> Tensor:
+    """CLS with what the donor's has in the span of the rows."""
+    return put(t, 0, t[:, 0] + (donor[:, 0] - t[:, 0]) @ projector(directions))
+
+
 def head(d_pooled: int) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(5)
     return torch.randn(CLASSES, d_pooled, generator=rng), torch.randn(CLASSES, generator=rng)
@@ -310,6 +316,23 @@ CASES: dict[str, Case] = {
                 "resid_post", 0, lambda t: put(t, s.patches, t[:, s.patches] @ (torch.eye(D) - projector(vector(2, 3))))
             )
         ],
+        tolerance=ROUNDING,
+    ),
+    "patch_subspace": Case(
+        lambda s: iv.patch_subspace(layer=0, tokens="cls", basis=vector(2, 3), value=s.donors),
+        lambda s: [Edit("resid_post", 0, partial(toward, donor=s.donated("resid_post", 0), directions=vector(2, 3)))],
+        tolerance=ROUNDING,
+    ),
+    "remove_subspace": Case(
+        lambda s: iv.remove_subspace(layer=0, tokens="cls", projection=projector(vector(2, 3)), mean=vector()),
+        lambda s: [
+            Edit("resid_post", 0, lambda t: put(t, 0, t[:, 0] - (t[:, 0] - vector()) @ projector(vector(2, 3)))),
+        ],
+        tolerance=ROUNDING,
+    ),
+    "only": Case(  # without what one part writes: nobody hears of it
+        lambda s: iv.only(Circuit.of(s.model, [edge for edge in Graph.of(s.model).edges if edge[0] != "L0.mlp"])),
+        lambda s: [Edit("mlp", 0, torch.zeros_like)],
         tolerance=ROUNDING,
     ),
     "noise_tokens": Case(
