@@ -33,7 +33,7 @@ from analyses.running.results import Result
 from hooked_vit import HookedViT
 from tests.analyses.command_line.test_bad_values import COMMANDS, NO_NUMBERS, NO_PATHS, options
 
-EXAMPLES = {"lines": 100, "recipes": 250, "results": 150, "configs": 60, "tensors": 60}
+EXAMPLES = {"lines": 100, "recipes": 250, "results": 80, "configs": 60, "tensors": 60}
 
 
 def budget(what: str) -> Callable:
