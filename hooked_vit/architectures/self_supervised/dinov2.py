@@ -51,20 +51,21 @@ def mlp(hf: ConfigReader) -> dict:
     return {"d_mlp": (int(width * 2 / 3) + 7) // 8 * 8, "act_fn": "silu", "gated_mlp": True}
 
 
-def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
-    """Dinov2Model (CLS) or Dinov2ForImageClassification ([CLS ; mean patches])."""
-    bias = hf.qkv_bias
-    classifies = hf_class == "Dinov2ForImageClassification"
-    return ViTConfig(
+def body(hf: ConfigReader) -> dict:
+    """What checkpoints with and without registers say alike."""
+    return {
         **vit_sizes(hf),
         **mlp(hf),
-        q_bias=bias,
-        k_bias=bias,
-        v_bias=bias,
-        layer_scale=True,
-        position_float32=True,
-        **(classifier(hf) | CONCATENATED if classifies else FEATURES),
-    )
+        **dict.fromkeys(("q_bias", "k_bias", "v_bias"), hf.qkv_bias),
+        "layer_scale": True,
+        "position_float32": True,
+    }
+
+
+def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
+    """Dinov2Model (CLS) or Dinov2ForImageClassification ([CLS ; mean patches])."""
+    classifies = hf_class == "Dinov2ForImageClassification"
+    return ViTConfig(**body(hf), **(classifier(hf) | CONCATENATED if classifies else FEATURES))
 
 
 register(

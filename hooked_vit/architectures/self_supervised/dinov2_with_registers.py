@@ -10,26 +10,18 @@ from hooked_vit.architectures.base import (
     classifier,
     linears,
     register,
-    vit_sizes,
 )
-from hooked_vit.architectures.self_supervised.dinov2 import CONCATENATED, DINO_BLOCK, DINO_IRRELEVANT, mlp
+from hooked_vit.architectures.self_supervised.dinov2 import CONCATENATED, DINO_BLOCK, DINO_IRRELEVANT, body
 from hooked_vit.config import ViTConfig
 
 
 def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
     """Dinov2WithRegistersModel (CLS) or Dinov2WithRegistersForImageClassification ([CLS ; mean patches])."""
-    bias = hf.qkv_bias
     classifies = hf_class == "Dinov2WithRegistersForImageClassification"
     return ViTConfig(
-        **vit_sizes(hf),
-        **mlp(hf),
+        **body(hf),
         n_registers=hf.num_register_tokens,
-        q_bias=bias,
-        k_bias=bias,
-        v_bias=bias,
-        layer_scale=True,
         position_antialias=True,
-        position_float32=True,
         **(classifier(hf) | CONCATENATED if classifies else FEATURES),
     )
 
