@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -33,3 +34,11 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_history() -> None:
+    """A model remembers that its runs held other tokens; which tests came before on a shared one must not show."""
+    tiny = sys.modules.get("tests.tiny")
+    for _, model in tiny.SHARED.values() if tiny else ():
+        model.run.lookalikes.clear()

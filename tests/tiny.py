@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -261,11 +260,15 @@ def _in_double(norm: nn.Module, x: Tensor) -> Tensor:
     return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
 
 
-@cache
+SHARED: dict[str, tuple[nn.Module, HookedViT]] = {}
+
+
 def tiny(name: str) -> tuple[nn.Module, HookedViT]:
     """The transformers model and ours, shared by all tests: look, don't touch."""
-    hf = make_hf(name)
-    return hf, HookedViT.from_hf(hf)
+    if name not in SHARED:
+        hf = make_hf(name)
+        SHARED[name] = hf, HookedViT.from_hf(hf)
+    return SHARED[name]
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> HookedViT:
