@@ -65,7 +65,8 @@ def panels(
     fig.update_yaxes(range=y_range, **first)
     fig.update_yaxes(title_text=y, col=1, **first)
     fig.update_annotations(font_size=14)
-    lines = wrap(explained.replace("95 %", "95\u00a0%"), 198, break_on_hyphens=False)
+    # fits also where a wider font stands in for plotly's
+    lines = wrap(explained.replace("95 %", "95\u00a0%"), 160, break_on_hyphens=False)
     top = 62 + LINE * len(lines)
     fig.update_layout(
         template="plotly_white",
