@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     from analyses.data import digit_scenes, load_data
+    from analyses.questions.looking.attention_map import attention_map, show
     from analyses.questions.looking.explorer.explorer import explore
     from analyses.running.registry import analysis
     from analyses.running.results import Result
 
-__all__ = ["Result", "analysis", "digit_scenes", "explore", "load_data"]
+__all__ = ["Result", "analysis", "attention_map", "digit_scenes", "explore", "load_data", "show"]
 
 _HOMES = {
     "Result": "analyses.running.results",
     "analysis": "analyses.running.registry",
+    "attention_map": "analyses.questions.looking.attention_map",
+    "show": "analyses.questions.looking.attention_map",
     "digit_scenes": "analyses.data",
     "explore": "analyses.questions.looking.explorer.explorer",
     "load_data": "analyses.data",
@@ -41,7 +44,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_questions()})
+    return sorted({*__all__, *_questions()})
 
 
 def _questions() -> dict[str, str]:

@@ -47,3 +47,8 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(_ROOMS[name])
     raise AttributeError(f"module 'hooked_vit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What there is to use; the modules inside are found by their own names."""
+    return sorted([*__all__, "__version__"])

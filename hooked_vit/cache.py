@@ -64,26 +64,58 @@ class ActivationCache(TLActivationCache):
         """The tokens an activation held, in the order of its position axis."""
         return self.layouts.get(self._full_name(name, layer), self.model.tokens)
 
-    def at(self, name: str, layer: int | None = None, *, tokens: Tokens = "cls") -> Float[Tensor, "b k ..."]:
-        """An activation [b t ...] at the tokens of a role, or at original token indices, wherever they were then.
+    def at(
+        self,
+        name: str,
+        layer: int | None = None,
+        *,
+        tokens: Tokens | None = None,
+        queries: Tokens | None = None,
+        keys: Tokens | None = None,
+    ) -> Float[Tensor, "b ..."]:
+        """An activation at the tokens of a role, or at original token indices, wherever they were then.
 
+        >>> cache.at("resid_post", 3, tokens="patches").shape  # [b k d]  # doctest: +SKIP
+        >>> cache.at("pattern", 3, queries="cls", keys="patches").shape  # [b h q k]  # doctest: +SKIP
+
+        `tokens` (CLS, unless said otherwise) are along the second axis of [b t ...]; `queries` and `keys`, all of them
+        where one is not said, along the last two of attention's [b h t t].
         Raises ValueError where the activation holds no such token, a different number of them per image, or no tokens
-        along its second axis.
+        along such an axis.
         """
-        layout = self.tokens(name, layer)
-        kept = self[(name, layer) if layer is not None else name]
-        activation = kept if self.has_batch_dim else kept[None]
-        if activation.shape[1] != layout.n_tokens:
+        wanted = (
+            {-2: queries, -1: keys} if (queries, keys) != (None, None) else {1: "cls" if tokens is None else tokens}
+        )
+        if tokens is not None and 1 not in wanted:
             raise ValueError(
-                f"{name!r} has the shape {tuple(kept.shape)}, which does not hold {layout.n_tokens} tokens in a row"
+                "`tokens` are of a stream [b t ...], `queries` and `keys` of attention [b h t t]; got both"
             )
-        mask = layout.mask(tokens)
+        kept = self[(name, layer) if layer is not None else name]
+        found = kept if self.has_batch_dim else kept[None]
+        layout = self.tokens(name, layer)
+        for axis, which in wanted.items():
+            if which is not None:
+                found = self._taken(found, axis, layout, which, f"{name!r} has the shape {tuple(kept.shape)}")
+        return found if self.has_batch_dim else found[0]
+
+    def _taken(self, activation: Tensor, axis: int, layout: TokenLayout, which: Tokens, what: str) -> Tensor:
+        attention = axis < 0
+        if activation.ndim <= max(axis, 3 * attention) or activation.shape[axis] != layout.n_tokens:
+            other = "tokens= is for a stream" if attention else "queries= and keys= are for attention"
+            raise ValueError(f"{what}, which does not hold {layout.n_tokens} tokens along axis {axis}; {other}")
+        mask = layout.mask(which)
         counts = sorted(set(mask.sum(-1).flatten().tolist()))
         if len(counts) > 1:
             raise ValueError(f"images hold {counts} such tokens; use .tokens(name).mask(role)")
-        here = mask.expand(len(activation), -1).to(activation.device)
-        found = activation[here].reshape(len(activation), *counts, *activation.shape[2:])
-        return found if self.has_batch_dim else found[0]
+        along = activation.movedim(axis, 1)
+        found = along[mask.expand(len(along), -1).to(along.device)]
+        return found.reshape(len(along), *counts, *along.shape[2:]).movedim(1, axis)
+
+    def __repr__(self) -> str:
+        names = list(self.cache_dict)
+        n = len(self.cache_dict[names[0]]) if names and self.has_batch_dim else 1
+        span = f": {names[0]} to {names[-1]}" if names else ""
+        return f"ActivationCache({len(names)} activations of {n} image{'s' * (n != 1)}{span})"
 
     def _full_name(self, name: str, layer: int | None) -> str:
         from transformer_lens.utilities import get_act_name

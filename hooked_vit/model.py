@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
+from PIL import Image
 from torch import Tensor, nn
 
 from hooked_vit.components.block import Block
@@ -113,14 +114,17 @@ class HookedViT(Readout, Weights, Running, Hooking):
     ) -> Float[Tensor, "b ..."]:
         """Pixels [b c h w] to logits [b classes]; or the residual stream [b t d] from and to any layer.
 
+        >>> model("cat.jpg")  # pictures and paths pass through `preprocess` first  # doctest: +SKIP
         >>> model(model(pixels, stop_at_layer=3), start_at_layer=3)  # doctest: +SKIP
 
         `stop_at_layer=k` returns the stream entering block k, `start_at_layer=k` resumes there. `tokens` says which
         tokens a resumed stream holds, where they are not the native ones and it did not come straight from a stop.
-        Raises TypeError for images, ValueError for pixels of the wrong shape or with NaN, for a layer out of range, and
-        for a stream that may hold other tokens than the native ones and does not say so.
+        Raises TypeError for what is neither, ValueError for pixels of the wrong shape or with NaN, for a layer out of
+        range, and for a stream that may hold other tokens than the native ones and does not say so.
         """
         leave_alone()
+        if start_at_layer is None and isinstance(x, (Image.Image, str, Path, list, tuple)):
+            x = self.preprocess(x)
         start = 0 if start_at_layer is None else self._depth(start_at_layer, "start_at_layer")
         stop = self.cfg.n_layers if stop_at_layer is None else self._depth(stop_at_layer, "stop_at_layer")
         if start > stop:
@@ -223,6 +227,24 @@ class HookedViT(Readout, Weights, Running, Hooking):
         """torch's own copy.copy shares the modules too, and a change of one model's head would be half of another's."""
         return self.shared_copy()
 
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        reads = f"{cfg.n_classes} classes" if cfg.n_classes is not None else "features"
+        return (
+            f"HookedViT({cfg.name or cfg.architecture}: {cfg.n_layers} layers, {cfg.n_heads} heads, d_model "
+            f"{cfg.d_model}, {self.tokens}, {reads} from {' and '.join(cfg.sources)}, {self.dtype} on {self.device})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.embed.patch.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are kept in."""
+        return self.embed.patch.weight.dtype
+
     def set_attention(self, kernel: str) -> None:
         """Which kernel mixes values: "auto" the fused one, "eager" never, "sdpa" always, refusing what it cannot show.
 
@@ -235,12 +257,15 @@ class HookedViT(Readout, Weights, Running, Hooking):
         with self.run.held():
             self.run.attention = kernel
 
-    def preprocess(self, images: Any) -> Float[Tensor, "b c h w"]:
-        """Images (one PIL image, a list, a datasets column) to pixels, by the checkpoint's own image processor.
+    def preprocess(self, images: Any, *, channels: str | None = None) -> Float[Tensor, "b c h w"]:
+        """Images to pixels, by the checkpoint's own image processor.
 
-        >>> pixels = model.preprocess(Image.open("cat.jpg"))  # doctest: +SKIP
+        >>> pixels = model.preprocess("cat.jpg")  # or a PIL image, a list, a datasets column  # doctest: +SKIP
+        >>> pixels = model.preprocess(array, channels="last")  # [h w c], uint8 or 0.0 to 1.0  # doctest: +SKIP
+
+        Raises ValueError for what is no image, and for an array of three axes that does not say where its channels are.
         """
-        return preprocess(self.processor, images, like=self.embed.patch.weight)
+        return preprocess(self.processor, images, like=self.embed.patch.weight, channels=channels)
 
     @torch.no_grad()
     def _initialise(self) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hooked_vit.errors import CheckpointError
+from hooked_vit.loading.files import why_no_file
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_RANGES = {"image_mean": (-1e4, 1e4), "image_std": (1e-6, 1e4), "rescale_factor": (1e-6, 1e4)}
@@ -23,14 +25,16 @@ EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "C
 """Modes that Pillow converts to RGB without changing how bright they are."""
 
 
-def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c h w"]:
-    """Pixels of one PIL image, a list of them, or a `datasets` column, on the device and in the dtype of `like`.
+def preprocess(processor: Any, images: Any, like: Tensor, channels: str | None = None) -> Float[Tensor, "b c h w"]:
+    """Pixels of an image, a list of images or a `datasets` column, on the device and in the dtype of `like`.
 
     >>> preprocess(model.processor, [Image.new("RGB", (300, 200))], model.W_E).shape  # doctest: +SKIP
     torch.Size([1, 3, 224, 224])
 
-    Pictures are turned and brought to RGB by `upright_rgb`. Raises ValueError where the checkpoint came without an
-    image processor, for something that is no image, and for one whose brightness is not known.
+    An image is a PIL image, the path or file:// address of one, or an array or tensor: [h, w], or with `channels` said
+    [c, h, w] ("first") or [h, w, c] ("last"), where one more axis in front is several images. Pictures are turned and
+    brought to RGB by `upright_rgb`. Raises ValueError where the checkpoint came without an image processor, for
+    something that is no image, and for one whose brightness, or order of axes, is not known.
     """
     if processor is None:
         raise ValueError(
@@ -38,28 +42,72 @@ def preprocess(processor: Any, images: Any, like: Tensor) -> Float[Tensor, "b c 
             "model.processor = AutoImageProcessor.from_pretrained(...)"
         )
     check_processor(processor)
-    pictures = [images] if isinstance(images, Image.Image) else images
-    if not isinstance(pictures, Iterable):
-        raise ValueError(f"images are PIL images or a list or column of them, got {type(images).__name__}")
-    pictures = list(pictures)
-    if strange := next((type(p).__name__ for p in pictures if not isinstance(p, Image.Image)), None):
-        raise ValueError(f"images are PIL images, got {strange}")
-    if not pictures:
+    upright = [_numbered(i, picture, channels) for i, picture in enumerate(_several(images))]
+    if not upright:
         raise ValueError("there are no images to preprocess")
-    upright = [_numbered(i, picture) for i, picture in enumerate(pictures)]
     return _made(processor, upright).to(like.device, like.dtype)
+
+
+def _several(images: Any) -> list[Any]:
+    if isinstance(images, (Tensor, np.ndarray)):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, (Image.Image, str, Path)):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise ValueError(f"images are pictures, paths or arrays, one or a list of them; got {type(images).__name__}")
+    return list(images)
 
 
 def _made(processor: Any, pictures: list[Image.Image]) -> Tensor:
     return torch.as_tensor(processor(pictures, return_tensors="pt")["pixel_values"])
 
 
-def _numbered(i: int, picture: Image.Image) -> Image.Image:
+def _numbered(i: int, image: Any, channels: str | None) -> Image.Image:
     """The picture upright and in RGB; an error says which one it is."""
     try:
-        return upright_rgb(picture)
+        return upright_rgb(_as_picture(image, channels))
     except (ValueError, OSError) as error:  # OSError: its file is cut short
         raise ValueError(f"image {i} cannot be read: {error}") from error
+
+
+def _as_picture(image: Any, channels: str | None) -> Image.Image:
+    if isinstance(image, (Tensor, np.ndarray)):
+        return _of_array(image.detach().cpu().numpy() if isinstance(image, Tensor) else image, channels)
+    if isinstance(image, (str, Path)):
+        address = urlparse(str(image))
+        if "://" in str(image) and (address.scheme, address.netloc) not in (("file", ""), ("file", "localhost")):
+            raise ValueError(f"{image} is not on this machine; download it first")
+        path = unquote(address.path) if "://" in str(image) else image
+        if (why := why_no_file(path)) is not None:
+            raise ValueError(f"{path}: {why}")
+        return Image.open(path)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"images are PIL images, paths or arrays, got {type(image).__name__}")
+    return image
+
+
+def _of_array(array: np.ndarray, channels: str | None) -> Image.Image:
+    """8 bits a channel, from whole numbers 0 to 255 or from 0.0 to 1.0."""
+    if array.ndim == 3:
+        if channels not in ("first", "last"):
+            raise ValueError(
+                f"an array of the shape {array.shape} is [c, h, w] or [h, w, c]: say channels='first' or 'last'"
+            )
+        array = np.moveaxis(array, 0, -1) if channels == "first" else array
+        if array.shape[-1] not in (1, 3, 4):
+            raise ValueError(
+                f"with channels={channels!r} there are {array.shape[-1]} channels; 1, 3 or 4 make a picture"
+            )
+        array = array[..., 0] if array.shape[-1] == 1 else array
+    elif array.ndim != 2:
+        raise ValueError(f"an array of pixels has two or three axes, several images four; its shape is {array.shape}")
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"an array of pixels is uint8 from 0 to 255, or floating from 0 to 1; it is {array.dtype}")
+    if not (array.size and array.min() >= 0 and array.max() <= 1):  # NaN is neither
+        raise ValueError("floating pixels are from 0 to 1, and these are not; normalised ones go to the model itself")
+    return Image.fromarray((array * 255).round().astype(np.uint8))
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:

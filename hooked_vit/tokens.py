@@ -56,6 +56,11 @@ class TokenLayout:
         return self.codes.shape[-1]
 
     @property
+    def n_patches(self) -> int:
+        """Patches in the sequence now, of the image that has most."""
+        return int((self.codes == ROLES.index("patches")).sum(-1).max())
+
+    @property
     def n_native(self) -> int:
         """Tokens before any edit."""
         return len(self.prefix) + self.grid[0] * self.grid[1]
@@ -73,7 +78,7 @@ class TokenLayout:
     @property
     def n_prefix(self) -> int:
         """Tokens that are not patches."""
-        return self.n_tokens - int((self.codes == ROLES.index("patches")).sum(-1).max())
+        return self.n_tokens - self.n_patches
 
     @property
     def cls(self) -> slice | list[int] | None:

@@ -49,3 +49,8 @@ __all__ = [
     "sweep",
     *registered(),
 ]
+
+
+def __dir__() -> list[str]:
+    """What there is to use."""
+    return sorted(__all__)

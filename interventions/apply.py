@@ -15,6 +15,8 @@ from hooked_vit import HookedViT
 from interventions.core import Edit, Hooks, Intervention, flatten
 from interventions.storing import version
 
+SHOWN_EDITS = 4
+
 
 class InterventionNotFired(RuntimeError):
     """A run was made under an intervention, and one of its hooks was never reached."""
@@ -39,7 +41,7 @@ class WatchedEdit:
         return [float(norm) for norm in self.norms]
 
 
-@dataclass
+@dataclass(repr=False)
 class AppliedRun:
     """What happened under `apply`: how often each hook fired, how far it moved its activation, what was drawn.
 
@@ -80,6 +82,12 @@ class AppliedRun:
             }
             for e in self.edits
         ]
+
+    def __repr__(self) -> str:
+        rows = self.report()
+        shown = [f"{r['intervention']} at {r['hook']}: fired {r['fired']} times" for r in rows[:SHOWN_EDITS]]
+        more = [f"{len(rows) - SHOWN_EDITS} more, see .report()"] * (len(rows) > SHOWN_EDITS)
+        return f"AppliedRun({'; '.join(shown + more)})"
 
     def watch(self, intervention: Intervention, name: str, edit: Edit) -> Edit:
         """The same edit, counted and measured; one that writes into its activation is refused."""

@@ -37,6 +37,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        extra = f", {', '.join(self.extra)}" if self.extra else ""
+        labels = ", ".join(map(str, self.labels[:8].tolist())) + ", ..." * (len(self) > 8)
+        return f"Batch({len(self)} images, labels {labels}{extra})"
+
     def digest(self) -> str:
         """A digest of the pixels as decoded, and of the labels."""
         return digest(self.images, self.labels)

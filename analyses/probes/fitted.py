@@ -92,12 +92,12 @@ class FittedProbes:
     Probes that were `loaded` say so where they read a model of other weights.
     """
 
-    probes: dict[str, Probe]
+    probes: dict[str, Probe] = field(repr=False)
     target: Target
     kind: str
     counts: tuple[int, ...]
     patch_seed: int = 0
-    model: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict, repr=False)
     loaded: bool = False
 
     @property

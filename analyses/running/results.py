@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,7 @@ import plotly.graph_objects as go
 from analyses.running.catalogue import get_analysis
 from analyses.running.files import check_writable, committed, write_together
 from analyses.running.parts import join_frames, part_frame
+from analyses.running.text import visible
 
 PACKAGES = (
     *("hooked-vit", "torch", "transformers", "transformer-lens", "nnsight", "datasets", "pillow"),
@@ -30,11 +32,12 @@ PACKAGES = (
 """The packages whose version can change a number."""
 
 NUMBERS, ABOUT, REPORT = "result.parquet", "result.json", "report.html"
+ROWS_SHOWN = 8
 CHECKSUMS = "sha256"
 """The entry of `result.json` that says which files it belongs to."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Result:
     """`frame`: one row per measurement. `meta`: models, data, interventions, seeds, versions, counts.
 
@@ -52,6 +55,21 @@ class Result:
         if not isinstance(self.frame, pd.DataFrame):
             raise TypeError(f"a Result holds a pandas DataFrame; got {type(self.frame).__name__}")
         self.meta = _plain(self.meta, "meta")
+
+    def __repr__(self) -> str:
+        columns = ", ".join(map(str, self.frame.columns))
+        return f"Result({self.meta.get('analysis', 'of no analysis')}: {len(self.frame)} rows of {columns})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the sentence of the result, its first rows, and where the rest is."""
+        said = [
+            *map(str, self.meta.get("summary") or []),
+            ".frame has all rows, .meta what was run and what to mind, .figure() draws it",
+        ]
+        paragraphs = "".join(f"<p>{escape(visible(text))}</p>" for text in said)
+        return (
+            f"<p><b>{escape(visible(repr(self)))}</b></p>{self.frame.head(ROWS_SHOWN).to_html(index=False)}{paragraphs}"
+        )
 
     def figure(self) -> go.Figure:
         """The plotly figure that goes with the analysis.

@@ -189,6 +189,11 @@ class ViTConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
+    def n_patches(self) -> int:
+        """Patches at the native image size; those of other images: `model.layout_for(height, width).n_patches`."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def prefix(self) -> tuple[Role, ...]:
         """The role of every token in front of the patches."""
         roles: list[Role] = []
@@ -200,7 +205,7 @@ class ViTConfig:
     @property
     def n_positions(self) -> int:
         """Rows of the position embedding."""
-        return self.grid[0] * self.grid[1] + sum(role not in self.positionless for role in self.prefix)
+        return self.n_patches + sum(role not in self.positionless for role in self.prefix)
 
     @property
     def n_parameters(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,7 +68,7 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
         )
     config, hf_class = hf_config_of(name_or_path, **hub)
     check_weights(lambda file: cached(name_or_path, file, **hub), name_or_path, read_config(config, hf_class))
-    with in_words(f"transformers cannot load {name_or_path!r} as {hf_class}"):
+    with in_words(f"transformers cannot load {name_or_path!r} as {hf_class}"), quietly():
         model, info = getattr(transformers, hf_class).from_pretrained(
             name_or_path,
             config=config,
@@ -79,6 +80,23 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
         )
     _refuse_holes(name_or_path, hf_class, info)
     return model
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' bar over the tensors of a file, which is done before anybody reads it; downloads show."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:

@@ -168,3 +168,37 @@ def test_images_with_different_numbers_of_tokens():
         cache.at("resid_post", 1, tokens="patches")
     with pytest.raises(ValueError, match="cannot be sliced"):
         cache.apply_slice_to_batch_dim(0)
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "registers", "siglip"])
+def test_attention_is_cut_by_query_and_by_key(family):
+    model = tiny(family)[1]
+    _, cache = model.run_with_cache(pixels(model))
+    pattern, layout = cache["pattern", 1], model.tokens
+    for query in layout.roles:
+        q, k = layout.mask(query), layout.mask("patches")
+        assert torch.equal(cache.at("pattern", 1, queries=query, keys="patches"), pattern[:, :, q][..., k])
+        assert torch.equal(cache.at("attn_scores", 1, keys=query), cache["attn_scores", 1][..., q])
+        assert torch.equal(cache.at("pattern", 1, queries=[1], keys=[0, 2]), pattern[:, :, [1]][..., [0, 2]])
+        bare = model.run_with_cache(pixels(model)[:1], remove_batch_dim=True)[1]
+        assert torch.equal(bare.at("pattern", 1, queries=query), bare["pattern", 1][:, q])
+    with pytest.raises(ValueError, match="got both"):
+        cache.at("pattern", 1, tokens="patches", queries="patches")
+    with pytest.raises(ValueError, match="queries= and keys= are for attention"):
+        cache.at("pattern", 1, tokens="patches")
+    with pytest.raises(ValueError, match="tokens= is for a stream"):
+        cache.at("resid_post", 1, keys="patches")
+
+
+def test_what_stands_for_itself_is_short():
+    model = tiny("vit")[1]
+    _, cache = model.run_with_cache(pixels(model))
+    assert (
+        repr(cache)
+        == f"ActivationCache({len(cache)} activations of {len(pixels(model))} images: hook_pixels to hook_logits)"
+    )
+    assert "2 layers, 4 heads, d_model 32" in repr(model)
+    assert len(repr(model)) < 250
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+    assert model.cfg.n_patches == model.tokens.n_patches == 16
+    assert model.layout_for(64, 32).n_patches == 32

@@ -380,3 +380,12 @@ def test_these_import_without_torch(name):
 def test_public_names_are_there():
     assert {name for name in analyses.__all__ if not callable(getattr(analyses, name))} == set()
     assert json.dumps(environment())
+
+
+def test_a_notebook_shows_its_sentence_and_its_first_rows_as_text():
+    frame = pd.DataFrame({"model": ["<b>vit</b>"] * 30, "layer": range(30)})
+    page = Result(frame, {"analysis": "cls-causality", "summary": ["<i>So it is.</i>"]})._repr_html_()
+    assert "&lt;i&gt;So it is." in page
+    assert "&lt;b&gt;vit" in page
+    assert page.count("<tr") < 12
+    assert repr(Result(frame)) == "Result(of no analysis: 30 rows of model, layer)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,20 +113,61 @@ def test_pixels_have_the_dtype_of_the_model(dtype):
     assert pixels.dtype == dtype
 
 
+@pytest.fixture
+def arrays() -> dict[str, tuple[Any, str | None]]:
+    """One small picture in every form an array has, with where it has its channels."""
+    last = np.asarray(image(0))
+    first = np.ascontiguousarray(last.transpose(2, 0, 1))
+    return {
+        "uint8, channels last": (last, "last"),
+        "uint8, channels first": (torch.from_numpy(first.copy()), "first"),
+        "floating, channels last": (last / 255, "last"),
+        "floating, channels first": (torch.from_numpy(first / 255).float(), "first"),
+        "several": (last[None], "last"),
+    }
+
+
+def test_arrays_paths_and_addresses_are_the_picture(arrays, tmp_path):
+    model, picture = with_processor(), image(0)
+    want = model.preprocess(picture)
+    for name, (array, channels) in arrays.items():
+        assert torch.equal(model.preprocess(array, channels=channels), want), name
+    path = tmp_path / "it is 100% grey.png"
+    picture.save(path)
+    for form in (path, str(path), path.as_uri(), [path, picture][:1]):
+        assert torch.equal(model.preprocess(form), want), form
+    assert torch.equal(model(path), model(want))
+    assert torch.equal(model.run_with_cache([picture])[0], model(want))
+    grey = np.asarray(picture.convert("L"))
+    assert torch.equal(model.preprocess(grey), model.preprocess(picture.convert("L")))
+    assert torch.equal(model.preprocess(grey[None], channels="first"), model.preprocess(grey))
+
+
+RGB = np.zeros((32, 32, 3))
+
+
 @pytest.mark.parametrize(
-    ("images", "says"),
+    ("images", "channels", "says"),
     [
-        (["cat.jpg"], "images are PIL images, got str"),
-        ("cat.jpg", "images are PIL images, got str"),
-        ([np.zeros((32, 32, 3))], "images are PIL images, got ndarray"),
-        ([image(), None], "images are PIL images, got NoneType"),
-        (3, "images are PIL images or a list or column of them, got int"),
-        ([], "there are no images"),
+        (["cat.jpg"], None, "image 0 cannot be read: cat.jpg: there is no such file"),
+        ("https://example.org/cat.jpg", None, "is not on this machine"),
+        ("file://elsewhere/cat.jpg", None, "is not on this machine"),
+        ("/", None, "it is a folder"),
+        (RGB, None, r"\(32, 32, 3\) is \[c, h, w\] or \[h, w, c\]: say channels="),
+        (RGB, "first", "with channels='first' there are 32 channels"),
+        (RGB, "middle", "say channels="),
+        (RGB + 2, "last", "from 0 to 1"),
+        (RGB * np.nan, "last", "from 0 to 1"),
+        (RGB.astype(int), "last", "it is int64"),
+        (np.zeros(3), None, "two or three axes"),
+        ([image(), None], None, "image 1 cannot be read: images are PIL images, paths or arrays, got NoneType"),
+        (3, None, "images are pictures, paths or arrays, one or a list of them; got int"),
+        ([], None, "there are no images"),
     ],
 )
-def test_what_is_no_picture_is_refused(images, says):
+def test_what_is_no_picture_is_refused(images, channels, says):
     with pytest.raises(ValueError, match=says):
-        with_processor().preprocess(images)
+        with_processor().preprocess(images, channels=channels)
 
 
 def test_without_a_processor_nothing_is_guessed(tmp_path):

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from analyses.activations.relevance import attention_gradients, rollout
+from analyses.drawing.overlays import seen
 from analyses.questions.looking.explorer.effects import Readings, layer_effects, patch_effects
 from hooked_vit import ActivationCache, HookedViT, TokenLayout
 from hooked_vit.errors import NoHeadError
@@ -95,16 +96,9 @@ def _packed(values: Tensor | np.ndarray) -> dict[str, Any]:
 
 
 def _picture(model: HookedViT, pixels: Float[Tensor, "c h w"]) -> str:
-    """The pixels the model saw, as a data URL; stretched to the whole range where nobody knows how they were scaled."""
-    mean, std = (getattr(model.processor, f"image_{which}", None) for which in ("mean", "std"))
-    shown = pixels.float().cpu()
-    if mean is not None and std is not None and len(mean) == len(shown):
-        shown = shown * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    else:
-        shown = (shown - shown.min()) / (shown.max() - shown.min()).clamp(min=1e-9)
-    colours = (shown.clamp(0, 1).expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy()
+    """The pixels the model saw, as a data URL."""
     file = io.BytesIO()
-    Image.fromarray(colours).save(file, "PNG")
+    seen(model, pixels).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
