@@ -31,6 +31,7 @@ from typing import Any  # noqa: E402
 from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text  # noqa: E402
 from analyses.running.arguments import COUNT, SEED, Range  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
+from hooked_vit import __version__  # noqa: E402
 
 DEMO_ANALYSIS = "cls-causality"
 DEMO_IMAGES = 640  # the demo has to end within three minutes on two cores
@@ -134,12 +135,13 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     plain = argparse.RawDescriptionHelpFormatter
     about = "Vision transformers as one graph of hooks: see what they contain, change it, learn what they use."
     parser = Parser(prog="hooked-vit", description=about, epilog=FIRST_STEPS, formatter_class=plain)
+    parser.add_argument("--version", action="version", version=f"hooked-vit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(name: str, says: str, **kw: Any) -> argparse.ArgumentParser:
         sentence = f"{says[0].upper()}{says[1:]}."
         sub = commands.add_parser(name, help=says, description=sentence, formatter_class=plain, **kw)
-        sub.set_defaults(command=name)
+        sub.set_defaults(command={"list": "list_results"}.get(name, name))
         sub.add_argument("--debug", action="store_true", help="show where an error came from")
         return sub
 
@@ -163,6 +165,11 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     what = "zero every patch at several layers too (default: where that is quickly done)"
     look.add_argument("--patches", action=argparse.BooleanOptionalAction, default=None, help=what)
 
+    saved = command("list", "list the results saved in a folder and those in it")
+    saved.add_argument("folder", metavar="FOLDER", nargs="?", type=path, default="out", help="default: %(default)s")
+    page = command("report", "write one page of several saved results, with what a methods section says of each")
+    page.add_argument("folder", metavar="FOLDER", nargs="+", type=path, help="of a result, or of several")
+    _add_out(page, "the page (default: %(default)s)", metavar="FILE", default="out/report.html")
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
     hooks = command("hooks", "list every hook point of a model with its shape and meaning")

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from analyses.command_line import terminal
 from analyses.command_line.inspecting import explore, hooks, interventions, models, verify
+from analyses.command_line.saved import list_results, report
 
-__all__ = ["explore", "hooks", "interventions", "models", "reproduce", "run", "verify"]
+__all__ = ["explore", "hooks", "interventions", "list_results", "models", "report", "reproduce", "run", "verify"]
 
 if TYPE_CHECKING:
     from analyses.reproductions.recipe import Recipe

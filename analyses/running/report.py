@@ -149,24 +149,35 @@ def _text(value: Any, whole: bool = False) -> str:
 
 
 def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -> str:
-    meta = result.meta
-    parts = [f'<p class="kind">hooked-vit{_kind(meta)}</p>', f"<h1>{escape(title)}</h1>"]
-    if found := meta.get("summary"):
-        parts.append(f'<div class="found">{_bullets(found)}</div>')
-    parts.append(_prose(intro))
-    parts += [_figure(figure)] if (figure := _own_figure(result)) is not None else []
-    for section in sections:
-        parts += [f"<h2>{escape(section.heading)}</h2>", _prose(section.text)]
-        parts += [_figure(section.figure)] if section.figure is not None else []
-    columns, rows, remark = key_numbers(result)
-    parts += ["<h2>Key numbers</h2>", _table(columns, rows, remark)]
-    if notes := meta.get("notes"):
-        parts += ["<h2>To keep in mind</h2>", _bullets(notes)]
-    parts += ["<h2>What ran</h2>", _what_ran(meta)]
-    parts.append(
+    footer = (
         f"<footer>All {len(result.frame)} measurements are in <code>result.parquet</code> beside this file, what ran "
         "is in <code>result.json</code>; in Python: <code>Result.load(folder)</code>.</footer>"
     )
+    head = [f'<p class="kind">hooked-vit{_kind(result.meta)}</p>', f"<h1>{escape(title)}</h1>"]
+    return html_page(title, [*head, *told(result, intro, sections), footer])
+
+
+def told(result: Result, intro: str = "", sections: Sequence[Section] = (), level: int = 2) -> list[str]:
+    """What a page says of a result below its title: findings, figure, numbers, notes, what ran."""
+
+    def heading(text: str) -> str:
+        return f"<h{level}>{escape(text)}</h{level}>"
+
+    meta = result.meta
+    parts = [f'<div class="found">{_bullets(found)}</div>'] if (found := meta.get("summary")) else []
+    parts.append(_prose(intro))
+    parts += [_figure(figure)] if (figure := _own_figure(result)) is not None else []
+    for section in sections:
+        parts += [heading(section.heading), _prose(section.text)]
+        parts += [_figure(section.figure)] if section.figure is not None else []
+    parts += [heading("Key numbers"), _table(*key_numbers(result))]
+    if notes := meta.get("notes"):
+        parts += [heading("To keep in mind"), _bullets(notes)]
+    return [*parts, heading("What ran"), _what_ran(meta)]
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """A whole page, which needs no network and no other file."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

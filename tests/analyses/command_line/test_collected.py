@@ -1,0 +1,93 @@
+"""Saved results are found and put on one page, which says what ran; damaged ones are named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from analyses.command_line.cli import main
+from analyses.command_line.collected import described, methods_text, saved_below, write_collected
+from analyses.running.results import Result
+from hooked_vit import __version__
+
+EVIL = "</script><script>alert(1)</script>"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Two whole results, one of them deeper down, and one that is damaged."""
+    for where, name in (("a", "registers"), ("deep/er/b", EVIL)):
+        meta = {
+            "models": {name: {"class": "ViT", "n_layers": 8, "targets": {"not": "short"}}},
+            "data": {"name": "imagefolder:x", "n": 40, "fingerprint": "ab12", "skipped": []},
+            "fit_data": {"name": "imagefolder:y", "n": 70},
+            "seeds": [0, 1],
+            "batch_size": 32,
+            "summary": [f"So it is {EVIL}."],
+            "notes": ["Mind this."],
+            "versions": {"hooked-vit": "0.0.9", "torch": "2"},
+            "command": "hooked-vit run something",
+        }
+        Result(pd.DataFrame({"layer": [0], "value": [0.25]}), meta).save(tmp_path / where)
+    Result(pd.DataFrame({"layer": [0]}), {}).save(tmp_path / "c")
+    (tmp_path / "c/result.parquet").write_bytes(b"half")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden/result.json").write_text("{}")
+    return tmp_path
+
+
+def test_they_are_found_wherever_they_stand(saved):
+    assert [str(path.relative_to(saved)) for path in saved_below(saved)] == ["a", "c", "deep/er/b"]
+    row = described(saved / "a")
+    assert (row["models"], row["rows"], row["version"], row["state"]) == ("registers", "1", "0.0.9", "whole")
+    assert row["data"] == "imagefolder:x, 40 images, fingerprint ab12"
+    assert "is not the file that result.json describes" in described(saved / "c")["state"]
+    with pytest.raises(ValueError, match="is none"):
+        list(saved_below(saved / "a/result.json"))
+
+
+def test_the_methods_are_what_the_run_left(saved):
+    said = methods_text(Result.load(saved / "a"))
+    for fact in (
+        "Models: registers (class ViT, n layers 8).",
+        "Data: imagefolder:x, 40 images, fingerprint ab12.",
+        "Fit data: imagefolder:y, 70 images.",
+        "Settings: seeds 0 and 1, batch size 32.",
+        "Versions: hooked-vit 0.0.9, torch 2.",
+        "Command: hooked-vit run something.",
+    ):
+        assert fact in said
+    assert "Mind this" not in said  # notes have a place of their own
+
+
+def test_one_page_holds_them_all_and_lets_nothing_in(saved):
+    page = write_collected([saved / "deep", saved / "a", saved / "a"], saved / "new/page.html").read_text("utf-8")
+    assert page.count("<h3>Key numbers</h3>") == 2
+    assert page.count("Mind this.") == 2
+    assert EVIL not in page
+    with pytest.raises(ValueError, match="is not the file that result.json describes"):
+        write_collected([saved], saved / "all.html")
+    assert not (saved / "all.html").exists()
+    (saved / "nothing").mkdir()
+    with pytest.raises(ValueError, match="nothing holds no saved result"):
+        write_collected([saved / "nothing"], saved / "all.html")
+
+
+def test_the_commands(saved, capsys):
+    assert main(["list", str(saved)]) == 1  # one cannot be read
+    assert "imagefolder:x" in capsys.readouterr().out
+    assert main(["list", str(saved / "deep")]) == 0
+    assert main(["report", str(saved / "a"), "--out", str(saved / "page.html")]) == 0
+    assert (saved / "page.html").is_file()
+    assert main(["report", str(saved / "nowhere"), "--out", str(saved / "page.html")]) == 2
+    assert "nowhere is none" in capsys.readouterr().err
+
+
+def test_the_version_comes_without_torch():
+    code = "import sys; from analyses.command_line.cli import main; main(['--version']); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert said.stdout.split() == ["hooked-vit", __version__, "False"]
