@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-BLUE, ORANGE, GREEN, RED, PURPLE = "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"
-BROWN, PINK, MIDGREY, OLIVE, CYAN = "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"
-MODELS = (BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, MIDGREY, OLIVE, CYAN)
-"""What comes one after another and has no colour of its own, models above all."""
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0a539e", "#f2a127", "#20a37c", "#cc4a33", "#45126f"
+CYAN, BROWN, PINK, OLIVE, MIDGREY = "#63b8ea", "#5f4220", "#f5a9cd", "#d9d94f", "#6e6e6e"
+MODELS = (BLUE, ORANGE, GREEN, RED, PURPLE, CYAN, BROWN, PINK, OLIVE, MIDGREY)
+"""What comes one after another and has no colour of its own, models above all. The first five differ in print too."""
 
-SOFT_GREEN, SOFT_ORANGE, SOFT_BLUE, SOFT_YELLOW, SOFT_GREY = "#66c2a5", "#fc8d62", "#8da0cb", "#ffd92f", "#b3b3b3"
-LIGHT_BLUE, DARK_BLUE, LIGHT_GREEN, DARK_GREEN = "#a6cee3", "#1f78b4", "#b2df8a", "#33a02c"
+SHAPES = dict(
+    zip(
+        MODELS,
+        ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down", "star", "hexagon", "pentagon"),
+        strict=True,
+    )
+)
+"""The point that goes with a colour, so that a curve is never told by its colour alone."""
+
+SOFT_GREEN, SOFT_ORANGE, SOFT_BLUE, SOFT_YELLOW, SOFT_GREY = "#4fa98f", "#f29a62", "#6a7fb8", "#ffe06b", "#c9c9c9"
+LIGHT_BLUE, DARK_BLUE, LIGHT_GREEN, DARK_GREEN = "#9cc5dd", "#1f6aa5", "#d2efb3", "#33a02c"
 UNTRAINED = "#bbbbbb"
 DARK = "dimgray"
 

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses.drawing.colours import CHANCE
+from analyses.drawing.colours import CHANCE, SHAPES
 from analyses.drawing.rows import by_model, last_layer, model_names, over_seeds
 from analyses.running.results import Result
 
@@ -109,11 +109,12 @@ def curve(
     *,
     x: str = "layer",
     dash: str = "solid",
-    symbol: str = "circle",
+    symbol: str | None = None,
     bare: bool = False,
 ) -> None:
     """A line through `value` against column x: over seeds the mean, and the widest of their intervals.
 
+    The points have the shape of the colour, unless `symbol` says another.
     `bare`: a thin line without points and intervals, as of a control. Without a label it is not in the legend.
     """
     line = over_seeds(rows.dropna(subset=[x]), x)
@@ -127,7 +128,7 @@ def curve(
         line={"color": colour, "dash": dash, "width": 1.5 if bare else 2},
     )
     if not bare:
-        drawn.update(error_y=_error(line), marker={"size": 6, "symbol": symbol})
+        drawn.update(error_y=_error(line), marker={"size": 6, "symbol": symbol or SHAPES.get(colour, "circle")})
     add(fig, at, drawn, label)
 
 
