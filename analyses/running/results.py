@@ -11,6 +11,7 @@ from functools import partial
 from hashlib import sha256
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from platform import python_version
@@ -21,7 +22,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.running.catalogue import get_analysis
-from analyses.running.files import check_writable, committed, write_together
+from analyses.running.files import check_writable, committed, write_together, write_whole
 from analyses.running.parts import join_frames, part_frame
 from analyses.running.text import visible
 
@@ -33,6 +34,7 @@ PACKAGES = (
 
 NUMBERS, ABOUT, REPORT = "result.parquet", "result.json", "report.html"
 ROWS_SHOWN = 8
+PICTURES = ("pdf", "svg", "png")
 CHECKSUMS = "sha256"
 """The entry of `result.json` that says which files it belongs to."""
 
@@ -84,6 +86,25 @@ class Result:
         if draw is None:
             raise LookupError(f"{self.meta['analysis']} has no figure; its numbers are in .frame")
         return draw(self)
+
+    def savefig(self, path: str | Path) -> Path:
+        """Write the figure into a file of the kind its name ends in: pdf, svg or png. Returns the path.
+
+        >>> result.savefig("cls.pdf")  # doctest: +SKIP
+
+        A browser draws it, by the `export` extra (`pip install "hooked-vit[export]"`). Raises ValueError for another
+        kind of file, ImportError without the extra, and LookupError where there is no figure.
+        """
+        path = Path(path).expanduser()
+        kind = path.suffix.lower().removeprefix(".")
+        if kind not in PICTURES:
+            raise ValueError(f"a figure is saved as {', '.join(PICTURES)}; got {path.name!r}")
+        figure = self.figure()
+        if find_spec("kaleido") is None:
+            raise ImportError('figures are saved with kaleido: pip install "hooked-vit[export]"')
+        drawn = figure.to_image(format=kind, scale=2 if kind == "png" else 1)
+        write_whole(path, lambda part: part.write_bytes(drawn))
+        return path
 
     @classmethod
     def joined(cls, parts: Mapping[str, Result], meta: Mapping[str, Any] | None = None) -> Result:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -151,3 +153,20 @@ def test_key_numbers_without_a_table_are_the_first_rows():
     columns, rows, remark = key_numbers(Result(frame, {}), limit=2)
     assert (columns, rows) == (["layer", "value"], [["0", "0.250"], ["–", "–"]])
     assert remark == "The first 2 of 3 rows; all are in result.parquet."
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="a browser draws it")
+def test_a_figure_becomes_a_file(drawn, tmp_path):
+    page = drawn.savefig(tmp_path / "f.SVG")
+    assert page.read_text("utf-8").startswith("<svg")
+    assert "alert" in page.read_text("utf-8")
+    assert "<script" not in page.read_text("utf-8")
+    assert drawn.savefig(str(tmp_path / "f.pdf")).read_bytes().startswith(b"%PDF")
+    with pytest.raises(ValueError, match="pdf, svg, png; got 'f.jpg'"):
+        drawn.savefig(tmp_path / "f.jpg")
+
+
+def test_without_the_extra_it_is_named(drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    with pytest.raises(ImportError, match=r"hooked-vit\[export\]"):
+        drawn.savefig(tmp_path / "f.pdf")
