@@ -79,7 +79,7 @@ def fit_head(name: str, model: HookedViT, data: ImageData, n_classes: int, batch
     Raises what `GramRidge` raises.
     """
     pooling = with_family_readout(model)
-    ridge = GramRidge(n_classes)
+    ridge = GramRidge(n_classes, name=name)
     for batch in progress_batches(data, batch_size, f"{name}: fitting a head"):
         with torch.no_grad():
             ridge.update({"head": pooling(pooling.preprocess(batch.images))}, batch.labels)

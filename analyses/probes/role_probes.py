@@ -49,7 +49,7 @@ def fit_role_probes(
     own = opening.heads[name]
     pooling = model if own is not None else with_family_readout(model)
     read = read_role(pooling, tokens)
-    ridge = GramRidge(opening.n_classes)
+    ridge = GramRidge(opening.n_classes, name=name)
     for batch in progress_batches(opening.fitted, batch_size, f"{name}: fitting probes"):
         pooled, at_layer = read_stream(pooling, pooling.preprocess(batch.images), read)
         sites = {str(layer): x for layer, x in enumerate(at_layer)}

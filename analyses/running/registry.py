@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, overload
 
 from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
+from analyses.running.notice import heard_remarks
 from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain
 
@@ -45,7 +46,7 @@ def analysis(
     'image-count'
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
-    `analysis`, `versions` and `computing`.
+    `analysis`, `versions` and `computing`, its `notes` what was remarked on meanwhile.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
     a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
@@ -68,12 +69,15 @@ def analysis(
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
             _check(function, args, kwargs)
-            result = function(*args, **kwargs)
+            with heard_remarks() as remarks:
+                result = function(*args, **kwargs)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())
             result.meta.setdefault("computing", computing())
             result.meta["analysis"] = key
+            if remarks:
+                result.meta["notes"] = [*result.meta.get("notes", []), *remarks]
             return result
 
         run.analysis_name = key  # type: ignore[attr-defined]

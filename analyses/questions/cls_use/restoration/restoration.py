@@ -163,14 +163,16 @@ class _Matrix:
 
     def fit(self, data: ImageData, n_classes: int, *, refit: bool) -> None:
         """A probe per layer, or per cell of the matrix where it is `refit` under each shuffle."""
-        ridges: dict[int | None, GramRidge] = defaultdict(lambda: GramRidge(n_classes))
+        ridges: dict[int | None, GramRidge] = {}
         for i, batch in enumerate(progress_batches(data, self.batch_size, f"{self.name}: fitting probes")):
             orders = {FIT_SEED: batch_order(FIT_SEED, i, self.among, batch.labels)} if refit else {}
             sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
             for shuffled, _, probed, x in self._walk(batch.images, orders):
                 sites[shuffled][str(probed)] = x
             for shuffled, features in sites.items():
-                ridges[shuffled].update(features, batch.labels)
+                under = "" if shuffled is None else f", shuffled behind {shuffled}"
+                ridge = ridges.setdefault(shuffled, GramRidge(n_classes, name=f"{self.name}{under}"))
+                ridge.update(features, batch.labels)
         for shuffled, ridge in ridges.items():
             self.probes |= {(shuffled, int(probed)): probe for probed, probe in ridge.fit().items()}
 

@@ -177,13 +177,14 @@ class _Study:
 
     def fit_probes(self, data: ImageData, batch_size: int) -> None:
         """A ridge probe of the count for every group and depth, from one pass over clean scenes."""
-        ridges: dict[str, GramRidge] = defaultdict(lambda: GramRidge(self.n_counts))
+        ridges: dict[str, GramRidge] = {}
         for scenes in self.batches(data, batch_size, "fitting probes", paired=False):
             _, streams = read_stream(self.model, scenes.clean, embedding=True)
             for group, mask in scenes.groups.items():
                 rows = mask.any(1)
                 means = {str(depth): _mean(x, mask)[rows] for depth, x in enumerate(streams)}
-                ridges[group].update(means, scenes.counts[rows])
+                ridge = ridges.setdefault(group, GramRidge(self.n_counts, name=f"{self.name}, {group} by depth"))
+                ridge.update(means, scenes.counts[rows])
         for group, ridge in ridges.items():
             fitted = ridge.fit()
             self.probes[group] = [fitted[str(depth)] for depth in range(self.model.cfg.n_layers + 1)]

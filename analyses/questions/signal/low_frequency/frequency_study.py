@@ -124,7 +124,7 @@ class FrequencyStudy:
     def fit(self, data: ImageData, batch_size: int) -> None:
         """Probes of the class and of band energies on clean pictures, the mean of every site and of the patches."""
         pooling = self.model if self.own is not None else with_family_readout(self.model)
-        classes, spectra = GramRidge(self.n_classes), GramRegression()
+        classes, spectra = GramRidge(self.n_classes, name=self.name), GramRegression()
         totals: dict[Site, Tensor] = {}
         patches, n = torch.zeros(self.model.cfg.d_model, dtype=torch.float64), 0
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):

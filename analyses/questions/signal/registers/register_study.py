@@ -95,8 +95,8 @@ class RegisterStudy:
     def fit(self, data: ImageData, batch_size: int) -> None:
         """Probes of the class on every readout, and on outliers and other patches; of the patch's content as well."""
         pooling = self.model if self.own is not None else with_family_readout(self.model)
-        classes = GramRidge(self.n_classes)
-        by_kind = [GramRidge(self.n_classes) for _ in self.layers]
+        classes = GramRidge(self.n_classes, name=self.name)
+        by_kind = [GramRidge(self.n_classes, name=f"{self.name}, layer {layer}") for layer in self.layers]
         local = [GramRegression() for _ in self.layers]
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):
             pixels = self.model.preprocess(batch.images)
