@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from analyses.data import digit_scenes, load_data
+    from analyses.probes.classifier_heads import with_ridge_head
     from analyses.questions.looking.explorer.explorer import explore
     from analyses.running.registry import analysis
     from analyses.running.results import Result
 
-__all__ = ["Result", "analysis", "digit_scenes", "explore", "load_data"]
+__all__ = ["Result", "analysis", "digit_scenes", "explore", "load_data", "with_ridge_head"]
 
 _HOMES = {
     "Result": "analyses.running.results",
@@ -23,6 +24,7 @@ _HOMES = {
     "digit_scenes": "analyses.data",
     "explore": "analyses.questions.looking.explorer.explorer",
     "load_data": "analyses.data",
+    "with_ridge_head": "analyses.probes.classifier_heads",
 }
 
 

@@ -18,7 +18,7 @@ from analyses.running.results import REPORT, Result
 from analyses.running.text import visible
 
 ROWS = 60
-TOLD = {"summary", "notes", "table", "analysis", "versions"}
+TOLD = {"summary", "notes", "read", "table", "analysis", "versions"}
 """Entries of `meta` that have a place of their own in the report."""
 
 # Nothing from anywhere else, whatever a figure or a model name may contain.
@@ -162,6 +162,8 @@ def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -
     parts += ["<h2>Key numbers</h2>", _table(columns, rows, remark)]
     if notes := meta.get("notes"):
         parts += ["<h2>To keep in mind</h2>", _bullets(notes)]
+    if read := meta.get("read"):
+        parts += ["<h2>What was read</h2>", _bullets([f"{name}: {told}" for name, told in read.items()])]
     parts += ["<h2>What ran</h2>", _what_ran(meta)]
     parts.append(
         f"<footer>All {len(result.frame)} measurements are in <code>result.parquet</code> beside this file, what ran "
@@ -239,6 +241,7 @@ def _what_ran(meta: Mapping[str, Any]) -> str:
     models = meta.get("models")
     if isinstance(models, Mapping) and all(isinstance(entry, Mapping) for entry in models.values()):
         columns = list(dict.fromkeys(key for entry in models.values() for key in entry if entry[key] not in ("", None)))
+        columns = [column for column in columns if column != "reads"]  # told above
         by_column = [_column([entry.get(column) for entry in models.values()]) for column in columns]
         rows = [[name, *row] for name, row in zip(models, zip(*by_column, strict=True), strict=True)]
         parts.append(_table(["model", *(column.replace("_", " ") for column in columns)], rows))

@@ -30,7 +30,7 @@ from analyses.questions.cls_use.restoration.figure import (
     restored_figure,
     summary_table,
 )
-from analyses.running.notes import about_model, progress_batches
+from analyses.running.notes import PROBES_READ, about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import RESAMPLES, rate_row
@@ -95,7 +95,7 @@ def restoration(
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in matrix.rows()]
     frame = pd.DataFrame(rows).astype({"shuffled_layer": "Int64", "probe_layer": "Int64", "seed": "Int64"})
     meta = {
-        "models": {name: about_model(model) for name, model in models.items()},
+        "models": {name: about_model(model, PROBES_READ) for name, model in models.items()},
         **opening.about("probe_data", n=int(frame.n.max())),
         "probe_fit": probe_fit,
         "tokens": tokens,

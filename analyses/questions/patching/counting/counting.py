@@ -110,7 +110,10 @@ def count_ids(model: HookedViT, name: str = "the model") -> dict[int, int]:
     Raises ValueError for a model whose head answers nothing.
     """
     if model.cfg.is_feature_model or model.cfg.n_classes is None or model.cfg.outputs != "classes":
-        raise ValueError(f"{name} has no classifier, so it counts nothing; use a counting model, such as zoo:vit-count")
+        raise ValueError(
+            f"{name} has no classifier, so it counts nothing; use a counting model, such as zoo:vit-count, "
+            "or fit a head to images labelled by their count: analyses.with_ridge_head(model, images)"
+        )
     names = model.cfg.class_names or ()
     if names and all(n.strip().isdigit() for n in names):
         return {int(n): i for i, n in enumerate(names)}
