@@ -100,11 +100,13 @@ def by_readout(models: Mapping[str, HookedViT], reads: Sequence[str]) -> tuple[d
     >>> by_readout({"clip": model}, ("auto", "own"))[1]  # doctest: +SKIP
     {'clip': 'auto', 'clip (own)': 'own'}
 
-    Raises ValueError for no readout, and what `ready_for_head` raises.
+    Raises ValueError for no readout, for one given twice, and what `ready_for_head` raises.
     """
     if not reads:
         raise ValueError("a head reads something: reads is one or more of 'auto', 'own' and roles such as 'cls'")
     named = {(name if r == AUTO else f"{name} ({r})"): (model, r) for name, model in models.items() for r in reads}
+    if len(named) < len(models) * len(reads):
+        raise ValueError(f"every model is read in every way once, under a name of its own; got {[*models]} and {reads}")
     for model, r in named.values():
         ready_for_head(model, r)
     return {name: model for name, (model, _) in named.items()}, {name: r for name, (_, r) in named.items()}

@@ -11,7 +11,7 @@ from analyses.data import ImageData
 from analyses.data.imagedata import Batch
 from analyses.running.notice import notice
 from hooked_vit import HookedViT
-from hooked_vit.hook_table import spoken_readout
+from hooked_vit.hook_table import what_is_read
 from hooked_vit.loading.digests import model_digests
 
 
@@ -33,19 +33,6 @@ PROBES_READ = "its tokens, through probes and decoders fitted here; no readout o
 """What is read where an analysis asks no model for an answer."""
 
 
-def what_is_read(model: HookedViT) -> str:
-    """Which tokens a model's answers come from, and through whose head.
-
-    >>> what_is_read(zoo.load("beit"))  # doctest: +SKIP
-    'its own head on the mean of the patches, then the final norm'
-    """
-    cfg = model.cfg
-    if cfg.is_feature_model:
-        return f"its features: {spoken_readout(cfg)}"
-    head = "its own projection" if cfg.outputs == "embedding" else cfg.head_set or "its own head"
-    return f"{head} on {spoken_readout(cfg)}"
-
-
 def about_model(model: HookedViT, reads: str | None = None) -> dict[str, Any]:
     """What a result's `meta` says of a model; `weights`, `config` and `processor` by their digests.
 
@@ -58,7 +45,7 @@ def about_model(model: HookedViT, reads: str | None = None) -> dict[str, Any]:
         "class": cfg.hf_class,
         "n_layers": cfg.n_layers,
         "readout": " and ".join(cfg.sources),
-        "reads": reads or what_is_read(model),
+        "reads": reads or what_is_read(cfg),
         "device": str(weight.device),
         "dtype": str(weight.dtype).removeprefix("torch."),
         **{what: mark[:16] for what, mark in model_digests(model).items() if what != "hooks"},

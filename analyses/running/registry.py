@@ -108,12 +108,14 @@ def _what_was_read(about: Any, told: dict[str, Any]) -> dict[str, str]:
     said = about.items() if isinstance(about, Mapping) else ()
     if found := {name: one["reads"] for name, one in said if isinstance(one, Mapping) and "reads" in one}:
         return found
-    from analyses.running.notes import what_is_read
-    from hooked_vit import HookedViT
-
     models = told.get("models")
     given = models if isinstance(models, Mapping) else {"model": told.get("model")}
-    return {str(name): what_is_read(model) for name, model in given.items() if isinstance(model, HookedViT)}
+    if not any(hasattr(model, "cfg") for model in given.values()):
+        return {}
+    from hooked_vit import HookedViT
+    from hooked_vit.hook_table import what_is_read
+
+    return {str(name): what_is_read(model.cfg) for name, model in given.items() if isinstance(model, HookedViT)}
 
 
 def _check(function: Callable[..., Result], told: dict[str, Any]) -> None:

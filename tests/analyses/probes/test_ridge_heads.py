@@ -102,6 +102,8 @@ def test_tokens_by_name_and_what_there_is_not() -> None:
         cls_causality({"vit": model("vit")}, coloured(20, 1), reads=("auto", "dist"))
     with pytest.raises(ValueError, match="a head reads something"):
         cls_causality({"vit": model("vit")}, coloured(20, 1), reads=())
+    with pytest.raises(ValueError, match="under a name of its own"):
+        cls_causality({"vit": model("vit"), "vit (cls)": model("vit")}, coloured(20, 1), reads=("auto", "cls"))
 
 
 def test_one_call_gives_a_model_the_head_that_analyses_fit() -> None:

@@ -72,7 +72,7 @@ def head_ablation(
     >>> result.frame.query("measure == 'drop' and way == 'mean' and effect == 'total'")  # doctest: +SKIP
 
     Means are over `fit_data`, at every token; other images are drawn within batches, `seeds` times. A model whose
-    `head` knows none of the data's classes gets a ridge head on its family's readout, fitted on `fit_data`.
+    `head` knows none of the data's classes gets a ridge head on what its checkpoint reads, fitted on `fit_data`.
 
     The frame: `drop`, what ablating a part (`layer` and `head`; no head: the MLP) takes from the margin, the logit of
     the right class minus the mean of the others, with a 95 % bootstrap interval over images, and `accuracy_drop`; for
