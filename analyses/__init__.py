@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from analyses.data import digit_scenes, load_data
+    from analyses.probes.classifier_heads import with_ridge_head
     from analyses.questions.looking.attention_map import attention_map, show
     from analyses.questions.looking.explorer.explorer import explore
     from analyses.running.registry import analysis
     from analyses.running.results import Result
 
-__all__ = ["Result", "analysis", "attention_map", "digit_scenes", "explore", "load_data", "show"]
+__all__ = ["Result", "analysis", "attention_map", "digit_scenes", "explore", "load_data", "show", "with_ridge_head"]
 
 _HOMES = {
     "Result": "analyses.running.results",
@@ -26,6 +27,7 @@ _HOMES = {
     "digit_scenes": "analyses.data",
     "explore": "analyses.questions.looking.explorer.explorer",
     "load_data": "analyses.data",
+    "with_ridge_head": "analyses.probes.classifier_heads",
 }
 
 

@@ -17,6 +17,7 @@ from benchmarks._timing import Ratio, take_turns
 from hooked_vit.config import ViTConfig
 
 BATCH, CLASSES = 128, 10
+ALPHAS = tuple(10 ** (k / 4) for k in range(-4, 13))
 
 
 def measure(quick: bool) -> Iterator[Ratio]:
@@ -26,7 +27,7 @@ def measure(quick: bool) -> Iterator[Ratio]:
 
 
 def _time(quick: bool) -> Iterator[Ratio]:
-    from analyses.probes.ridge import ALPHAS, GramRidge
+    from analyses.probes.ridge import GramRidge
 
     n, d, layers = (120, 8, 2) if quick else (3000, 256, 6)
     rng = torch.Generator().manual_seed(0)

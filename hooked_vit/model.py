@@ -66,8 +66,10 @@ class HookedViT(Readout, Weights, Running, Hooking):
         >>> model = HookedViT.from_pretrained("facebook/dinov2-base")  # doctest: +SKIP
         >>> model = HookedViT.from_pretrained("timm/vit_base_patch32_224.augreg_in21k_ft_in1k")  # doctest: +SKIP
 
-        Keywords: dtype, device, revision, local_files_only, cache_dir, token. Raises UnsupportedModelError for a class
-        without a graph and CheckpointError for a tensor or config attribute without a place in it.
+        Keywords: dtype, device, revision, local_files_only, cache_dir, token. Any other is a setting of its config,
+        changed as in transformers: `hidden_act="relu"`. Raises UnsupportedModelError for a class without a graph,
+        CheckpointError for a tensor or config attribute without a place in it or a tensor that a changed setting would
+        need, and TypeError for a setting its config has not.
         """
         return checkpoints.from_pretrained(cls, str(name_or_path), **kw)
 

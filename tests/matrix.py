@@ -104,9 +104,13 @@ def outcome(analysis: str, model: HookedViT) -> str:
             answers, other = logits.argmax(dim=-1), (logits.argmax(dim=-1) + 1) % logits.shape[-1]
             options |= {"targets": other} if "targets" in takes else {"classes": (answers, other)}
     try:
-        run(*asked, **options)
+        result = run(*asked, **options)
     except ValueError as refusal:
         return re.sub(rf"\b{model.cfg.hf_class}\b", "the model", str(refusal))
+    # which tokens were read, through what: of every analysis, on a model of every family
+    told = [*result.meta["read"].values()]
+    assert len(told) == 1, told
+    assert any(word in told[0] for word in ("cls", "patches", "tokens")), told
     return RUNS
 
 

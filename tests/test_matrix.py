@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from analyses.running.catalogue import registered_analyses
+from analyses.running.catalogue import in_source, registered_analyses
 from hooked_vit import architectures
 from tests import matrix
 
@@ -29,6 +29,15 @@ def test_a_refusal_says_what_the_model_lacks():
     lacks += ("a norm of their sum is added", "gate")
     told = {reason for cells in PAGE.values() for reason in cells.values() if reason != matrix.RUNS}
     assert [reason for reason in told if not any(word in reason for word in lacks)] == []
+
+
+def test_a_model_without_a_head_is_refused_only_where_there_are_no_images_to_fit_one_on():
+    """Counts are no labels; the others are given pairs of pictures. Every refusal names the call that fits a head."""
+    asks = {name for name, source in in_source().items() if source.is_command} - {"counting"}
+    for name, cells in PAGE.items():
+        lacking = {a: told for a, told in cells.items() if "classifier" in told or "no head" in told}
+        assert not asks & lacking.keys(), name
+        assert all("with_ridge_head" in told for told in lacking.values()), lacking
 
 
 def test_the_table_is_read_as_it_is_written():

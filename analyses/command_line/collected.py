@@ -62,6 +62,7 @@ def methods_text(result: Result) -> str:
     said = [_question(meta)]
     if isinstance(models := meta.get("models"), Mapping):
         said.append(f"Models: {'; '.join(_model(name, about) for name, about in models.items())}.")
+    said += [f"Read: {name}, {what}." for name, what in (meta.get("read") or {}).items()]
     images = [key for key in meta if key == "data" or key.endswith("_data")]
     said += [f"{_words(key).capitalize()}: {_data(meta[key])}." for key in images]
     plain = {k: v for k, v in meta.items() if k not in (*SAID, *images) and _is_short(v)}
@@ -96,7 +97,7 @@ def write_collected(folders: Sequence[str | Path], page: str | Path) -> Path:
     return page
 
 
-SAID = {"models", "summary", "notes", "table", "versions", "analysis", "command", "parts"}
+SAID = {"models", "summary", "notes", "table", "versions", "analysis", "command", "parts", "read"}
 
 
 def _results_of(folder: str | Path) -> list[Path]:

@@ -192,4 +192,6 @@ def _print_result(console: Console, entry: Analysis, result: Result) -> None:
     terminal.print_table(console, columns, rows, entry.summary)
     for sentence in [*([remark] if remark else []), *result.meta.get("summary", [])]:
         terminal.say(console, sentence)
+    for name, told in result.meta.get("read", {}).items():
+        terminal.say(console, f"read of {name}: {told}")
     console.print()

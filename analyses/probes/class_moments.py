@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
+
+PER_DECADE, FIRST, FURTHEST = 4, 6, 10
+"""Penalties to a decade, and how many decades from the features' mean eigenvalue they go: at first, and at most."""
+EDGE = "the best penalty is at the edge of the grid"
 
 
 @dataclass(eq=False)
@@ -56,6 +62,11 @@ class ClassMoments:
         self.class_sums += torch.outer(mine.flatten().to(step), self.mean - common)
         self.class_sums += torch.outer(theirs.flatten().to(step), mean - common)
         self.mean = common
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """Of the scatter: the unit in which a penalty is small or large, whatever the scale of the features."""
+        return float(self.scatter.trace()) / len(self.mean)
 
     def is_constant(self, n: int) -> bool:
         """Whether the features vary by less than float32, in which models run, can tell."""
@@ -127,3 +138,78 @@ class Directions:
             within = (weight * (scatter @ weight)).sum() - 2 * (weight * in_common).sum()
             errors.append(within + n * (target_step - offset @ weight).square().sum())
         return torch.stack(errors)
+
+
+class Penalty(NamedTuple):
+    """The one that was chosen, and what a reader must know of the choice ("" if nothing)."""
+
+    alpha: float
+    note: str
+
+
+def choose_penalty(
+    errors: Callable[[Float64[Tensor, "a"]], Float64[Tensor, "a"]],
+    unit: float,
+    given: Float64[Tensor, "a"] | None = None,
+) -> Penalty:
+    """The penalty with the least error: of those `given`, or of a grid about `unit` that widens until it is inside.
+
+    >>> choose_penalty(lambda alpha: (alpha.log10() - 6) ** 2, unit=0.01).alpha
+    1000000.0
+    >>> choose_penalty(lambda alpha: alpha, unit=1.0, given=torch.tensor([1.0, 2.0]).double()).note
+    'the best penalty is at the edge of the grid: 1, the least of those given'
+
+    `errors` are those of some penalties. `unit` is the mean eigenvalue of the features' scatter.
+    """
+    if given is not None:
+        alpha = float(given[int(errors(given).argmin())])
+        ends = {float(given.min()): "least", float(given.max()): "greatest"}
+        at_end = len(given) > 1 and alpha in ends
+        return Penalty(alpha, f"{EDGE}: {alpha:g}, the {ends[alpha]} of those given" if at_end else "")
+    low, high, limit = -FIRST * PER_DECADE, FIRST * PER_DECADE, FURTHEST * PER_DECADE
+    found = dict(_tried(errors, unit, range(low, high + 1)))
+    while True:
+        best = min(found, key=lambda k: found[k])
+        if best == low > -limit:
+            more, low = range(low - PER_DECADE, low), low - PER_DECADE
+        elif best == high < limit:
+            more, high = range(high + 1, high + PER_DECADE + 1), high + PER_DECADE
+        else:
+            break
+        found |= _tried(errors, unit, more)
+    end = {-limit: "least", limit: "greatest"}.get(best)
+    note = f"{EDGE}: the {end} that is tried, {10.0 ** (best / PER_DECADE):g} times the features' mean eigenvalue"
+    return Penalty(unit * 10 ** (best / PER_DECADE), note if end else "")
+
+
+def _tried(errors: Callable[[Tensor], Tensor], unit: float, steps: range) -> dict[int, float]:
+    grid = unit * 10 ** (torch.tensor(steps, dtype=torch.float64) / PER_DECADE)
+    return dict(zip(steps, errors(grid).tolist(), strict=True))
+
+
+def given_penalties(alphas: float | Sequence[float] | None) -> Float64[Tensor, "a"] | None:
+    """One penalty or several as a grid; None stands for one that follows the features.
+
+    Raises ValueError for none at all, and for one that is not above 0.
+    """
+    if alphas is None:
+        return None
+    grid = torch.tensor([alphas] if isinstance(alphas, (int, float)) else list(alphas), dtype=torch.float64)
+    if grid.numel() == 0 or not bool((torch.isfinite(grid) & (grid > 0)).all()):
+        raise ValueError(f"a ridge penalty is a number above 0; got {grid.tolist()}")
+    return grid
+
+
+def sites_by_note(probes: Mapping[str, Any]) -> dict[str, str]:
+    """What is noted of probes -> the sites it is noted of, at most five of them by name."""
+    found: dict[str, list[str]] = {}
+    for site, probe in probes.items():
+        if probe.note:
+            found.setdefault(probe.note, []).append(site)
+    return {note: some(sites) for note, sites in found.items()}
+
+
+def some(names: Sequence[str]) -> str:
+    """Names in a sentence, at most five of them."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

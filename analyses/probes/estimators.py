@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from analyses.probes.probe import Layer
-from analyses.probes.ridge import ALPHAS, GramRidge
+from analyses.probes.ridge import GramRidge
 from analyses.probes.training import Training, train_together
 
 SOLVERS = ("scikit-learn", "minibatch")
@@ -66,14 +66,15 @@ class RidgeProbeClassifier(_ProbeClassifier):
     >>> RidgeProbeClassifier().fit([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 1]).predict([[0.4], [2.9]])
     array([0, 1])
 
-    `alphas` are tried, `select` is "gcv" or "held_out" (a share `held_out`, drawn with `seed`; the probe is then fitted
-    on everything), `components` confines it to that many principal components. After fitting: `coef_` [classes, d],
-    `intercept_`, `alpha_`. Raises ValueError for one class, and features that are no numbers. methods §1.
+    `alphas` are tried (None: a grid that follows the features), `select` is "gcv" or "held_out" (a share `held_out`,
+    drawn with `seed`; the probe is then fitted on everything), `components` confines it to that many principal
+    components. After fitting: `coef_` [classes, d], `intercept_`, `alpha_`, `note_`. Raises ValueError for one class,
+    and features that are no numbers. methods §1.
     """
 
     def __init__(
         self,
-        alphas: Any = ALPHAS,
+        alphas: Any = None,
         select: Any = "gcv",
         held_out: Any = 0.2,
         components: Any = None,
@@ -90,10 +91,10 @@ class RidgeProbeClassifier(_ProbeClassifier):
         apart = rng.random(len(X)) < (self.held_out if self.select == "held_out" else 0)
         parts = []
         for rows in (~apart, apart):
-            parts.append(GramRidge(len(self.classes_)))
+            parts.append(GramRidge(len(self.classes_), name=None))
             parts[-1].update({"x": torch.from_numpy(X[rows])}, torch.from_numpy(codes[rows]))
         other = parts[1] if self.select == "held_out" and parts[1].n else None
-        probe = parts[0].fit(list(self.alphas), held_out=other, components=self.components)["x"]
+        probe = parts[0].fit(self.alphas, held_out=other, components=self.components)["x"]
         self._keep([(probe.weight, probe.bias)])
         self.alpha_, self.note_ = probe.alpha, probe.note
         self.coef_, self.intercept_ = self.layers_[0]

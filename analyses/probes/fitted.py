@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from analyses.data import ImageData
+from analyses.probes.class_moments import sites_by_note, some
 from analyses.probes.probe import Probe
 from analyses.probes.reading import Site, SiteReader
 from analyses.probes.targets import Target, TargetData, target_data
@@ -111,15 +112,11 @@ class FittedProbes:
     @property
     def notes(self) -> list[str]:
         """What a reader must know of the fits: classes without an image, features that do not vary, a grid's edge."""
-        found: dict[str, list[str]] = {}
-        for site, probe in self.probes.items():
-            if probe.note:
-                found.setdefault(probe.note, []).append(site)
-        notes = [f"{_some(sites)}: {note}" for note, sites in found.items()]
+        notes = [f"{sites}: {note}" for note, sites in sites_by_note(self.probes).items()]
         unmet = [name for name, n in zip(self.target.classes, self.counts, strict=True) if not n]
         if unmet:
             few = f", as there are {sum(self.counts)} images" if sum(self.counts) < len(self.counts) else ""
-            notes.append(f"without an image to fit on, and so never predicted: {_some(unmet)}{few}")
+            notes.append(f"without an image to fit on, and so never predicted: {some(unmet)}{few}")
         return notes
 
     def evaluate(
@@ -293,8 +290,3 @@ def _ranks(panel: _Panel, x: Float[Tensor, "b d"], labels: Int64[Tensor, "b k"],
     if bad := int((~torch.isfinite(x)).any(1).sum()):
         raise ValueError(f"features of {site!r} hold NaN or infinity in {bad} of {len(x)} rows; a probe needs numbers")
     return rank(panel.scores(x).cpu(), labels)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -125,11 +125,11 @@ class _Gathered:
             for held in (False, True):
                 mine = (stage == s) & (apart == held)
                 if mine.any():
-                    part = self.parts.setdefault((s, held), GramRidge(*self.shape))
+                    part = self.parts.setdefault((s, held), GramRidge(*self.shape, name=None))
                     part.update({k: v[mine.to(v.device)] for k, v in x.items()} if not mine.all() else x, labels[mine])
 
     def fits(self, fitted: Any, components: int | None, sizes: list[int]) -> Fits:
-        used = {held: GramRidge(*self.shape) for held in (False, True)}
+        used = {held: GramRidge(*self.shape, name=None) for held in (False, True)}
         curve: dict[int, FittedProbes] = {}
         for stage in range(len(sizes) + 1):
             for held in used:

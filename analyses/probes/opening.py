@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analyses.data import ImageData
 from analyses.data.sets import count_classes, two_sets
-from analyses.probes.classifier_heads import Answers, own_head
+from analyses.probes.classifier_heads import AUTO, Answers, fit_head, own_head, ready_for_head
 from analyses.running.notes import about_data
 from hooked_vit import HookedViT
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Images to measure on and to fit on, their classes, and per model its own head (None: a ridge head is fitted)."""
+    """Images to measure on and to fit on, their classes, and per model its own head (None: a ridge head is fitted).
+
+    `reads` says what a ridge head reads where that is not "auto".
+    """
 
     measured: ImageData
     fitted: ImageData
@@ -23,11 +26,17 @@ class Opening:
     n_classes: int
     heads: Mapping[str, Answers | None]
     head: str = "auto"
+    reads: Mapping[str, str] = field(default_factory=dict)
+
+    def pooling(self, name: str, model: HookedViT) -> HookedViT:
+        """The model as it is where its head answers, else one that answers with the input of a ridge head."""
+        return model if self.heads[name] is not None else ready_for_head(model, self.reads.get(name, AUTO))
 
     def with_control(self, name: str, control: HookedViT, like: str) -> Opening:
         """The same with one more model, a control that answers with a head of its own where the model `like` does."""
         own = None if self.heads[like] is None else own_head(control, self.measured, self.head)
-        return replace(self, heads={**self.heads, name: own})
+        reads = {**self.reads, name: self.reads.get(like, AUTO)}
+        return replace(self, heads={**self.heads, name: own}, reads=reads)
 
     def about(self, fit_data: str = "fit_data", n: int | None = None) -> dict[str, Any]:
         """What a result's `meta` says of the images: `fit_data` is what the analysis calls those to fit on, and `n` how
@@ -36,15 +45,63 @@ class Opening:
         return {"data": measured if n is None else {**measured, "n": n}, fit_data: fitted, "n_classes": self.n_classes}
 
 
-def open_study(models: Mapping[str, HookedViT], data: Any, fit_data: Any, head: str = "auto", **n: int) -> Opening:
+def open_study(
+    models: Mapping[str, HookedViT],
+    data: Any,
+    fit_data: Any,
+    head: str = "auto",
+    reads: Mapping[str, str] | None = None,
+    **n: int,
+) -> Opening:
     """Settle it, before any model runs.
 
     >>> open_study({}, None, None, n=20, n_fit=30).n_classes
     10
 
-    `head` as in `own_head`, `n` and `n_fit` as in `two_sets`. Raises what those and `count_classes` raise.
+    `head` as in `own_head`; a model whose `reads` is not "auto" gets a ridge head on what it says. `n` and `n_fit` as
+    in `two_sets`. Raises what those and `count_classes` raise.
     """
     measured, fitted, note = two_sets(data, fit_data, **n)
     n_classes = count_classes(measured, fitted)
-    heads = {name: own_head(model, measured, head) for name, model in models.items()}
-    return Opening(measured, fitted, note, n_classes, heads, head)
+    reads = reads or {}
+    heads = {
+        name: own_head(model, measured, head) if reads.get(name, AUTO) == AUTO else None
+        for name, model in models.items()
+    }
+    return Opening(measured, fitted, note, n_classes, heads, head, reads)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Models with a head for the classes of `data`, and what a result's `meta` says of the images."""
+
+    by_name: dict[str, Answers]
+    data: ImageData
+    about: dict[str, Any]
+
+
+def answering(
+    models: Mapping[str, HookedViT],
+    data: ImageData,
+    fit_data: Any = None,
+    *,
+    head: str = "auto",
+    batch_size: int = 64,
+    known: Callable[[str], Answers | None] | None = None,
+) -> Answering:
+    """Models that answer for the data's classes: with their own head, or with a ridge head fitted in one pass.
+
+    `head` as in `own_head`; `known` says in its place who answers as it is. Images are set aside for fitting, as
+    `two_sets` does, only where a head has to be fitted. Raises what those raise, before anything is run.
+    """
+    own = {name: known(name) if known else own_head(model, data, head) for name, model in models.items()}
+    about: dict[str, Any] = {"data": about_data(data)}
+    if all(found is not None for found in own.values()):
+        return Answering({name: found for name, found in own.items() if found is not None}, data, about)
+    data, fitted, note = two_sets(data, fit_data)
+    about = {"data": about_data(data), "fit_data": about_data(fitted, note)}
+    n_classes = count_classes(data, fitted)
+    by_name = {
+        name: found or fit_head(name, models[name], fitted, n_classes, batch_size) for name, found in own.items()
+    }
+    return Answering(by_name, data, about)

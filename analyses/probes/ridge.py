@@ -8,18 +8,17 @@ their spread, and raw second moments would lose the spread to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.probes.class_moments import ClassMoments, Directions
-
-ALPHAS = tuple(10 ** (k / 4) for k in range(-4, 13))
-"""Penalties tried by default: 0.1 to 1000, four to a decade (methods §1); absolute, not divided by the image count."""
+from analyses.probes.class_moments import ClassMoments, Directions, choose_penalty, given_penalties, sites_by_note
+from analyses.running.notice import remark
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +60,17 @@ class GramRidge:
 
     A site holds d² + k·C·d numbers of 8 bytes, on the device its features come from. Sites may differ in width d, but
     every update brings all of them. Several targets, such as the labels and permutations of them, share all but the
-    last term: labels are then [b, k].
+    last term: labels are then [b, k]. What a reader must know of the fits is noted in the result of the analysis that
+    runs, under the `name` of what is read; None leaves that to the caller.
     Raises ValueError for fewer than two classes. Source: methods §1 (the lab notes' probes).
     """
 
-    def __init__(self, n_classes: int, n_targets: int = 1) -> None:
+    def __init__(self, n_classes: int, n_targets: int = 1, *, name: str | None = "") -> None:
         if n_classes < 2:
             raise ValueError(f"a probe tells at least 2 classes apart; got n_classes={n_classes}")
         if n_targets < 1:
             raise ValueError(f"a probe has a target to fit; got n_targets={n_targets}")
-        self.n_classes, self.n_targets = n_classes, n_targets
+        self.n_classes, self.n_targets, self.name = n_classes, n_targets, name
         self._counts: Int64[Tensor, "k c"] = torch.zeros(n_targets, n_classes, dtype=torch.int64)
         self._sites: dict[str, ClassMoments] = {}
 
@@ -120,7 +120,7 @@ class GramRidge:
         Raises ValueError for different classes, targets, sites or widths.
         """
         self._check_alike(other)
-        merged = GramRidge(self.n_classes, self.n_targets)
+        merged = GramRidge(self.n_classes, self.n_targets, name=self.name)
         merged._counts = self._counts + other._counts
         for site in self.sites or other.sites:
             merged._sites[site] = self._merged(site, other)
@@ -128,28 +128,33 @@ class GramRidge:
 
     def fit(
         self,
-        alphas: float | Sequence[float] = ALPHAS,
+        alphas: float | Sequence[float] | None = None,
         *,
         held_out: GramRidge | None = None,
         components: int | None = None,
     ) -> dict[str, RidgeProbe]:
         """One probe per site, of the first target; of several penalties, the one with the least error.
 
-        Minimises ‖XW + 1bᵀ − Y‖² + α‖W‖², intercept not penalised. Per site one symmetric eigendecomposition
-        XᵀX = VΛVᵀ (X centred) serves the whole grid. The error is that of generalised cross-validation, summed over
-        classes: GCV(α) = n·‖(I − H)Y‖² / tr(I − H)² with tr H = 1 + Σ λᵢ/(λᵢ + α)
-        (Golub, Heath & Wahba 1979, eq. 1.4; the 1 is the intercept).
+        Minimises ‖XW + 1bᵀ − Y‖² + α‖W‖², intercept not penalised; α is absolute, not divided by the image count. Where
+        none is given, penalties follow the features of each site: four to a decade about the mean eigenvalue of XᵀX,
+        over more decades until the best is not at an end. A list is taken as it is; an end that is best is noted. Per
+        site one symmetric eigendecomposition XᵀX = VΛVᵀ (X centred) serves the whole grid. The error is that of
+        generalised cross-validation, summed over classes: GCV(α) = n·‖(I − H)Y‖² / tr(I − H)² with
+        tr H = 1 + Σ λᵢ/(λᵢ + α) (Golub, Heath & Wahba 1979, eq. 1.4; the 1 is the intercept).
         With `held_out`, it is the squared error on those images, and the probe is then fitted on all of both.
         `components` confines a probe to the directions of greatest variance, as a ridge on that many principal
         components would be.
         Raises ValueError before any images, for fewer than two classes among them, and for a penalty not above 0.
         """
-        fitted = self._fit(alphas, held_out, components, 1)
-        return {site: probes[0] for site, probes in fitted.items()}
+        fitted = {site: probes[0] for site, probes in self._fit(alphas, held_out, components, 1).items()}
+        for note, sites in sites_by_note(fitted).items():
+            if self.name is not None:
+                remark(f"{self.name}{': ' if self.name else ''}ridge probes of {sites}: {note}")
+        return fitted
 
     def fit_targets(
         self,
-        alphas: float | Sequence[float] = ALPHAS,
+        alphas: float | Sequence[float] | None = None,
         *,
         held_out: GramRidge | None = None,
         components: int | None = None,
@@ -163,15 +168,13 @@ class GramRidge:
 
     def _fit(
         self,
-        alphas: float | Sequence[float],
+        alphas: float | Sequence[float] | None,
         held_out: GramRidge | None,
         components: int | None,
         n_targets: int,
         same_penalty: bool = False,
     ) -> dict[str, list[RidgeProbe]]:
-        grid = torch.tensor([alphas] if isinstance(alphas, (int, float)) else list(alphas), dtype=torch.float64)
-        if grid.numel() == 0 or not bool((torch.isfinite(grid) & (grid > 0)).all()):
-            raise ValueError(f"a ridge penalty is a number above 0; got {grid.tolist()}")
+        grid = given_penalties(alphas)
         if components is not None and components < 1:
             raise ValueError(f"a probe reads at least one principal component; got components={components}")
         for part in [self] if held_out is None else [self, held_out]:
@@ -188,7 +191,7 @@ class GramRidge:
     def _fit_site(
         self,
         site: str,
-        grid: Float64[Tensor, "a"],
+        grid: Float64[Tensor, "a"] | None,
         held_out: GramRidge | None,
         components: int | None,
         n_targets: int,
@@ -197,35 +200,36 @@ class GramRidge:
         moments, counts = self._sites[site], self._counts
         every = counts if held_out is None else counts + held_out._counts
         if moments.is_constant(self.n):
-            return [_majority(moments, of_target, float(grid[0])) for of_target in every[:n_targets]]
+            alpha = 1.0 if grid is None else float(grid[0])
+            return [_majority(moments, of_target, alpha) for of_target in every[:n_targets]]
         found = Directions.of(moments, self.n, self.n_targets, components)
-        errors = []
+        chosen = []
         for t in range(1 if same_penalty else n_targets):
-            if held_out is None:
-                errors.append(found.gcv(t, grid, _target_scatter(counts[t])))
-            else:
-                errors.append(self._error_on(held_out, site, t, grid, found))
+            errors = self._errors(site, t, found, held_out)
+            chosen.append(choose_penalty(errors, moments.mean_eigenvalue, grid))
         if held_out is not None:
             moments = self._merged(site, held_out)
             found = Directions.of(moments, int(every[0].sum()), self.n_targets, components)
         probes = []
         for t, of_target in enumerate(every[:n_targets]):
-            alpha = float(grid[int(errors[0 if same_penalty else t].argmin())])
+            alpha, note = chosen[0 if same_penalty else t]
             weight = found.weight(t, alpha)
-            at_edge = len(grid) > 1 and alpha in (float(grid.min()), float(grid.max()))
-            note = f"the best penalty, {alpha:g}, is at the edge of the grid" if at_edge else ""
             seen, bias = of_target.nonzero().flatten(), _target_mean(of_target).to(weight) - weight @ moments.mean
             probes.append(RidgeProbe(weight, bias, seen, alpha, found.n, note))
         return probes
 
-    def _error_on(
-        self, other: GramRidge, site: str, target: int, grid: Float64[Tensor, "a"], found: Directions
-    ) -> Float64[Tensor, "a"]:
+    def _errors(
+        self, site: str, target: int, found: Directions, other: GramRidge | None
+    ) -> Callable[[Float64[Tensor, "a"]], Float64[Tensor, "a"]]:
+        """What the error of a penalty is: on the images of `other`, or by cross-validation."""
+        if other is None:
+            return partial(found.gcv, target, target_scatter=_target_scatter(self._counts[target]))
         mine, theirs, c = self._sites[site], other._sites[site], self.n_classes
         moved = theirs.mean.to(mine.mean) - mine.mean
         step = _target_mean(other._counts[target]) - _target_mean(self._counts[target])
         sums = theirs.class_sums[target * c : (target + 1) * c]
-        return found.held_out_error(target, grid, moved, theirs, sums, other._counts[target], step.to(mine.mean))
+        counts, step = other._counts[target], step.to(mine.mean)
+        return lambda grid: found.held_out_error(target, grid, moved, theirs, sums, counts, step)
 
     def _merged(self, site: str, other: GramRidge) -> ClassMoments:
         parts = [(r._sites[site], r._counts) for r in (self, other) if r.n]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.activations.streams import read_stream
-from analyses.probes.classifier_heads import Answers, with_family_readout, with_ridge_head
+from analyses.probes.classifier_heads import Answers, head_of_probe
 from analyses.probes.opening import Opening
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.running.notes import progress_batches
@@ -43,17 +43,16 @@ def fit_role_probes(
     >>> opening = open_study({"vit": model}, data, fit_data)  # doctest: +SKIP
     >>> probes, answers = fit_role_probes("vit", model, opening, batch_size=128)  # doctest: +SKIP
 
-    A probe reads the mean over the tokens of the role. The head is fitted in the same pass, on what the family's
-    classifier reads. Raises what `GramRidge` raises.
+    A probe reads the mean over the tokens of the role. The head is fitted in the same pass, on what
+    `ready_for_head` says. Raises what `GramRidge` raises.
     """
-    own = opening.heads[name]
-    pooling = model if own is not None else with_family_readout(model)
+    own, pooling = opening.heads[name], opening.pooling(name, model)
     read = read_role(pooling, tokens)
-    ridge = GramRidge(opening.n_classes)
+    ridge = GramRidge(opening.n_classes, name=name)
     for batch in progress_batches(opening.fitted, batch_size, f"{name}: fitting probes"):
         pooled, at_layer = read_stream(pooling, pooling.preprocess(batch.images), read)
         sites = {str(layer): x for layer, x in enumerate(at_layer)}
         ridge.update(sites if own is not None else {**sites, "head": pooled}, batch.labels)
     fitted = ridge.fit()
-    answers = own or with_ridge_head(pooling, fitted["head"], opening.fitted)
+    answers = own or head_of_probe(pooling, fitted["head"], opening.fitted)
     return [fitted[str(layer)] for layer in range(model.cfg.n_layers)], answers

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from analyses.probes.estimators import SELECTIONS
 from analyses.probes.fitted import FittedProbes
-from analyses.probes.ridge import ALPHAS
 from analyses.probes.store import MEMORY
 from analyses.probes.training import Training
 
@@ -19,17 +18,18 @@ class Probing:
     """How probes are fitted.
 
     `roles` (see `check_roles`; all kinds of tokens where none are named) are read behind the blocks `layers` (all; -1
-    is the embedding). `probe` is "ridge", "logistic" or "mlp". A ridge penalty is the best of `alphas` by `select`:
-    "gcv", or "held_out" on a share of the images. The others go through features more than once: `memory` bytes of them
-    are kept, and what is more goes to disk in `scratch`; then logistic probes too are trained in mini-batches, as
-    `training` says. `seed` draws random patches, what is held out, and permutations.
+    is the embedding). `probe` is "ridge", "logistic" or "mlp". A ridge penalty is the best of `alphas`, or where
+    there are none of a grid that follows the features, by `select`: "gcv", or "held_out" on a share of the images. The
+    others go through features more than once: `memory` bytes of them are kept, and what is more goes to disk in
+    `scratch`; then logistic probes too are trained in mini-batches, as `training` says. `seed` draws random patches,
+    what is held out, and permutations.
     Raises ValueError for a setting there is not.
     """
 
     roles: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
     probe: str = "ridge"
-    alphas: tuple[float, ...] = ALPHAS
+    alphas: tuple[float, ...] | None = None
     select: str = "gcv"
     held_out: float = 0.2
     training: Training = field(default_factory=Training)

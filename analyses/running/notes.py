@@ -11,6 +11,7 @@ from analyses.data import ImageData
 from analyses.data.imagedata import Batch
 from analyses.running.notice import notice
 from hooked_vit import HookedViT
+from hooked_vit.hook_table import what_is_read
 from hooked_vit.loading.digests import model_digests
 
 
@@ -28,8 +29,15 @@ def about_data(data: ImageData, note: str | None = None) -> dict[str, Any]:
     return about if note is None else {**about, "note": note}
 
 
-def about_model(model: HookedViT) -> dict[str, Any]:
-    """What a result's `meta` says of a model; `weights`, `config` and `processor` by their digests."""
+PROBES_READ = "its tokens, through probes and decoders fitted here; no readout of its own is asked"
+"""What is read where an analysis asks no model for an answer."""
+
+
+def about_model(model: HookedViT, reads: str | None = None) -> dict[str, Any]:
+    """What a result's `meta` says of a model; `weights`, `config` and `processor` by their digests.
+
+    `reads` says what was read of it where that are not its own answers.
+    """
     cfg, weight = model.cfg, model.embed.patch.weight
     return {
         "architecture": cfg.architecture,
@@ -37,6 +45,7 @@ def about_model(model: HookedViT) -> dict[str, Any]:
         "class": cfg.hf_class,
         "n_layers": cfg.n_layers,
         "readout": " and ".join(cfg.sources),
+        "reads": reads or what_is_read(cfg),
         "device": str(weight.device),
         "dtype": str(weight.dtype).removeprefix("torch."),
         **{what: mark[:16] for what, mark in model_digests(model).items() if what != "hooks"},

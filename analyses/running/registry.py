@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, overload
 
 from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
+from analyses.running.notice import heard_remarks
 from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain
 
@@ -45,7 +46,8 @@ def analysis(
     'image-count'
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
-    `analysis`, `versions` and `computing`.
+    `analysis`, `versions`, `computing` and `read`, by model which tokens were read and through whose head; its `notes`
+    gain what was remarked on meanwhile.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
     a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
@@ -67,13 +69,19 @@ def analysis(
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
-            _check(function, args, kwargs)
-            result = function(*args, **kwargs)
+            told = _told(function, args, kwargs)
+            _check(function, told)
+            with heard_remarks() as remarks:
+                result = function(*args, **kwargs)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())
             result.meta.setdefault("computing", computing())
             result.meta["analysis"] = key
+            if read := _what_was_read(result.meta.get("models"), told):
+                result.meta["read"] = read
+            if remarks:
+                result.meta["notes"] = [*result.meta.get("notes", []), *remarks]
             return result
 
         run.analysis_name = key  # type: ignore[attr-defined]
@@ -90,11 +98,30 @@ def _drawn(more: Figures) -> Figures:
     return {heading: drawn_plain(draw) for heading, draw in more.items()}
 
 
-def _check(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _told(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the function was called with, by parameter."""
+    return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
+
+
+def _what_was_read(about: Any, told: dict[str, Any]) -> dict[str, str]:
+    """Of every model what the result says was read; where it says nothing, what the models that were given read."""
+    said = about.items() if isinstance(about, Mapping) else ()
+    if found := {name: one["reads"] for name, one in said if isinstance(one, Mapping) and "reads" in one}:
+        return found
+    models = told.get("models")
+    given = models if isinstance(models, Mapping) else {"model": told.get("model")}
+    if not any(hasattr(model, "cfg") for model in given.values()):
+        return {}
+    from hooked_vit import HookedViT
+    from hooked_vit.hook_table import what_is_read
+
+    return {str(name): what_is_read(model.cfg) for name, model in given.items() if isinstance(model, HookedViT)}
+
+
+def _check(function: Callable[..., Result], told: dict[str, Any]) -> None:
     """Refuse what cannot be right of any analysis; a call that does not fit the signature is refused by Python."""
     parameters = inspect.signature(function).parameters
     names = list(parameters)
-    told = dict(zip(names, args, strict=False)) | kwargs
     if names[:1] == ["models"]:  # others take tensors, whose kinds are their own
         check_options(function, told, called=True)
         chooses = parameters["models"].default is None

@@ -18,7 +18,7 @@ from analyses.running.results import REPORT, Result
 from analyses.running.text import visible
 
 ROWS = 60
-TOLD = {"summary", "notes", "table", "analysis", "versions"}
+TOLD = {"summary", "notes", "read", "table", "analysis", "versions"}
 """Entries of `meta` that have a place of their own in the report."""
 
 # Nothing from anywhere else, whatever a figure or a model name may contain.
@@ -173,6 +173,8 @@ def told(result: Result, intro: str = "", sections: Sequence[Section] = (), leve
     parts += [heading("Key numbers"), _table(*key_numbers(result))]
     if notes := meta.get("notes"):
         parts += [heading("To keep in mind"), _bullets(notes)]
+    if read := meta.get("read"):
+        parts += [heading("What was read"), _bullets([f"{name}: {what}" for name, what in read.items()])]
     return [*parts, heading("What ran"), _what_ran(meta)]
 
 
@@ -250,6 +252,7 @@ def _what_ran(meta: Mapping[str, Any]) -> str:
     models = meta.get("models")
     if isinstance(models, Mapping) and all(isinstance(entry, Mapping) for entry in models.values()):
         columns = list(dict.fromkeys(key for entry in models.values() for key in entry if entry[key] not in ("", None)))
+        columns = [column for column in columns if column != "reads"]  # told above
         by_column = [_column([entry.get(column) for entry in models.values()]) for column in columns]
         rows = [[name, *row] for name, row in zip(models, zip(*by_column, strict=True), strict=True)]
         parts.append(_table(["model", *(column.replace("_", " ") for column in columns)], rows))

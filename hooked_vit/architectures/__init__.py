@@ -116,13 +116,16 @@ def by_name(model: str) -> tuple[Architecture, CheckpointFiles]:
 
 
 def class_readout(cfg: ViTConfig) -> dict[str, Any]:
-    """What the family's classifier reads, for models that came without one; CLS, else patches, for a custom model.
+    """What a new head is to read in place of what the model reads now: nothing else, for most.
 
     >>> cfg = ViTConfig(d_model=8, n_layers=1, n_heads=1, d_mlp=8, image_size=(8, 8), patch_size=8, n_classes=2)
     >>> class_readout(cfg)
-    {'sources': ('cls',)}
+    {}
+
+    A classifier's tokens stay, and so does what `set_readout_` chose. A checkpoint that came without a classifier is
+    read as its family's classifier would read it, where that is said.
     """
-    if cfg.architecture in registered():
-        readout = get(cfg.architecture).class_readout
-        return dict(readout(cfg) if callable(readout) else readout)
-    return {"sources": ("cls",) if cfg.has_cls else ("patches",)}
+    classifies = bool(cfg.heads) and cfg.outputs == "classes"
+    if classifies or cfg.readout_set or cfg.architecture not in registered():
+        return {}
+    return dict(get(cfg.architecture).class_readout)

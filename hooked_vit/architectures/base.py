@@ -111,7 +111,7 @@ class Architecture:
 
     `classes` maps a transformers class to the function that reads its config. `keys` maps our tensors to theirs, with
     `{l}` for the layer; `roots` are the prefixes under which the body of their model may live. `class_readout` is what
-    the family's classifier reads, for checkpoints that came without one, or a function of the config that says it.
+    the family's classifier reads, where checkpoints that came without one answer with something else.
     `irrelevant_*` are named so that anything else is an error. `foreign_size_flags` are keyword arguments their forward
     needs for a foreign image size. `as_read` gives what to call for some pixels, and with which keyword arguments, so
     that their model computes what the graph computes while the `with` lasts. `set_kernel` switches their attention to
@@ -126,7 +126,7 @@ class Architecture:
     classes: Mapping[str, Callable[[ConfigReader, str], ViTConfig]]
     keys: Keys
     roots: tuple[str, ...]
-    class_readout: Mapping[str, Any] | Callable[[ViTConfig], Mapping[str, Any]]
+    class_readout: Mapping[str, Any] = field(default_factory=dict)
     irrelevant_config: tuple[str, ...] = ()
     irrelevant_tensors: tuple[str, ...] = ()
     foreign_size_flags: Mapping[str, Any] = field(default_factory=dict)
@@ -253,7 +253,6 @@ def plain_family(
         classes=dict.fromkeys((model, classified), config_from),
         keys=VIT_EMBEDDING | VIT_BLOCK | linears({"ln_final": "layernorm", "head": "classifier"}),
         roots=(root, ""),
-        class_readout={"sources": readout["sources"]},
         foreign_size_flags={"interpolate_pos_encoding": True},
         **details,
     )

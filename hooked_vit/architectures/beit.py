@@ -77,7 +77,6 @@ register(
             "blocks.{l}.mlp.ls": "layers.{l}.lambda_2",
         },
         roots=("beit.", ""),
-        class_readout={"sources": ("patches",)},
         irrelevant_config=BEIT_IRRELEVANT,
         # the pre-training head predicts visual tokens, not classes
         irrelevant_tensors=("embeddings.mask_token", "lm_head.weight", "lm_head.bias"),

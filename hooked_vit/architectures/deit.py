@@ -50,7 +50,6 @@ register(
         | linears({"ln_final": "layernorm"})
         | linears({"head": "classifier|cls_classifier", "head_dist": "distillation_classifier"}),
         roots=("deit.", ""),
-        class_readout={"sources": ("cls", "dist")},
         irrelevant_config=(*TRAINING_ONLY, "pooler_output_size", "pooler_act"),
         irrelevant_tensors=("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token"),
         foreign_size_flags={"interpolate_pos_encoding": True},

@@ -61,6 +61,7 @@ class ImageEmbeds(nn.Module):
         self.cfg = cfg.replace(
             **{"unit_norm": True, "d_embed": None if projection is None else cfg.d_out, "outputs": "classes"},
             **{"n_classes": len(texts), "class_names": class_names, "head_bias": True},
+            head_set="texts as classes",
             heads=(("head", tuple(range(len(cfg.sources)))),),
         )
         self._build_image_embeds(self.cfg)

@@ -118,7 +118,8 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         if self.cfg.is_feature_model:
             raise NoHeadError(
                 f"{what} needs a classifier, and {self.cfg.hf_class or 'this model'} has none: it returns pooled "
-                "features. Load a checkpoint with a classifier, or give it one with set_head_(weight, bias)"
+                "features. Load a checkpoint with a classifier, or give it one: set_head_(weight, bias), or "
+                "analyses.with_ridge_head(model, images), which fits one"
             )
 
     def _require_linear(self, what: str) -> None:
@@ -223,6 +224,8 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
             n_classes=None,
             class_names=None,
             attention_pool=False,
+            readout_set=True,
+            head_set=None,
             **PLAIN,
         )
         self._drop_head()
@@ -233,10 +236,24 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
             self.ln_final = NoNorm(self.cfg.d_model).to(self.ln_final.weight)
         self.setup()  # type: ignore[operator]  # HookedRootModule's: the norm is a new module
 
+    def drop_head_(self) -> None:
+        """Answer with what is pooled: the same tokens, gathered and normalised as before, without a head.
+
+        >>> model.drop_head_()  # doctest: +SKIP
+        """
+        cfg = self.cfg.replace(heads=(), n_classes=None, class_names=None, head_set=None, **PLAIN)
+        self._drop_head()
+        self.cfg = cfg
+        self.setup()  # type: ignore[operator]  # a projection's hooks are gone
+
     def set_head_(
-        self, weight: Float[Tensor, "c p"], bias: Float[Tensor, "n"], class_names: tuple[str, ...] | None = None
+        self,
+        weight: Float[Tensor, "c p"],
+        bias: Float[Tensor, "n"],
+        class_names: tuple[str, ...] | None = None,
+        made: str = "a head that was set",
     ) -> None:
-        """Give the readout one new linear head over everything it pools.
+        """Give the readout one new linear head over everything it pools; results say of it what `made` says.
 
         >>> model.set_head_(torch.zeros(10, 96), torch.zeros(10))  # doctest: +SKIP
 
@@ -254,6 +271,7 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
             n_classes=len(weight),
             class_names=class_names,
             outputs="classes",
+            head_set=made,
             **PLAIN,
         )
         self._drop_head()

@@ -45,6 +45,8 @@ class ViTConfig:
     `positions` says how a position embedding comes to another grid: it is resampled, it never does, or it is computed.
     With `attention_pool` a learned probe attends to the source's tokens in place of their mean. With `unit_norm` the
     head reads what was pooled divided by its length, behind a projection to `d_embed` numbers where that is given.
+    `readout_set` says that `set_readout_` chose what is read, and not the checkpoint; `head_set`, in words, whose the
+    head is where it is not the checkpoint's.
 
     Raises ValueError for a combination no graph can have, for a field of another type or out of RANGES, and for more
     than MOST_PARAMETERS.
@@ -96,6 +98,8 @@ class ViTConfig:
     n_classes: int | None = None
     outputs: Literal["classes", "embedding"] = "classes"
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
+    readout_set: bool = False
+    head_set: str | None = None
 
     architecture: str = "custom"
     hf_class: str | None = None

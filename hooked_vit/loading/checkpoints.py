@@ -22,6 +22,7 @@ from hooked_vit.loading.described import (
     described,
     files_of,
     hf_config_of,
+    hub_and_settings,
     in_words,
     read_config,
     read_described,
@@ -44,29 +45,32 @@ def from_pretrained(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    **hub: Any,
+    **keywords: Any,
 ) -> Graph:
     """See HookedViT.from_pretrained."""
+    hub, changes = hub_and_settings(keywords)
     if (found := files_of(name_or_path, **hub)) is not None:
-        return _from_files(graph, name_or_path, *found, dtype=dtype, **hub).to(device)
-    hf_model = load_hf(name_or_path, dtype=dtype, **hub)
+        return _from_files(graph, name_or_path, *found, changes, dtype=dtype, **hub).to(device)
+    hf_model = load_hf(name_or_path, dtype=dtype, **keywords)
     model: Any = from_hf(graph, hf_model, processor=load_processor(name_or_path, **hub))
     model.cfg = model.cfg.replace(name=name_or_path)
     return model.to(device)
 
 
-def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any) -> Any:
+def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **keywords: Any) -> Any:
     """The checkpoint as transformers loads it, in the class it was saved from, refused unless every tensor fits.
 
-    Raises UnsupportedModelError before any weight is read where the class has no graph here.
+    `keywords` as of `from_pretrained`. Raises UnsupportedModelError before any weight is read where the class has no
+    graph here, TypeError for a setting its config has not.
     """
     import transformers
 
+    hub, changes = hub_and_settings(keywords)
     if (found := files_of(name_or_path, **hub)) is not None:
         raise UnsupportedModelError(
             f"{name_or_path!r} was saved by another library ({found[0].name}), which is needed for the original model"
         )
-    config, hf_class = hf_config_of(name_or_path, **hub)
+    config, hf_class = hf_config_of(name_or_path, changes, **hub)
     check_weights(lambda file: cached(name_or_path, file, **hub), name_or_path, read_config(config, hf_class))
     with in_words(f"transformers cannot load {name_or_path!r} as {hf_class}"), quietly():
         model, info = getattr(transformers, hf_class).from_pretrained(
@@ -78,7 +82,7 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **hub: Any
             trust_remote_code=False,
             **hub,
         )
-    _refuse_holes(name_or_path, hf_class, info)
+    _refuse_holes(name_or_path, hf_class, info, changes)
     return model
 
 
@@ -99,7 +103,7 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
+def _refuse_holes(name: str, hf_class: str, info: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """transformers fills missing tensors with random ones and drops unused ones; here both are errors."""
     family = architectures.for_class(hf_class)
     missing = [k for k in info["missing_keys"] if is_read(family, k) or not is_irrelevant(family, k)]
@@ -111,9 +115,11 @@ def _refuse_holes(name: str, hf_class: str, info: dict[str, Any]) -> None:
         if found
     ]
     if problems:
-        raise CheckpointError(
-            f"{name!r} does not fit {hf_class}; tensors {'; '.join(problems)}. Load it in the class it was saved from"
-        )
+        told = ", ".join(f"{setting}={value!r}" for setting, value in changes.items())
+        rule = "Load it in the class it was saved from"
+        if changes:
+            rule = f"It was saved without {told}; model.set_readout_(...) changes what a loaded model reads"
+        raise CheckpointError(f"{name!r} does not fit {hf_class}; tensors {'; '.join(problems)}. {rule}")
 
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
@@ -197,11 +203,12 @@ def _from_files(
     family: Architecture,
     files: CheckpointFiles,
     config: dict[str, Any],
+    changes: Mapping[str, Any],
     *,
     dtype: torch.dtype,
     **hub: Any,
 ) -> Graph:
-    cfg, processor = described(files, config), files.processor(config)
+    cfg, processor = described(files, config, changes), files.processor(config)
     check_weights(lambda file: cached(name_or_path, file, **hub), name_or_path, cfg)
     for name in WEIGHTS:
         if file := cached(name_or_path, name, **hub):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from hooked_vit.architectures import Architecture
 from hooked_vit.architectures.base import CheckpointFiles, ConfigReader
 from hooked_vit.components.mlp import check_activation
 from hooked_vit.config import ViTConfig
-from hooked_vit.errors import CheckpointError, UnsupportedModelError
+from hooked_vit.errors import CheckpointError, UnsupportedModelError, nearest
 from hooked_vit.loading.inspection import (
     check_folder,
     check_parts,
@@ -30,8 +30,36 @@ def checkpoint_class(name_or_path: str, **hub: Any) -> str:
     return hf_config_of(name_or_path, **hub)[1]
 
 
-def hf_config_of(name_or_path: str, **hub: Any) -> tuple[Any, str]:
-    """The checkpoint's config as transformers reads it, and the one class it names."""
+HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""Keywords that say where a checkpoint is; any other is a setting of its config."""
+
+INSTEAD = {
+    "architectures": "a checkpoint is loaded as the class it was saved from",
+    "attn_implementation": "model.set_attention(...) chooses the kernel",
+    "config": "settings are changed one by one",
+    "device_map": "device=... says where to",
+    "quantization_config": "weights have to be floating-point numbers",
+    "torch_dtype": "it is called dtype here",
+    "trust_remote_code": "nothing of a checkpoint is executed",
+}
+
+
+def hub_and_settings(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of `from_pretrained`: those that say where a checkpoint is, and the settings of its config to change.
+
+    Raises TypeError for what transformers takes and is said otherwise here.
+    """
+    if other := next((name for name in keywords if name in INSTEAD), None):
+        raise TypeError(f"{other} is no setting of a checkpoint: {INSTEAD[other]}")
+    hub = {name: value for name, value in keywords.items() if name in HUB}
+    return hub, {name: value for name, value in keywords.items() if name not in HUB}
+
+
+def hf_config_of(name_or_path: str, changes: Mapping[str, Any] | None = None, **hub: Any) -> tuple[Any, str]:
+    """The checkpoint's config as transformers reads it, with some settings changed, and the one class it names.
+
+    Raises TypeError for a setting it has not.
+    """
     import transformers
 
     told = config_json(name_or_path, **hub)
@@ -39,7 +67,12 @@ def hf_config_of(name_or_path: str, **hub: Any) -> tuple[Any, str]:
         raise UnsupportedModelError(f"{name_or_path!r} is quantised; its weights have to be floating-point numbers")
     check_parts(told)
     with in_words(f"transformers cannot read the config.json of {name_or_path!r}", UnsupportedModelError):
-        config = transformers.AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
+        config, unused = transformers.AutoConfig.from_pretrained(
+            name_or_path, trust_remote_code=False, return_unused_kwargs=True, **(changes or {}), **hub
+        )
+    if strange := next((name for name in changes or {} if name in unused), None):
+        kind = type(config).__name__
+        raise TypeError(f"a {kind} has no setting {strange!r}{nearest(strange, config.to_dict())} ({name_or_path!r})")
     named = told.get("architectures")
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise UnsupportedModelError(
@@ -99,10 +132,10 @@ def files_of(name_or_path: str, **hub: Any) -> tuple[Architecture, CheckpointFil
     return None if found is None else (*found, config)
 
 
-def described(files: CheckpointFiles, config: dict[str, Any]) -> ViTConfig:
-    """The graph's config of a config.json that another library wrote."""
+def described(files: CheckpointFiles, config: dict[str, Any], changes: Mapping[str, Any] | None = None) -> ViTConfig:
+    """The graph's config of a config.json that another library wrote, with some settings changed."""
     with in_words("the config.json describes no graph"):
-        their_class, settings = files.settings(config)
+        their_class, settings = files.settings(config, **(changes or {}))
         return read_config(settings, their_class)
 
 

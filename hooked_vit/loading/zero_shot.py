@@ -16,7 +16,7 @@ from hooked_vit.architectures import Architecture
 from hooked_vit.architectures.base import Texts
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
 from hooked_vit.loading.checkpoints import load_hf
-from hooked_vit.loading.described import checkpoint_class
+from hooked_vit.loading.described import checkpoint_class, hub_and_settings
 from hooked_vit.model import HookedViT
 from hooked_vit.processing import load_processor
 
@@ -54,7 +54,7 @@ def zero_shot_head(
     place = None
     if isinstance(checkpoint_or_model, (str, Path)):
         place, device = str(checkpoint_or_model), load.pop("device", "cpu")
-        hub = {key: value for key, value in load.items() if key != "dtype"}
+        hub, _ = hub_and_settings({key: value for key, value in load.items() if key != "dtype"})
         _with_text_tower(checkpoint_class(place, **hub))
         hf_model = load_hf(place, **load).eval().to(device)
         tokenizer = tokenizer or _tokenizer(place, **hub)

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from analyses.controls.shuffle_floors import check_nobody_alone
 from analyses.data import ImageData, as_data, load_data
-from analyses.probes.classifier_heads import Answers, own_head
+from analyses.probes.classifier_heads import Answers
+from analyses.probes.opening import answering
 from analyses.questions.intervention_sweep.journal import Journal
 from analyses.running.fingerprint import fingerprint
 from analyses.running.locks import hold_file
-from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import wilson
@@ -49,6 +49,8 @@ def intervention_sweep(
     models: Mapping[str, HookedViT],
     data: ImageData | Any = None,
     *,
+    fit_data: ImageData | Any = None,
+    head: str = "auto",
     interventions: Sequence[Intervention] | None = None,
     file: str | None = None,
     batch_size: int = 64,
@@ -57,21 +59,23 @@ def intervention_sweep(
 
     >>> result = intervention_sweep({"vit": model}, data, ...)  # doctest: +SKIP
 
-    Without `interventions`, CLS is shuffled after each layer in turn. With `file`, rows (JSON lines, one per batch and
+    Without `interventions`, CLS is shuffled after each layer in turn. A model whose `head` knows none of the data's
+    classes gets a ridge head, fitted on `fit_data`. With `file`, rows (JSON lines, one per batch and
     intervention) are appended as they are measured; called again after an interruption with the same arguments, the
     sweep goes on behind the last complete batch. Rows that were changed since, or measured on other images or labels,
     are measured anew, which `meta["notes"]` says. Random draws are those of separate runs on the same batches.
 
     The frame has one row per model and intervention: `accuracy` with its 95 % Wilson interval, and `changed`, the share
     of images whose answer differs from the unperturbed one. Raises ValueError for a file another sweep has written,
-    naming what differs, and for a model without a head for the data's classes; InUseError for a file somebody else is
-    writing.
+    naming what differs, and for labels a head does not know; InUseError for a file somebody else is writing.
     """
     data = load_data("scenes:test", n=1000) if data is None else as_data(data)
     chosen = {name: _chosen(model, interventions) for name, model in models.items()}
-    answers = {name: _answers(name, model, data) for name, model in models.items()}
+    found = answering(models, data, fit_data, head=head, batch_size=batch_size)
+    answers, data = found.by_name, found.data
     if any("among" in part.params for ivs in chosen.values() for iv in ivs for part in iv.parts):
         check_nobody_alone(data, batch_size)
+    models = {name: its.model for name, its in answers.items()}  # a fitted head is one of the weights
     mark = fingerprint(models, {"data": data}, {"interventions": chosen, "batch size": batch_size})
     rows = []
     with nullcontext() if file is None else hold_file(file, "--file") as path:
@@ -83,8 +87,8 @@ def intervention_sweep(
                 row = {"accuracy": accuracy, "low": low, "high": high, "changed": changed / n, "n": n}
                 rows.append({"model": name, "intervention": intervention, **row})
     meta = {
-        "models": {name: about_model(model) for name, model in models.items()},
-        "data": about_data(data),
+        "models": {name: its.about() for name, its in answers.items()},
+        **found.about,
         "interventions": {name: [iv.to_dict() for iv in ivs] for name, ivs in chosen.items()},
         "fingerprint": mark.key,
         "batch_size": batch_size,
@@ -151,10 +155,3 @@ def _chosen(model: HookedViT, interventions: Sequence[Intervention] | None) -> l
     for intervention in interventions:
         intervention.hooks(model)
     return [readout("full"), *(iv for iv in interventions if iv != readout("full"))]
-
-
-def _answers(name: str, model: HookedViT, data: ImageData) -> Answers:
-    answers = own_head(model, data)
-    if answers is None:
-        raise ValueError(f"{name} has no head for the classes of {data.name}; give it one with model.set_head_(...)")
-    return answers

@@ -20,7 +20,14 @@ from analyses.questions.patching.figures import patching_map
 from analyses.questions.patching.pair_tally import Tally, dropped_notes
 from analyses.questions.patching.patch_sites import list_patches, pair_pixels
 from analyses.questions.patching.patched_runs import patched_runs
-from analyses.questions.patching.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
+from analyses.questions.patching.patching_metrics import (
+    EPS,
+    MetricLike,
+    as_metrics,
+    check_answers,
+    check_classes,
+    reference,
+)
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
@@ -64,6 +71,7 @@ def activation_patching(
     are not; RuntimeError where hooks are attached (use `under`).
     """
     clean, corrupt = pair_pixels(model, clean, corrupt)
+    check_answers(model, as_metrics(metric))
     check_classes(classes, len(clean))
     directions = [direction] if direction in ("denoise", "noise") else ["denoise", "noise"]
     if direction not in DIRECTIONS:

@@ -31,6 +31,7 @@ from analyses.questions.patching.patching_metrics import (
     MetricLike,
     Reference,
     as_metric,
+    check_answers,
     check_classes,
     reference,
 )
@@ -69,6 +70,7 @@ def attribution_patching(
     Raises ValueError for a metric without a gradient, and what `activation_patching` raises.
     """
     clean, corrupt = pair_pixels(model, clean, corrupt)
+    check_answers(model, [as_metric(metric)])
     check_classes(classes, len(clean))
     refuse_hooks(model)
     judged = as_metric(metric)

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_vit.errors import nearest
+from hooked_vit import HookedViT
+from hooked_vit.errors import NoHeadError, nearest
 
 EPS = 1e-3
 
@@ -38,6 +39,16 @@ def check_classes(classes: tuple[Tensor, Tensor] | None, n: int) -> None:
     if classes is not None and any(c.shape != (n,) or c.is_floating_point() for c in classes):
         shapes = ", ".join(str(tuple(c.shape)) for c in classes)
         raise ValueError(f"classes are two lists of class numbers, one per pair: {n} pairs, got shapes {shapes}")
+
+
+def check_answers(model: HookedViT, metrics: Sequence[Metric]) -> None:
+    """Raise NoHeadError where metrics compare classes and the model gives features; a function may read those."""
+    ours = [m.function for m in METRICS.values()]
+    if model.cfg.is_feature_model and (named := [m.name for m in metrics if m.function in ours]):
+        raise NoHeadError(
+            f"{' and '.join(named)} compares class scores, and {model.cfg.hf_class or 'this model'} has no classifier: "
+            "give it one, analyses.with_ridge_head(model, images), or a metric of its features"
+        )
 
 
 def reference(

@@ -20,7 +20,14 @@ from analyses.questions.patching.figures import senders_figure
 from analyses.questions.patching.pair_tally import Tally, dropped_notes
 from analyses.questions.patching.patch_sites import pair_pixels
 from analyses.questions.patching.patched_runs import refuse_hooks
-from analyses.questions.patching.patching_metrics import EPS, MetricLike, as_metrics, check_classes, reference
+from analyses.questions.patching.patching_metrics import (
+    EPS,
+    MetricLike,
+    as_metrics,
+    check_answers,
+    check_classes,
+    reference,
+)
 from analyses.questions.patching.paths import Receiver, Sender, Wires
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -54,6 +61,7 @@ def path_patching(
     sender that is not in front of the receiver.
     """
     clean, corrupt = pair_pixels(model, clean, corrupt)
+    check_answers(model, as_metrics(metric))
     check_classes(classes, len(clean))
     refuse_hooks(model)
     for value, known in ((direction, ("denoise", "noise")), (mlps, ("frozen", "recomputed"))):

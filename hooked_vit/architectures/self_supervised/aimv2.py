@@ -90,7 +90,6 @@ register(
         classes={"Aimv2VisionModel": config_from},
         keys=linears(WEIGHTS),
         roots=("",),
-        class_readout={"sources": ("patches",)},
         irrelevant_config=TRAINING_ONLY,
         as_read=in_the_usual_order,
         examples={"Aimv2VisionModel": "apple/aimv2-large-patch14-224"},

@@ -66,7 +66,6 @@ register(
             "blocks.{l}.mlp.ls": "encoder.layer.{l}.lambda_2",
         },
         roots=("data2vec_vision.", ""),
-        class_readout={"sources": ("patches",)},
         irrelevant_config=BEIT_IRRELEVANT,
         # an index that follows from the grid, and the norm of a pooler that the bare model does not have
         irrelevant_tensors=("embeddings.mask_token", "*.relative_position_index", "pooler.layernorm.*"),

@@ -52,7 +52,6 @@ register(
         classes=dict.fromkeys(("ViTMAEModel", "ViTMAEForPreTraining"), config_from),
         keys=VIT_EMBEDDING | VIT_BLOCK | linears({"ln_final": "layernorm"}),
         roots=("vit.", ""),
-        class_readout={"sources": ("cls",)},
         irrelevant_config=(
             *TRAINING_ONLY,
             "mask_ratio",

@@ -236,7 +236,6 @@ register(
         classes={**dict.fromkeys((PLAIN, DISTILLED), config_from), EVA: _eva.config_from},
         keys=dict(_keys()) | _eva.KEYS,
         roots=("",),
-        class_readout=lambda cfg: {"sources": cfg.sources},
         irrelevant_config=(*TRAINING_ONLY, *_eva.IRRELEVANT_SETTINGS),
         irrelevant_tensors=_eva.IRRELEVANT_TENSORS,
         config_of=settings_of,

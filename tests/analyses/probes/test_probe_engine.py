@@ -27,7 +27,6 @@ from analyses.probes import (
     with_target,
 )
 from analyses.probes.probe import Probe
-from analyses.probes.ridge import ALPHAS
 from analyses.probes.store import feature_store
 from hooked_vit import HookedViT
 from interventions import Intervention, apply, insert_token, remove_tokens, shuffle_cls, zero_attention
@@ -84,7 +83,7 @@ def test_every_layer_role_and_penalty_is_scikit_learns_ridge(name: str) -> None:
     layers = (EMBEDDING, *range(model(name).cfg.n_layers))
     x, y = materialised(name, data), data.labels.numpy()
     targets = 2 * np.eye(6)[y] - 1
-    for alpha in (ALPHAS[0], 10.0, ALPHAS[-1]):
+    for alpha in (0.1, 10.0, 1000.0):
         probes = fit_probes(model(name), data, roles=with_head, layers=layers, alphas=(alpha,), batch_size=17)
         assert len(probes.probes) == (len(with_head) - 1) * len(layers) + 1
         for site, probe in probes.probes.items():
@@ -112,9 +111,11 @@ def test_the_penalty_can_be_chosen_on_held_out_images() -> None:
     data = images(60, 2)
     x, y = materialised("vit", data)["cls@1"], 2 * np.eye(CLASSES)[data.labels.numpy()] - 1
     apart = np.random.default_rng([3, 2]).random(60) < 0.3
-    errors = [((Ridge(alpha=a).fit(x[~apart], y[~apart]).predict(x[apart]) - y[apart]) ** 2).sum() for a in ALPHAS]
+    unit = x[~apart].var(0).sum() * int((~apart).sum()) / x.shape[1]  # the mean eigenvalue of their scatter
+    grid = [unit * 10 ** (k / 4) for k in range(-24, 25)]
+    errors = [((Ridge(alpha=a).fit(x[~apart], y[~apart]).predict(x[apart]) - y[apart]) ** 2).sum() for a in grid]
     probe = fit_probes(model("vit"), data, select="held_out", held_out=0.3, seed=3)["cls", 1]
-    assert probe.penalty == ALPHAS[int(np.argmin(errors))]
+    assert probe.penalty == pytest.approx(grid[int(np.argmin(errors))])
     theirs = Ridge(alpha=probe.penalty).fit(x, y).predict(x)
     np.testing.assert_allclose(probe.scores(torch.from_numpy(x)).numpy(), theirs, atol=1e-8)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from analyses.probes.ridge import ALPHAS, GramRidge
+from analyses.probes.class_moments import FIRST, FURTHEST, PER_DECADE
+from analyses.probes.ridge import GramRidge
 
 
 def draw(n=120, d=9, n_classes=4, *, seed=0, offset=0.0, shift=1.0):
@@ -93,19 +94,56 @@ def test_penalty_is_the_one_a_hat_matrix_gives(n):
         rest = torch.eye(n, dtype=torch.float64) - hat
         return float(n * (rest @ targets).square().sum() / rest.trace() ** 2)
 
-    assert gathered(x, y).fit()["s"].alpha == min(ALPHAS, key=gcv)
+    unit = float(centred.square().sum()) / x.shape[1]
+    wide = [unit * 10 ** (k / PER_DECADE) for k in range(-6 * PER_DECADE, 6 * PER_DECADE + 1)]
+    assert gathered(x, y).fit()["s"].alpha == pytest.approx(min(wide, key=gcv))
+    given = [0.1, 1.0, 10.0, 1e3]
+    assert gathered(x, y).fit(given)["s"].alpha == min(given, key=gcv)
 
 
-def test_the_default_penalties_span_what_the_method_asks():
-    assert min(ALPHAS) == pytest.approx(0.1)
-    assert max(ALPHAS) == pytest.approx(1000)
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("scale", [1e-6, 1e5])
+def test_features_of_another_scale_are_read_as_well(scale, held_out):
+    """The penalty goes with the square of the scale, and the predictions are the same."""
+    x, y = draw()
+    fits = []
+    for s in (1.0, scale):
+        mine, other = (gathered(s * x[rows], y[rows]) for rows in (slice(80), slice(80, None)))
+        fits.append(mine.fit(held_out=other if held_out else None)["s"])
+    assert fits[1].alpha == pytest.approx(scale**2 * fits[0].alpha)
+    at, _ = draw(seed=2)
+    torch.testing.assert_close(fits[1].scores(scale * at), fits[0].scores(at))
+    assert fits[0].note == fits[1].note
+
+
+def test_the_grid_widens_until_the_choice_is_inside():
+    """Two directions of noise a thousand times larger than the one that tells the classes apart."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.arange(400) % 4
+    noise = 1e3 * torch.randn(400, 2, generator=rng, dtype=torch.float64)
+    told = y[:, None].double() - 1.5 + 0.5 * torch.randn(400, 1, generator=rng, dtype=torch.float64)
+    x = torch.cat([noise, told], dim=1)
+    ridge = gathered(x, y)
+    probe, unit = ridge.fit()["s"], ridge.moments("s").mean_eigenvalue
+    assert probe.note == ""
+    assert 10.0**-FURTHEST < probe.alpha / unit < 10.0**-FIRST
+    narrow = ridge.fit([unit * 10 ** (k / PER_DECADE) for k in range(-FIRST * PER_DECADE, 1)])["s"]
+    assert "the least of those given" in narrow.note
+    errors = [float((p.scores(x) - (2 * torch.eye(4)[y] - 1)).square().mean()) for p in (probe, narrow)]
+    assert errors[0] < errors[1]
 
 
 def test_a_penalty_at_the_edge_of_the_grid_is_noted():
     x, y = draw(shift=0.0)
     probe = gathered(x, y).fit([0.1, 0.2])["s"]
-    assert "edge of the grid" in probe.note
+    assert probe.note.startswith("the best penalty is at the edge of the grid: ")
+    assert probe.note.endswith("of those given")
     assert gathered(x, y).fit(0.2)["s"].note == ""
+    # what does not tell the classes apart is best read with no weight at all
+    balanced = torch.arange(8) % 4
+    apart = torch.tensor([[1.0, 0.0]] * 4 + [[-1.0, 0.0]] * 4) + torch.tensor([0.0, 1e-3])
+    nothing = gathered(apart, balanced).fit()["s"]
+    assert f"the greatest that is tried, {10.0**FURTHEST:g} times the features' mean eigenvalue" in nothing.note
 
 
 @pytest.mark.parametrize("batch", [1, 7, 120])

@@ -16,8 +16,10 @@ import torch
 import analyses
 from analyses.running.catalogue import REGISTERED, get_analysis, registered_analyses
 from analyses.running.files import LIST, SAVED, check_writable
+from analyses.running.notice import remark
 from analyses.running.registry import analysis
 from analyses.running.results import Result, environment
+from tests.tiny import tiny
 
 
 @pytest.fixture
@@ -290,6 +292,32 @@ def test_an_analysis_returns_a_result(registry):
 
     with pytest.raises(Exception, match="Result"):
         analysis(wrong)()
+
+
+def test_what_was_read_and_remarked_stands_in_every_result(registry):
+    """Of an analysis that says nothing of either; one inside another keeps its own remarks."""
+
+    @analysis
+    def inner(models):
+        remark("of the inner one")
+        return Result(pd.DataFrame({"n": [1]}))
+
+    @analysis
+    def outer(models):
+        remark("first")
+        remark("first")
+        inner(models)
+        return Result(pd.DataFrame({"n": [1]}), {"notes": ["its own"]})
+
+    deit = tiny("deit-teacher")[1]
+    result = outer({"a": deit, "b": tiny("clip-full")[1]})
+    assert result.meta["notes"] == ["its own", "first"]
+    assert result.meta["read"] == {
+        "a": "its own head on cls beside dist behind the final norm",
+        "b": "its own projection on cls behind the final norm",
+    }
+    assert inner({"a": deit}).meta["notes"] == ["of the inner one"]
+    remark("where none runs, nobody hears it")
 
 
 def test_results_without_a_figure_say_why(registry):

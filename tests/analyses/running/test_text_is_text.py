@@ -22,6 +22,7 @@ from analyses.command_line.cli import main
 from analyses.data import load_data
 from analyses.reproductions.figures import comparison_figure, curve_figures
 from analyses.running.catalogue import get_analysis, in_source
+from analyses.running.notes import PROBES_READ
 from analyses.running.report import Section, write_report
 from analyses.running.results import Result
 from analyses.running.shown import plain, plain_frame, shown
@@ -55,6 +56,18 @@ def hostile_rows(name: str) -> Result:
         **{"base": 0.0, "sender": LINK, "receiver": LINK, "component": LINK},
     }
     return Result(pd.DataFrame([rows, rows | {"layer": 1}]), {"analysis": name})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_result_says_what_was_read_of_which_model(name: str, tmp_path: Any) -> None:
+    """And the report shows it."""
+    meta = results()[name].meta
+    (told,) = meta["read"].values()
+    assert list(meta["read"]) == [MODEL]
+    assert told == PROBES_READ or told.endswith(" on cls behind the final norm")
+    assert meta["models"][MODEL]["reads"] == told
+    page = write_report(results()[name], tmp_path / "out").read_text(encoding="utf-8")
+    assert "<h2>What was read</h2>" in page
 
 
 @pytest.mark.parametrize("name", COMMANDS)

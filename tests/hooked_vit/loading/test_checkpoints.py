@@ -195,3 +195,41 @@ def test_the_vision_tower_of_a_full_clip_is_the_tower(tmp_path):
         want = hf.get_image_features(pixels(model)).pooler_output
     assert model.cfg.outputs == "embedding"
     assert torch.allclose(model(pixels(model)), want, rtol=0, atol=3e-6)
+
+
+def test_settings_of_a_config_are_changed_as_in_transformers(tmp_path):
+    hf = make_hf("vit")
+    hf.save_pretrained(tmp_path)
+    model = HookedViT.from_pretrained(tmp_path, hidden_act="relu", layer_norm_eps=1e-3, revision="main")
+    theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path, hidden_act="relu", layer_norm_eps=1e-3)
+    x = pixels(model)
+    with torch.no_grad():
+        assert float((model(x) - theirs.eval()(x).logits).abs().max()) <= 3e-6
+        assert float((model(x) - tiny("vit")[1](x)).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "error", "says"),
+    [
+        ("beit-mean-both", {"use_mean_pooling": False}, CheckpointError, r"missing: beit.layernorm.*=False"),
+        ("beit-cls-none", {"use_mean_pooling": True}, CheckpointError, r"beit.pooler.layernorm.*set_readout_"),
+        ("beit-cls-none", {"use_mean_poling": True}, TypeError, "no setting 'use_mean_poling'; did you mean"),
+        ("vit", {"num_labels": 7}, CheckpointError, "saved without num_labels=7"),
+        ("vit", {"torch_dtype": torch.float16}, TypeError, "it is called dtype here"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(tmp_path, name, settings, error, says):
+    make_hf(name).save_pretrained(tmp_path)
+    with pytest.raises(error, match=says):
+        HookedViT.from_pretrained(tmp_path, **settings)
+
+
+def test_a_readout_the_config_forgot_is_had_by_its_setting(tmp_path):
+    """The weights are those of a BEiT that reads CLS, its config says nothing of it, and the default is the mean."""
+    make_hf("beit-cls-none").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["use_mean_pooling"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="pooler"):
+        HookedViT.from_pretrained(tmp_path)
+    assert_same(HookedViT.from_pretrained(tmp_path, use_mean_pooling=False), tiny("beit-cls-none")[1])

@@ -16,7 +16,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from analyses.data import ImageData, as_data, load_data
-from analyses.probes.classifier_heads import own_head
 from analyses.questions.class_space.class_embedding.figure import figures_of_parts, overview_figure, overview_table
 from analyses.reproductions.beside import published_beside
 from analyses.reproductions.recipe import load_recipe
@@ -31,8 +30,8 @@ DEFAULT_IMAGES = 300
 
 @dataclass(frozen=True)
 class Part:
-    """An analysis of the study: which column its data need, whether it explains answers from CLS' own head, and
-    whether it needs a vector of every class."""
+    """An analysis of the study: which column its data need, whether it explains answers by what CLS
+    attends to, and whether it needs a vector of every class."""
 
     column: str | None = None
     explains: bool = False
@@ -69,9 +68,9 @@ def class_embedding(
     >>> result.part("token-removal").figure()  # doctest: +SKIP
 
     The frame has the rows of every part, named in the column `study`; `result.part(name)` is the `Result` of one. Parts
-    that need object masks are left out where the data has none, those that explain answers leave out models without CLS
-    or without a head of their own for the data's classes, and `notes` say so. `repro` is the published code's setting
-    in every part that knows one. `data` is 300 scenes:test by default.
+    that need object masks are left out where the data has none, those that explain answers leave out models without
+    CLS, and `notes` say so. `repro` is the published code's setting in every part that knows one. `data` is 300
+    scenes:test by default.
     Where models and data are the paper's, its values stand beside ours in `meta["published"]` and the report.
     Raises ValueError for an unknown part, and what the parts raise.
     """
@@ -79,7 +78,6 @@ def class_embedding(
     if unknown or not parts:
         raise ValueError(f"the study has the parts {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}")
     data = load_data("scenes:test", n=DEFAULT_IMAGES) if data is None else as_data(data)
-    obstacles = {name: why for name, model in models.items() if (why := _not_explained(model, data))}
     results: dict[str, Result] = {}
     notes: list[str] = []
     for name in tqdm(parts, desc="class embedding space", leave=False):
@@ -87,13 +85,13 @@ def class_embedding(
         if part.column is not None and part.column not in data.columns:
             notes.append(f"{name}: left out, as {data.name} has no column {part.column!r}.")
             continue
-        lacks = {m: why for m, model in models.items() if (why := _lacks(part, model, obstacles.get(m)))}
+        lacks = {m: why for m, model in models.items() if (why := _lacks(part, model))}
         chosen = {m: model for m, model in models.items() if m not in lacks}
         notes += [f"{name}: without {m}, which has {why}." for m, why in lacks.items()]
         if chosen:
             results[name] = _run(name, chosen, data, batch_size, seed, repro)
     meta: dict[str, Any] = {
-        "models": {name: about_model(model) for name, model in models.items()},
+        "models": {name: _about(name, model, results) for name, model in models.items()},
         "data": about_data(data),
         "seeds": [seed],
         "batch_size": batch_size,
@@ -108,18 +106,17 @@ def class_embedding(
     return result
 
 
-def _lacks(part: Part, model: HookedViT, obstacle: str | None) -> str | None:
+def _about(name: str, model: HookedViT, results: Mapping[str, Result]) -> dict[str, Any]:
+    """The model as the parts had it: with the head that answered."""
+    told = (part.meta["models"][name] for part in results.values() if name in part.meta["models"])
+    return next(told, None) or about_model(model)
+
+
+def _lacks(part: Part, model: HookedViT) -> str | None:
     """What a part needs that a model has not."""
     if part.vectors and not model.cfg.is_linear_readout:
         return "no vector per class: its readout is no sum over tokens"
-    return obstacle if part.explains else None
-
-
-def _not_explained(model: HookedViT, data: ImageData) -> str | None:
-    """What a model lacks whose answers are to be explained by what CLS attends to."""
-    if not model.cfg.has_cls:
-        return "no CLS token"
-    return "no head of its own for these classes" if own_head(model, data) is None else None
+    return "no CLS token" if part.explains and not model.cfg.has_cls else None
 
 
 def _published(results: Mapping[str, Result], models: Mapping[str, HookedViT], data: ImageData) -> list[dict[str, Any]]:

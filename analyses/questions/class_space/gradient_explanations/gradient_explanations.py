@@ -24,15 +24,16 @@ from analyses.activations.token_groups import aligned_masks
 from analyses.data import ImageData, as_data, load_data
 from analyses.data.imagedata import Batch
 from analyses.probes.classifier_heads import Answers
+from analyses.probes.opening import answering
 from analyses.questions.class_space.gradient_explanations.figure import (
     curves_figure,
     heads_figure,
     overlay_figure,
     summary_table,
 )
-from analyses.questions.class_space.measures.explanations import answers_of, check_explainable, gradient_maps
+from analyses.questions.class_space.measures.explanations import check_asked, check_explainable, gradient_maps
 from analyses.questions.class_space.measures.masks import CLASS, class_maps, label_cells, mask_columns
-from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import bootstrap
@@ -52,6 +53,8 @@ def gradient_explanations(
     models: Mapping[str, HookedViT],
     data: ImageData | Any = None,
     *,
+    fit_data: ImageData | Any = None,
+    head: str = "auto",
     class_of_interest: int | None = None,
     site: str = "attn_out",
     examples: int = 4,
@@ -74,15 +77,18 @@ def gradient_explanations(
     attends to; and, where the data has a column `mask`, `on_object`, whether the most important patch shows an object
     of the image's class (`of` "attention": the patch CLS attends to most), with `chance`, the share of patches that do.
     `map` rows hold the first `examples` images' importances by `token`, `picture` rows the images themselves.
+    A model whose `head` knows none of the classes gets a ridge head, fitted on `fit_data`.
     Raises ValueError for a model without CLS, a class out of range, and a head that does not know the labels.
     """
     if examples < 0:
         raise ValueError(f"examples are shown, 0 or more; got examples={examples}")
     data = load_data("scenes:test", n=1000) if data is None else as_data(data)
-    answers = {}
     for name, model in models.items():
-        n_classes = check_explainable(model, name, site=site)
-        answers[name] = answers_of(model, name, data)
+        check_asked(model, name, site)
+    found = answering(models, data, fit_data, head=head, batch_size=batch_size)
+    answers, data = found.by_name, found.data
+    for name, its in answers.items():
+        n_classes = check_explainable(its.model, name, site=site)
         if class_of_interest is not None:
             check_classes(torch.tensor([class_of_interest]), 1, n_classes)
     rows: list[dict[str, Any]] = []
@@ -92,8 +98,8 @@ def gradient_explanations(
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows(seed)]
     kinds = {"layer": "Int64", "head": "Int64", "image": "Int64", "token": "Int64", "class_id": "Int64", "n": "Int64"}
     meta = {
-        "models": {name: about_model(model) for name, model in models.items()},
-        "data": about_data(data),
+        "models": {name: its.about() for name, its in answers.items()},
+        **found.about,
         "class_of_interest": class_of_interest,
         "site": site,
         "repro": repro,
@@ -104,7 +110,7 @@ def gradient_explanations(
     frame = pd.DataFrame(rows)
     result = Result(frame.reindex(columns=list(dict.fromkeys([*frame.columns, *kinds]))).astype(kinds), meta)
     result.meta["table"] = summary_table(result)
-    result.meta["summary"], result.meta["notes"] = _in_words(result), _cautions(models, site, repro)
+    result.meta["summary"], result.meta["notes"] = _in_words(result), _cautions(answers, site, repro)
     return result
 
 
@@ -236,17 +242,17 @@ def _in_words(result: Result) -> list[str]:
     return found
 
 
-def _cautions(models: Mapping[str, HookedViT], site: str, repro: bool) -> list[str]:
+def _cautions(answers: Mapping[str, Answers], site: str, repro: bool) -> list[str]:
     notes = [
         "A gradient says what a small change of attention would do to the class score of CLS at that block, not what "
         "the later blocks make of it; perturbation-tests measures how much the marked patches matter.",
         "The class of a map is the label's: a map for the label of a misclassified image explains a class that the "
         "model did not choose.",
     ]
-    for name, model in models.items():
-        if "cls" not in model.cfg.sources:
+    for name, its in answers.items():
+        if "cls" not in its.model.cfg.sources:
             notes.append(
-                f"{name}: the readout reads {' and '.join(model.cfg.sources)}, never CLS; the maps are of what CLS "
+                f"{name}: the readout reads {' and '.join(its.model.cfg.sources)}, never CLS; the maps are of what CLS "
                 "would say through that head, not of what the model answers."
             )
     if repro:

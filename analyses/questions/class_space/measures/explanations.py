@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.activations.relevance import check_classes
-from analyses.data import ImageData
-from analyses.probes.classifier_heads import Answers, own_head
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules, project_role
 from hooked_vit import HookedViT
 
@@ -19,26 +17,10 @@ SITES = {"attn_out": "hook_attn_out", "block_out": "hook_resid_post"}
 """What is projected into class space: attention's update of CLS, or CLS behind the block."""
 
 
-def answers_of(model: HookedViT, name: str, data: ImageData) -> Answers:
-    """How the data's labels are called in the model's own head, before any run.
+def check_asked(model: HookedViT, name: str = "the model", site: str = "attn_out") -> None:
+    """What is asked of every model, with a head or without, before any run.
 
-    Raises ValueError where the head knows none of them, or only some.
-    """
-    answers = own_head(model, data)
-    if answers is None:
-        raise ValueError(
-            f"what is explained is a class of the model's own head, and that of {name} has none of the classes of "
-            f"{data.name}; load a checkpoint trained for them, or give it a head with set_head_(weight, bias, names)"
-        )
-    return answers
-
-
-def check_explainable(
-    model: HookedViT, name: str = "the model", *, site: str = "attn_out", rules: Rules = AS_TRAINED
-) -> int:
-    """The number of classes that CLS has scores for, before any run.
-
-    Raises ValueError for a model without CLS and an unknown site, and what `check_rules` raises for one without a head.
+    Raises ValueError for a model without CLS and an unknown site.
     """
     if site not in SITES:
         raise ValueError(f"a gradient map is of one of the sites {', '.join(SITES)}; got {site!r}")
@@ -47,6 +29,16 @@ def check_explainable(
             f"a gradient map says what CLS would gain by attending elsewhere, and {name} has no CLS token (it has "
             f"{', '.join(model.tokens.roles)}): there is no CLS query to explain"
         )
+
+
+def check_explainable(
+    model: HookedViT, name: str = "the model", *, site: str = "attn_out", rules: Rules = AS_TRAINED
+) -> int:
+    """The number of classes that CLS has scores for, before any run.
+
+    Raises what `check_asked` raises, and what `check_rules` raises for a model without a head.
+    """
+    check_asked(model, name, site)
     return check_rules(model, rules)
 
 

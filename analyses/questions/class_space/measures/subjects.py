@@ -12,10 +12,11 @@ from torch import Tensor
 
 from analyses.data import ImageData, as_data, load_data
 from analyses.data.imagedata import Batch
-from analyses.data.sets import count_classes, two_sets
-from analyses.probes.classifier_heads import Answers, fit_head, own_head
+from analyses.data.sets import count_classes
+from analyses.probes.classifier_heads import Answers, own_head
+from analyses.probes.opening import answering
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
-from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT
 
 
@@ -46,7 +47,7 @@ class Subject:
 
     def about(self) -> dict[str, Any]:
         """What a result's `meta` says of it."""
-        return {**about_model(self.model), "head": self.answers.note, "head_fitted": self.answers.fitted}
+        return self.answers.about()
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,17 @@ def prepare(
     if unknown := [name for name in prototypes if name not in models]:
         raise ValueError(f"prototypes are given by the models' names {list(models)}; got {unknown}")
     data = load_data("scenes:test", n=n) if data is None else as_data(data)
-    own = {name: _known(model, data, head, prototypes.get(name), rules) for name, model in models.items()}
-    about: dict[str, Any] = {"data": about_data(data)}
-    if any(found is None for found in own.values()):
-        data, fitted_on, note = two_sets(data, fit_data)
-        about = {"data": about_data(data), "fit_data": about_data(fitted_on, note)}
-        n_classes = count_classes(data, fitted_on)
+
+    def known(name: str) -> Answers | None:
+        return _known(models[name], data, head, prototypes.get(name), rules)
+
+    found = answering(models, data, fit_data, batch_size=batch_size, known=known)
     subjects = {}
-    for name, found in own.items():
-        answers = found or fit_head(name, models[name], fitted_on, n_classes, batch_size)
+    for name, answers in found.by_name.items():
         mine = Rules(rules.norm, rules.bias, rules.image_head, prototypes.get(name))
         subjects[name] = Subject(name, answers, mine, check_rules(answers.model, mine))
-    about["models"] = {name: subject.about() for name, subject in subjects.items()}
-    return Subjects(subjects, data, about)
+    about = {**found.about, "models": {name: subject.about() for name, subject in subjects.items()}}
+    return Subjects(subjects, found.data, about)
 
 
 def _known(model: HookedViT, data: ImageData, head: str, prototypes: Tensor | None, rules: Rules) -> Answers | None:

@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from analyses.drawing.colours import BLUE, BROWN, CYAN, GREEN, OLIVE, ORANGE, PINK, PURPLE, RED, UNTOUCHED
 from analyses.drawing.panels import Place, add, band, curve, level, panels, place, sentence
 from analyses.drawing.rows import last_layer, model_names, picked
+from analyses.probes.classifier_heads import Answers
 from analyses.running.results import Result
-from hooked_vit import HookedViT
 
 ORDERS = {
     "gradient": ("gradient map", BLUE),
@@ -162,7 +162,7 @@ def in_words(result: Result) -> list[str]:
     return found
 
 
-def cautions(models: Mapping[str, HookedViT], repro: bool, by_position: bool) -> list[str]:
+def cautions(answers: Mapping[str, Answers], repro: bool, by_position: bool) -> list[str]:
     """What to keep in mind."""
     notes = [
         "Every order but raw attention, rollout and random uses the label: what is measured is how well importance for "
@@ -175,16 +175,17 @@ def cautions(models: Mapping[str, HookedViT], repro: bool, by_position: bool) ->
             "Gradients use the label through the model's head and through what moving attention would do; ranks of "
             "probes and projection say only how well the label can be read at a token. The like-for-like pair is probe "
             "against projection: both are ranks of the label, summed over blocks, one from a probe on few images, one "
-            "from the model's own head."
+            "from the head that answers."
         )
-    for name, model in models.items():
-        if "cls" not in model.cfg.sources:
+    for name, its in answers.items():
+        sources = its.model.cfg.sources
+        if "cls" not in sources:
             notes.append(
                 f"{name}: the readout averages image tokens and never reads CLS. Gradient maps and raw attention are "
                 "still those of CLS, rollout and the Chefer rule those of the mean over image tokens; one image token "
                 "always stays."
             )
-        elif "patches" in model.cfg.sources:
+        elif "patches" in sources:
             notes.append(f"{name}: the readout reads image tokens beside CLS, so that one of them always stays.")
     if repro:
         notes.append(

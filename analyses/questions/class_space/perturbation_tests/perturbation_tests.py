@@ -29,7 +29,8 @@ from analyses.data import ImageData
 from analyses.data.imagedata import Batch
 from analyses.data.sets import count_classes, two_sets
 from analyses.probes.classifier_heads import Answers
-from analyses.questions.class_space.measures.explanations import answers_of, check_explainable, gradient_maps
+from analyses.probes.opening import answering
+from analyses.questions.class_space.measures.explanations import check_asked, check_explainable, gradient_maps
 from analyses.questions.class_space.perturbation_tests.figure import (
     areas_figure,
     cautions,
@@ -53,7 +54,7 @@ from analyses.questions.class_space.perturbation_tests.position_probes import (
     Positions,
     measure_positions,
 )
-from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.notes import about_data, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import RESAMPLES, bootstrap, paired_bootstrap, rate_row
@@ -78,8 +79,8 @@ COLUMNS += ["value", "low", "high", "n", "spread", "p"]
 )
 def perturbation_tests(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
-    probe_data: ImageData | Any = None, orders: tuple[str, ...] = ORDERS, site: str = "attn_out", seeds: int = 10,
-    points: int = 20, shots: int = 10, batch_size: int = 64, seed: int = 0, repro: bool = False,
+    probe_data: ImageData | Any = None, head: str = "auto", orders: tuple[str, ...] = ORDERS, site: str = "attn_out",
+    seeds: int = 10, points: int = 20, shots: int = 10, batch_size: int = 64, seed: int = 0, repro: bool = False,
 ) -> Result:  # fmt: skip
     """How fast does accuracy fall when image tokens are deleted, the most or the least important first?
 
@@ -89,8 +90,8 @@ def perturbation_tests(
     Importance is for each image's label. `orders`: "gradient" (the global map, `site` as in `gradient_maps`), "chefer"
     (attention times its gradient, ICCV 2021), "rollout", "attention_last" and "attention_mean" (what CLS attends to),
     "projection" and "probe" (at each token the position of the label among the classes, summed over blocks, from the
-    model's own head and from ridge probes on `shots` images per class of `probe_data`; scenes: the train split,
-    otherwise half of `data`); where asked for "lrp" (propagated relevance times gradient, CVPR 2021), which needs a
+    model's head and from ridge probes on `shots` images per class of `probe_data`; scenes: the train split, otherwise
+    half of `data`); where asked for "lrp" (propagated relevance times gradient, CVPR 2021), which needs a
     model that reads CLS through one head. Beside them `seeds` random orders, other ones for every image. Images of more
     than 49 tokens lose them in `points` steps. `repro=True`: the softmax taken twice in the gradient, and random orders
     that all images share.
@@ -99,8 +100,8 @@ def perturbation_tests(
     `auc_published`, by the formula of the published code; `auc_minus_random` and `auc_minus_gradient` with their paired
     intervals and `p` (sign flips, Holm); `probe_accuracy` and `projection_accuracy` by `site` and `layer`, averaged
     over `tokens` ("patches" or "cls"), with the spread over positions. Unit of all intervals is the image.
-    Raises ValueError for a model without CLS, a head that does not know the labels, an unknown order, and classes with
-    fewer than `shots` images.
+    A model whose `head` knows none of the classes gets a ridge head, fitted on all of `probe_data`. Raises ValueError
+    for a model without CLS, a head that does not know the labels, an unknown order, and classes of too few images.
     """
     if unknown := [order for order in orders if order not in (*ORDERS, *OPTIONAL)]:
         known = ", ".join((*ORDERS, *OPTIONAL))
@@ -108,26 +109,26 @@ def perturbation_tests(
     if seeds < 1:
         raise ValueError(f"the control needs at least one random order; got seeds={seeds}")
     data, fitted, note = two_sets(data, probe_data, n=200, n_fit=500)
-    by_position = any(order in BY_POSITION for order in orders)
-    few = fitted.per_class(shots, seed) if by_position else None
+    few = fitted.per_class(shots, seed) if any(order in BY_POSITION for order in orders) else None
     n_classes = count_classes(data, fitted)
-    answers = {}
     for name, model in models.items():
-        check_explainable(model, name, site=site)
+        check_asked(model, name, site)
         removal_grid(model, 1, points)
+    found = answering(models, data, fitted, head=head, batch_size=batch_size)
+    for name, its in (answers := found.by_name).items():
+        check_explainable(its.model, name, site=site)
         if "lrp" in orders:
-            check_propagates(model, name)
-        answers[name] = answers_of(model, name, data)
+            check_propagates(its.model, name)
     rows: list[dict[str, Any]] = []
-    for name, model in models.items():
-        study = _Study(name, answers[name], orders, site, seeds, points, seed, repro)
-        found = study.positions(data, few, n_classes, batch_size) if few is not None else None
-        study.delete(data, batch_size, found)
-        rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows(found)]
+    for name, its in answers.items():
+        study = _Study(name, its, orders, site, seeds, points, seed, repro)
+        positions = study.positions(data, few, n_classes, batch_size) if few is not None else None
+        study.delete(data, batch_size, positions)
+        rows += [{"model": name, "architecture": its.model.cfg.architecture, **row} for row in study.rows(positions)]
     frame = pd.DataFrame(rows, columns=COLUMNS).astype({"removed": "Int64", "layer": "Int64"})
     meta = {
-        "models": {name: about_model(model) for name, model in models.items()},
-        "data": about_data(data),
+        "models": {name: its.about() for name, its in answers.items()},
+        **found.about,
         "probe_data": None if few is None else about_data(few, f"{shots} images per class from: {note}"),
         "n_classes": n_classes,
         "orders": [*orders, RANDOM],
@@ -139,7 +140,7 @@ def perturbation_tests(
     }
     result = Result(frame, meta)
     result.meta["table"] = summary_table(result)
-    result.meta["summary"], result.meta["notes"] = in_words(result), cautions(models, repro, by_position)
+    result.meta["summary"], result.meta["notes"] = in_words(result), cautions(answers, repro, few is not None)
     return result
 
 

@@ -28,7 +28,7 @@ from analyses.questions.cls_use.causality_vs_decodability.figure import (
     one_axis_figure,
     summary_table,
 )
-from analyses.running.notes import about_model, progress_batches
+from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import bootstrap, rate_row
@@ -82,7 +82,7 @@ def causality_vs_decodability(
         for i, batch in enumerate(progress_batches(opening.measured, batch_size, f"{name}: shuffling {tokens}")):
             study.add(i, batch.images, batch.labels)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
-        about[name] = {**about_model(answers.model), "head": answers.note, "head_fitted": answers.fitted}
+        about[name] = answers.about()
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": about,

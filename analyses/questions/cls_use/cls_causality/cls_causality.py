@@ -21,12 +21,12 @@ from torch import Tensor
 from analyses.activations.streams import cls_at_every_layer
 from analyses.controls.shuffle_floors import batch_seed, check_mixed, check_shuffles, expected_hits
 from analyses.data import ImageData
-from analyses.probes.classifier_heads import Answers
+from analyses.probes.classifier_heads import Answers, by_readout
 from analyses.probes.opening import open_study
 from analyses.probes.ridge import RidgeProbe
 from analyses.probes.role_probes import fit_role_probes
 from analyses.questions.cls_use.cls_causality.figure import lens_figure, main_figure, summary_table
-from analyses.running.notes import about_model, progress_batches
+from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import rate_row
@@ -48,6 +48,7 @@ def cls_causality(
     batch_size: int = 128,
     among: str = "batch",
     head: str = "auto",
+    reads: tuple[str, ...] = ("auto",),
     disturb: Callable[..., Intervention] | None = None,
 ) -> Result:
     """Where in each model is the label decodable from CLS, and where is CLS used?
@@ -58,7 +59,9 @@ def cls_causality(
     Probes are fitted on `probe_data` (one pass, all layers), everything else is measured on `data`; without
     `probe_data` half of `data`, by class, is set aside for it (scenes: the train split). CLS is exchanged within
     batches of `batch_size` (`among` as in `shuffle_cls`), with `seeds` different permutations. A model whose `head`
-    knows none of the data's classes gets a ridge head on its family's readout, and `meta` says so. `disturb` puts
+    knows none of the data's classes gets a ridge head on what its checkpoint reads, and `meta` says so. `reads` names
+    what ridge heads read, each of them for every model: besides "auto", "own" (what the model gives out: CLIP's
+    projected CLS, where its family's classifier averages the patches) and tokens, such as "cls+patches". `disturb` puts
     another intervention in place of `shuffle_cls`: it is called with the layer, and with a seed where it takes one.
 
     The frame has one row per model, layer, measure and seed: `value`, its 95 % Wilson interval, and `n` images.
@@ -70,9 +73,10 @@ def cls_causality(
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
     plan = _Plan(_disturbance(disturb, among), seeds, batch_size)
+    models, read = by_readout(models, reads)
     for name, model in models.items():
         _check(name, model, plan)
-    opening = open_study(models, data, probe_data, head)
+    opening = open_study(models, data, probe_data, head, read)
     if disturb is None:
         check_shuffles(opening.measured, batch_size, seeds, among)
     elif among not in BY_CLASS:
@@ -229,9 +233,7 @@ def _describe(answers: Answers) -> dict[str, Any]:
         "none": f"{cfg.architecture}: its readout reads {reads}, never CLS, so there is no CLS-only readout to show",
     }[_cls_readout(answers.model)]
     return {
-        **about_model(answers.model),
-        "head": answers.note,
-        "head_fitted": answers.fitted,
+        **answers.about(),
         "green": green,
     }
 

@@ -27,7 +27,7 @@ from analyses.questions.cls_use.random_readouts.store import check_room, clear, 
 from analyses.questions.cls_use.random_readouts.training import Training
 from analyses.running.files import check_writable
 from analyses.running.locks import hold_folder, scratch_folder
-from analyses.running.notes import about_data, about_model
+from analyses.running.notes import PROBES_READ, about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
@@ -102,7 +102,9 @@ def random_readouts(
                 study.forget(plans[name])
     columns = dict.fromkeys(("layer", "seed", "epoch"), "Int64")
     result = Result(pd.DataFrame(rows).astype(columns), {
-        "models": {name: {**about_model(model), "start": chosen[name].start} for name, model in models.items()},
+        "models": {
+            name: {**about_model(model, PROBES_READ), "start": chosen[name].start} for name, model in models.items()
+        },
         "data": about_data(measured),
         "fit_data": {**about_data(fitted, note), "fit": len(fit), "validation": len(validation)},
         "n_classes": n_classes,

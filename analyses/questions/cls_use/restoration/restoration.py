@@ -30,7 +30,7 @@ from analyses.questions.cls_use.restoration.figure import (
     restored_figure,
     summary_table,
 )
-from analyses.running.notes import about_model, progress_batches
+from analyses.running.notes import PROBES_READ, about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import RESAMPLES, rate_row
@@ -95,7 +95,7 @@ def restoration(
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in matrix.rows()]
     frame = pd.DataFrame(rows).astype({"shuffled_layer": "Int64", "probe_layer": "Int64", "seed": "Int64"})
     meta = {
-        "models": {name: about_model(model) for name, model in models.items()},
+        "models": {name: about_model(model, PROBES_READ) for name, model in models.items()},
         **opening.about("probe_data", n=int(frame.n.max())),
         "probe_fit": probe_fit,
         "tokens": tokens,
@@ -163,14 +163,16 @@ class _Matrix:
 
     def fit(self, data: ImageData, n_classes: int, *, refit: bool) -> None:
         """A probe per layer, or per cell of the matrix where it is `refit` under each shuffle."""
-        ridges: dict[int | None, GramRidge] = defaultdict(lambda: GramRidge(n_classes))
+        ridges: dict[int | None, GramRidge] = {}
         for i, batch in enumerate(progress_batches(data, self.batch_size, f"{self.name}: fitting probes")):
             orders = {FIT_SEED: batch_order(FIT_SEED, i, self.among, batch.labels)} if refit else {}
             sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
             for shuffled, _, probed, x in self._walk(batch.images, orders):
                 sites[shuffled][str(probed)] = x
             for shuffled, features in sites.items():
-                ridges[shuffled].update(features, batch.labels)
+                under = "" if shuffled is None else f", shuffled behind {shuffled}"
+                ridge = ridges.setdefault(shuffled, GramRidge(n_classes, name=f"{self.name}{under}"))
+                ridge.update(features, batch.labels)
         for shuffled, ridge in ridges.items():
             self.probes |= {(shuffled, int(probed)): probe for probed, probe in ridge.fit().items()}
 

@@ -39,7 +39,7 @@ from analyses.questions.decoding.decodability.figure import (
     main_figure,
     summary_table,
 )
-from analyses.running.notes import about_model
+from analyses.running.notes import PROBES_READ, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import rate_row, wilson
@@ -100,7 +100,7 @@ def decodability(
         rows += [{**about, **row} for row in study.rows(name, model, read[name])]
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64", "n_fit": "Int64"})
     meta = {
-        "models": {name: {**about_model(model), "roles": read[name]} for name, model in models.items()},
+        "models": {name: {**about_model(model, PROBES_READ), "roles": read[name]} for name, model in models.items()},
         "data": measured.about(),
         "fit_data": fitted.about(note),
         "target": target,

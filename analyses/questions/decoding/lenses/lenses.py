@@ -31,7 +31,7 @@ from analyses.questions.decoding.lenses.figure import (
     summary_table,
 )
 from analyses.questions.decoding.lenses.translators import Translators, fit_translators, kl_divergence
-from analyses.running.notes import about_model, progress_batches
+from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import bootstrap, rate_row
@@ -101,9 +101,7 @@ def lenses(
             ]
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in found]
         about[name] = {
-            **about_model(answers.model),
-            "head": answers.note,
-            "head_fitted": answers.fitted,
+            **answers.about(),
             "lens": what_it_reads(answers.model, tokens),
             "classes_of_the_head": answers.model.cfg.n_classes,
             "translator_kl_held_out": {

@@ -30,6 +30,7 @@ from analyses.questions.patching.patching_metrics import (
     Metric,
     MetricLike,
     as_metric,
+    check_answers,
     check_classes,
     recovery,
 )
@@ -74,6 +75,7 @@ def circuit_discovery(
     norms stand behind its branches.
     """
     clean, corrupt = pair_pixels(model, clean, corrupt)
+    check_answers(model, [as_metric(metric)])
     check_classes(classes, len(clean))
     refuse_hooks(model)
     study = _Study(model, as_metric(metric), eps, seed, batch_size)

@@ -110,7 +110,10 @@ def count_ids(model: HookedViT, name: str = "the model") -> dict[int, int]:
     Raises ValueError for a model whose head answers nothing.
     """
     if model.cfg.is_feature_model or model.cfg.n_classes is None or model.cfg.outputs != "classes":
-        raise ValueError(f"{name} has no classifier, so it counts nothing; use a counting model, such as zoo:vit-count")
+        raise ValueError(
+            f"{name} has no classifier, so it counts nothing; use a counting model, such as zoo:vit-count, "
+            "or fit a head to images labelled by their count: analyses.with_ridge_head(model, images)"
+        )
     names = model.cfg.class_names or ()
     if names and all(n.strip().isdigit() for n in names):
         return {int(n): i for i, n in enumerate(names)}
@@ -177,13 +180,14 @@ class _Study:
 
     def fit_probes(self, data: ImageData, batch_size: int) -> None:
         """A ridge probe of the count for every group and depth, from one pass over clean scenes."""
-        ridges: dict[str, GramRidge] = defaultdict(lambda: GramRidge(self.n_counts))
+        ridges: dict[str, GramRidge] = {}
         for scenes in self.batches(data, batch_size, "fitting probes", paired=False):
             _, streams = read_stream(self.model, scenes.clean, embedding=True)
             for group, mask in scenes.groups.items():
                 rows = mask.any(1)
                 means = {str(depth): _mean(x, mask)[rows] for depth, x in enumerate(streams)}
-                ridges[group].update(means, scenes.counts[rows])
+                ridge = ridges.setdefault(group, GramRidge(self.n_counts, name=f"{self.name}, {group} by depth"))
+                ridge.update(means, scenes.counts[rows])
         for group, ridge in ridges.items():
             fitted = ridge.fit()
             self.probes[group] = [fitted[str(depth)] for depth in range(self.model.cfg.n_layers + 1)]

@@ -40,7 +40,7 @@ from analyses.questions.patching.head_ablation.figure import (
     together_figure,
 )
 from analyses.questions.patching.head_ablation.ranking import sizes, stability_rows
-from analyses.running.notes import about_model, progress_batches
+from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import bootstrap, rate_row
@@ -72,7 +72,7 @@ def head_ablation(
     >>> result.frame.query("measure == 'drop' and way == 'mean' and effect == 'total'")  # doctest: +SKIP
 
     Means are over `fit_data`, at every token; other images are drawn within batches, `seeds` times. A model whose
-    `head` knows none of the data's classes gets a ridge head on its family's readout, fitted on `fit_data`.
+    `head` knows none of the data's classes gets a ridge head on what its checkpoint reads, fitted on `fit_data`.
 
     The frame: `drop`, what ablating a part (`layer` and `head`; no head: the MLP) takes from the margin, the logit of
     the right class minus the mean of the others, with a 95 % bootstrap interval over images, and `accuracy_drop`; for
@@ -98,7 +98,7 @@ def head_ablation(
         study = _Study(name, answers, seeds, draws, seed, batch_size)
         study.measure(opening.measured, opening.fitted)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
-        about[name] = {**about_model(answers.model), "head": answers.note, "head_fitted": answers.fitted}
+        about[name] = answers.about()
         n = study.n
     frame = pd.DataFrame(rows).astype(dict.fromkeys(("layer", "head", "k", "seed"), "Int64"))
     meta = {

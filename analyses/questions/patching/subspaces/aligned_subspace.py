@@ -24,6 +24,7 @@ from analyses.drawing.panels import curve, level, panels, place
 from analyses.drawing.rows import picked
 from analyses.questions.patching.patch_sites import pair_pixels
 from analyses.questions.patching.patched_runs import refuse_hooks
+from analyses.questions.patching.patching_metrics import METRICS, check_answers
 from analyses.questions.patching.subspaces.alignment import (
     Change,
     Interchange,
@@ -96,6 +97,7 @@ def aligned_subspace(
     """
     clean, corrupt = pair_pixels(model, clean, corrupt)
     refuse_hooks(model)
+    check_answers(model, [METRICS["flip_rate"]])
     layer = layer_of(model, layer)
     check_tokens(model, tokens)
     wanted = sorted({dims} if isinstance(dims, int) else set(dims))

@@ -36,7 +36,7 @@ def domain_rows(
 
     >>> rows = dict(domain_rows(equal_halves([photos, drawings]), read, 64, "vit"))  # doctest: +SKIP
     """
-    ridge = GramRidge(len(halves))
+    ridge = GramRidge(len(halves), name=f"{what}, the origin")
     for origin, (fitted, _) in enumerate(halves):
         for batch in progress_batches(fitted, batch_size, f"{what}: fitting probes of the origin"):
             ridge.update(read(batch), torch.full((len(batch),), origin))

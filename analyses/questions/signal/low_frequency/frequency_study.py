@@ -18,7 +18,7 @@ from torch import Tensor
 from analyses.activations.role_vectors import random_patches, read_roles
 from analyses.activations.streams import read_stream
 from analyses.data import ImageData
-from analyses.probes.classifier_heads import Answers, with_family_readout, with_ridge_head
+from analyses.probes.classifier_heads import Answers, head_of_probe, ready_for_head
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.signal.low_frequency.cls_parameter import cls_swaps
 from analyses.questions.signal.regression import GramRegression, LinearMap, r_squared, r_squared_gain
@@ -123,8 +123,8 @@ class FrequencyStudy:
 
     def fit(self, data: ImageData, batch_size: int) -> None:
         """Probes of the class and of band energies on clean pictures, the mean of every site and of the patches."""
-        pooling = self.model if self.own is not None else with_family_readout(self.model)
-        classes, spectra = GramRidge(self.n_classes), GramRegression()
+        pooling = self.model if self.own is not None else ready_for_head(self.model)
+        classes, spectra = GramRidge(self.n_classes, name=self.name), GramRegression()
         totals: dict[Site, Tensor] = {}
         patches, n = torch.zeros(self.model.cfg.d_model, dtype=torch.float64), 0
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):
@@ -141,7 +141,7 @@ class FrequencyStudy:
         probes = classes.fit()
         self.probes: dict[Site, RidgeProbe] = {site: probes[site.key] for site in totals}
         self.spectra: dict[str, LinearMap] = spectra.fit()
-        self.answers = self.own or with_ridge_head(pooling, probes["head"], data)
+        self.answers = self.own or head_of_probe(pooling, probes["head"], data)
         self.means = {site: total / n for site, total in totals.items()}
         self.varies = {site: not classes.moments(site.key).is_constant(classes.n) for site in totals}
         has_cls = self.answers.model.cfg.has_cls

@@ -28,7 +28,6 @@ from analyses.questions.signal.low_frequency.figure import (
 )
 from analyses.questions.signal.low_frequency.frequency_study import FrequencyStudy, picture_size
 from analyses.questions.signal.spectrum import band_edges, default_radii, luminance, shown_pixels
-from analyses.running.notes import about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
@@ -85,7 +84,7 @@ def low_frequency(
         study.measure(opening.measured, batch_size)
         found = [*study.rows(), *(_domain(name, study, halves, batch_size) if halves else [])]
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in found]
-        about[name] = {**about_model(model), "head": study.answers.note, "radii": used, "band_edges": study.edges}
+        about[name] = {**study.answers.about(), "radii": used, "band_edges": study.edges}
         about[name]["interventions"] = [repr(swap.intervention) for swap in study.swaps]
     meta = {
         "models": about,

@@ -17,7 +17,7 @@ from analyses.controls.random_weights import with_random_weights
 from analyses.controls.shuffle_floors import batch_seed
 from analyses.data import ImageData
 from analyses.data.imagedata import Batch
-from analyses.probes.classifier_heads import Answers, with_family_readout, with_ridge_head
+from analyses.probes.classifier_heads import Answers, head_of_probe, ready_for_head
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.signal.registers.norm_census import (
     NormCensus,
@@ -94,9 +94,9 @@ class RegisterStudy:
 
     def fit(self, data: ImageData, batch_size: int) -> None:
         """Probes of the class on every readout, and on outliers and other patches; of the patch's content as well."""
-        pooling = self.model if self.own is not None else with_family_readout(self.model)
-        classes = GramRidge(self.n_classes)
-        by_kind = [GramRidge(self.n_classes) for _ in self.layers]
+        pooling = self.model if self.own is not None else ready_for_head(self.model)
+        classes = GramRidge(self.n_classes, name=self.name)
+        by_kind = [GramRidge(self.n_classes, name=f"{self.name}, layer {layer}") for layer in self.layers]
         local = [GramRegression() for _ in self.layers]
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):
             pixels = self.model.preprocess(batch.images)
@@ -113,7 +113,7 @@ class RegisterStudy:
                     local[layer].update({"patch": torch.cat([*tokens.values()])}, torch.cat([*held.values()]))
         probes = classes.fit()
         self.probes = {site: probe for site, probe in probes.items() if site != "head"}
-        self.answers = self.own or with_ridge_head(pooling, probes["head"], data)
+        self.answers = self.own or head_of_probe(pooling, probes["head"], data)
         self.kind_probes: dict[int, dict[str, RidgeProbe]] = {}
         self.local: dict[int, LinearMap] = {}
         for layer, ridge in enumerate(by_kind):
@@ -208,7 +208,6 @@ class RegisterStudy:
         """What the summary needs beside the rows."""
         undefined = [layer for layer in self.layers if bool(self.rule.undefined[layer])]
         return {
-            "head": self.answers.note,
             "prefix": list(self.model.cfg.prefix),
             "targets": {
                 token: tokens if isinstance(tokens, str) else list(tokens) for token, tokens in self.targets.items()

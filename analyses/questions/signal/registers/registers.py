@@ -25,7 +25,6 @@ from analyses.questions.signal.registers.figure import (
 )
 from analyses.questions.signal.registers.register_study import RegisterStudy
 from analyses.questions.signal.registers.words import in_words, summary_table
-from analyses.running.notes import about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
@@ -85,7 +84,7 @@ def registers(
         study.fit(opening.fitted, batch_size)
         study.measure(opening.measured, batch_size)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
-        about[name] = {**about_model(model), **study.describe()}
+        about[name] = {**study.answers.about(), **study.describe()}
     meta = {
         "models": about,
         **opening.about(),

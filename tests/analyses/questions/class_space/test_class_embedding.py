@@ -56,15 +56,13 @@ def test_parts_without_masks_are_left_out_and_said_to_be() -> None:
 
 
 def test_models_whose_answers_cannot_be_explained_are_left_out_of_explanations_alone() -> None:
-    models = {"headed": with_processor("vit"), "features": with_processor("vit-model")}
+    models = {"features": with_processor("vit-model"), "patches": with_processor("timm-rpn")}
     result = class_embedding(models, noisy(20), parts=("class-values", "gradient-explanations"))
     of = result.frame.groupby("study").model.unique()
-    assert set(of["class-values"]) == {"headed", "features"}
-    assert set(of["gradient-explanations"]) == {"headed"}
-    assert (
-        "gradient-explanations: without features, which has no head of its own for these classes."
-        in (result.meta["notes"])
-    )
+    assert set(of["class-values"]) == {"features", "patches"}
+    assert set(of["gradient-explanations"]) == {"features"}
+    assert "gradient-explanations: without patches, which has no CLS token." in result.meta["notes"]
+    assert result.meta["read"]["features"].startswith("a ridge head (fitted on ")
 
 
 def test_an_unknown_part_is_refused_before_anything_runs() -> None:

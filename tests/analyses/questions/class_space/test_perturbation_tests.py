@@ -459,7 +459,7 @@ def test_what_cannot_be_done_is_refused_before_a_run(models: dict[str, HookedViT
     with pytest.raises(ValueError, match="number of images asked for"):
         perturbation_tests(models, data, probe_data=coloured(20, 2), shots=5)
     with pytest.raises(ValueError, match="LABEL|classes"):
-        perturbation_tests(models, load_data("scenes:test", n=10), orders=("rollout",))
+        perturbation_tests(models, load_data("scenes:test", n=10), orders=("rollout",), head="own")
     wrong = torch.zeros(3, N, dtype=torch.long)
     model = make("vit")
     with pytest.raises(ValueError, match="no permutation"):

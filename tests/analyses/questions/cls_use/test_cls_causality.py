@@ -13,6 +13,7 @@ from transformers import ViTImageProcessorPil
 
 from analyses import Result, cls_causality, load_data
 from analyses.data import ImageData, as_data
+from analyses.probes import class_moments
 from analyses.questions.cls_use.cls_causality.figure import lens_figure, summary_table
 from hooked_vit import HookedViT, zero_shot_head
 from tests.tiny import CLASSES, IMAGE, Letters, make_hf
@@ -120,6 +121,15 @@ def test_a_model_without_a_classifier_gets_a_ridge_head_and_the_result_says_so(n
     assert run.meta["models"][name]["head_fitted"]
     assert "ridge head" in run.meta["models"][name]["head"]
     assert values(run, name, "clean").iloc[0] > 0.5
+
+
+def test_a_penalty_that_is_an_end_of_the_grid_is_said_of_probes_and_of_the_head(monkeypatch) -> None:
+    """Once, with the sites, among the notes that the report shows."""
+    monkeypatch.setattr(class_moments, "FIRST", 0)
+    monkeypatch.setattr(class_moments, "FURTHEST", 0)
+    run = cls_causality({"vit": model("vit-model")}, coloured(60, 1), probe_data=coloured(100, 2), seeds=1)
+    (note,) = [note for note in run.meta["notes"] if "edge of the grid" in note]
+    assert note.startswith("vit: ridge probes of 0, 1, head: the best penalty is at the edge of the grid: the ")
 
 
 def test_the_callers_model_is_left_as_it_was() -> None:
