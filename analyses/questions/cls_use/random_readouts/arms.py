@@ -34,7 +34,7 @@ COMPARED = (("replace", "null"), ("replace", "null_de_novo"), ("augment", "repla
 """The trained readouts that are compared with each other."""
 
 EXACT, SETTLED = "closed form", "settled"
-RISING, BELOW = "unsettled: still improving", "unsettled: below its closed form"
+ENDED, BELOW = "unsettled: ended by its epochs", "unsettled: below its closed form"
 
 
 class Chosen(NamedTuple):

@@ -72,7 +72,7 @@ def trained_figure(result: Result) -> go.Figure:
     fig = panels(
         model_names(result),
         f"What do readouts that learn their token read? ({split} images)",
-        "All are lower bounds, null too. A cross: unsettled, still improving at its end or below a closed form it "
+        "All are lower bounds, null too. A cross: unsettled, ended by its epochs or below a closed form it "
         "could have come to: it has measured its training, not the block. Grey: closed forms (test images). 95 % "
         "intervals over images",
         x="layer of the block that is run once more",
@@ -138,7 +138,7 @@ def summary_table(result: Result) -> pd.DataFrame:
         table.append(row)
     names, modes = model_names(result), [*ARMS, *PLACEMENTS]
     table.sort(key=lambda row: (names.index(row["model"]), row["layer"], modes.index(row["mode"])))
-    return pd.DataFrame(table)
+    return pd.DataFrame(table).dropna(axis=1, how="all")
 
 
 def _mean(rows: pd.DataFrame, measure: str) -> dict[str, float]:

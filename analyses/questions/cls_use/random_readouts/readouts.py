@@ -16,10 +16,10 @@ from analyses.questions.cls_use.random_readouts.arms import (
     BELOW,
     COMPARED,
     COUNTERPARTS,
+    ENDED,
     EXACT,
     OF_SOURCE,
     PLACEMENTS,
-    RISING,
     SETTLED,
     Chosen,
     told,
@@ -112,8 +112,8 @@ class ModelReadouts:
                     if name != BASE:
                         self._difference(layer, (name, right), (BASE, self.read[layer, BASE][0]), seed, EXACT)
                     if probe.note:
-                        said.setdefault(probe.note, []).append(f"layer {layer} {name}")
-        return [f"{self.name}: {note} ({', '.join(dict.fromkeys(where))})." for note, where in said.items()]
+                        said.setdefault(probe.note.replace(f", {probe.alpha:g},", ""), []).append(name)
+        return [f"{self.name}: at some layer {note} ({', '.join(dict.fromkeys(arms))})." for note, arms in said.items()]
 
     def train(self, settings: Training, rates: Sequence[float], folder: Path | None) -> list[str]:
         """Train and measure every readout; the layer others start from comes first."""
@@ -183,7 +183,7 @@ class ModelReadouts:
     def _status(self, layer: int, mode: str, done: Trained, tested: Draws) -> str:
         """Whether a training has measured the block: it has stopped by itself, and not below what needs no training."""
         if not done.stopped:
-            return RISING
+            return ENDED
         closed = [torch.stack(self.read[layer, arm]).double().mean() for arm in COUNTERPARTS[mode]]
         return BELOW if tested.one.double().mean() < max(closed) else SETTLED
 

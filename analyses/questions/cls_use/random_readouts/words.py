@@ -8,7 +8,7 @@ import pandas as pd
 
 from analyses.data import ImageData
 from analyses.drawing.rows import ranges
-from analyses.questions.cls_use.random_readouts.arms import BELOW, RISING, SETTLED
+from analyses.questions.cls_use.random_readouts.arms import BELOW, ENDED, SETTLED
 from analyses.questions.cls_use.random_readouts.tokens import ARMS, BASE, TOKENS
 from analyses.running.results import Result
 
@@ -50,7 +50,10 @@ def _trained(rows: pd.DataFrame) -> str:
     each = rows[(rows.measure == "accuracy") & (rows.split == "test") & rows.status.ne("closed form")]
     unsettled = each[each.status.ne(SETTLED)]
     told = f"{len(each) - len(unsettled)} of {len(each)} trained readouts are settled"
-    for status, why in ((BELOW, "read less than a closed form they could have come to"), (RISING, "were improving")):
+    for status, why in (
+        (BELOW, "read less than a closed form they could have come to"),
+        (ENDED, "had not stopped improving when their epochs were used up"),
+    ):
         of_this = unsettled[unsettled.status == status]
         where = [
             f"{mode} at {_layers(sorted({int(i) for i in some.layer}))}"

@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from analyses import Result, random_readouts
+from analyses import Result, load_data, random_readouts
 from analyses.data import ImageData
 from analyses.probes.ridge import GramRidge
 from analyses.questions.cls_use.random_readouts import readouts
-from analyses.questions.cls_use.random_readouts.arms import BELOW, COUNTERPARTS, RISING, choose, told
+from analyses.questions.cls_use.random_readouts.arms import BELOW, COUNTERPARTS, ENDED, choose, told
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.networks import RandomToken
 from analyses.questions.cls_use.random_readouts.starting import begin_at_cls
 from analyses.questions.cls_use.random_readouts.store import Stream
 from analyses.questions.cls_use.random_readouts.tokens import ARMS, BASE, RANDOM, TOKENS, ClsDistribution, Placed
+from analyses.running.catalogue import registered_analyses
 from hooked_vit import zoo
 from interventions.vocabulary import generator_of
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
@@ -200,7 +201,7 @@ def test_settled_is_said_of_every_training_and_of_nothing_that_is_below_its_clos
         reached = [(a, -b) for a, b in zip(curves[mode], lost[mode], strict=True)]
         stopped = len(reached) - 1 - reached.index(max(reached)) >= 3
         below = value[mode] < max(value[arm] for arm in COUNTERPARTS[mode])
-        assert status[mode] == (RISING if not stopped else BELOW if below else "settled")
+        assert status[mode] == (ENDED if not stopped else BELOW if below else "settled")
     assert any("lower bounds" in note and "null too" in note for note in trained.meta["notes"])
     assert all("lower bounds" in s for s in trained.meta["summary"] if "trained readouts" in s)
     for row in rows(trained, "difference").itertuples():
@@ -213,18 +214,16 @@ def test_a_readout_that_learned_nothing_is_called_unsettled_everywhere():
     hopeless = run(modes=("null",), lr=1e-9, epochs=40, patience=1, layers=(LAYER,))
     (row,) = rows(hopeless, "accuracy", mode="null").itertuples()
     assert row.value < rows(hopeless, "accuracy", mode=BASE)["value"].item()
-    assert row.status in (BELOW, RISING)
+    assert row.status in (BELOW, ENDED)
     assert rows(hopeless, "difference", mode=f"null - {BASE}").status.item() == row.status
     assert "0 of 1 trained readouts are settled; unsettled" in hopeless.meta["summary"][-1]
-    (drawn,) = (draw(hopeless) for title, draw in hopeless_figures(hopeless).items() if title == "Trained readouts")
+    (drawn,) = (
+        draw(hopeless)
+        for title, draw in registered_analyses()["random-readouts"].figures(hopeless).items()
+        if title == "Trained readouts"
+    )
     assert "unsettled: no finding" in {trace.name for trace in drawn.data}
     assert not any("null" in s for s in hopeless.meta["summary"][:-1])
-
-
-def hopeless_figures(result: Result) -> dict[str, Any]:
-    from analyses.running.catalogue import registered_analyses
-
-    return registered_analyses()["random-readouts"].figures(result)
 
 
 def test_a_learning_rate_is_found_on_validation_images(monkeypatch):
@@ -254,8 +253,6 @@ def test_what_others_are_compared_with_is_always_measured():
 
 def test_closed_forms_of_a_built_in_model_are_cheap():
     """Seconds of processor time, at a fifth of the default sizes."""
-    from analyses import load_data
-
     vit, begun = zoo.load("vit"), time.process_time()
     few = {"fit_data": load_data("scenes:train", n=400), "layers": (6,), "seeds": 1}
     found = random_readouts({"vit": vit}, load_data("scenes:test", n=200), **few)

@@ -102,11 +102,11 @@ def test_a_rate_stays_what_it_is_where_it_is_not_to_fall(tmp_path, monkeypatch):
 
 
 def test_of_several_rates_the_best_on_validation_is_kept_and_one_that_diverges_is_none(tmp_path):
-    study = Study(tmp_path, placement="null")
+    study = Study(tmp_path)
     rates = [1e30, 0.03, 1e-6]
     best = training.train_at_best_rate(study.readout, study.block, *study.streams, SETTINGS, rates)
     alone = {lr: study.train(dataclasses.replace(SETTINGS, lr=lr)) for lr in rates[1:]}
-    assert best.lr == max(alone, key=lambda lr: alone[lr].reached) == 0.03
+    assert best.lr == max(alone, key=lambda lr: alone[lr].reached)
     assert same(best, alone[best.lr])
     with pytest.raises(FloatingPointError):
         training.train_at_best_rate(study.readout, study.block, *study.streams, SETTINGS, [1e30])
@@ -303,7 +303,7 @@ run({{"vit": model("vit")}}, keep_in={folder!r})
 
 
 def test_a_killed_process_ends_with_the_same_numbers_when_it_is_run_again(tmp_path):
-    code = KILLED.format(root=str(Path(__file__).parents[4]), after=30, folder=str(tmp_path))
+    code = KILLED.format(root=str(Path(__file__).parents[4]), after=60, folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TQDM_DISABLE": "1"}, timeout=300)
     assert done.returncode == -signal.SIGKILL
     begun = set(tmp_path.glob("*.training"))
