@@ -81,6 +81,7 @@ RANGES = {
     "tau": Range(0, 1, above=True),
     "threshold": MANY,
     "top": COUNT,
+    "trainings": COUNT,
     "window": Range(0, 10_000),
     "z": Range(0, 1_000_000),
 }

@@ -174,6 +174,7 @@ def test_what_does_not_fit_is_done_anew_or_refused(
 def test_trainings_are_those_of_their_streams(world: World) -> None:
     def kept(folder: str) -> pd.DataFrame:
         few = {"layers": (1,), "epochs": 1, "draws": 2, "batch_size": 8, "keep_in": str(world.folder / folder)}
+        few |= {"modes": ("trained",), "seeds": 1, "lr": 1e-3}
         return random_readouts({"vit": world.vit}, world.data, fit_data=world.fit, **few).frame
 
     def files() -> dict[str, int]:

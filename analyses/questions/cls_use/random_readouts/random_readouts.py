@@ -1,12 +1,14 @@
 """How well can one block, given its image tokens, write the label into an arbitrary CLS token?
 
-The model runs as it is. One frozen block is then run a second time on its own input: as it was (blue: null, the block's
-own CLS), with CLS replaced by a token drawn from a learned distribution (orange: replace), or with that token beside
-CLS (green: augment). A small decoder, trained with the generator of the token, reads the block's output at that token.
-The random token knows nothing of the image: all it can answer comes from the other tokens through this one block.
+The model runs as it is. One frozen block is then run a second time on its own input, with another token in the place of
+CLS (`replace`) or beside it (`augment`), and the block's output at that token is read. A token that knows nothing of
+the image can answer only from the other tokens, through this one block.
 
-Controls: the same decoder on the block's own CLS, once warm-started from another layer as the others are and once
-trained from scratch (de novo); one learned token for all images in place of random ones; and chance.
+The base is closed form: tokens that are chosen or drawn, read by a ridge probe. Nothing of it depends on an optimiser,
+and each is compared with the block's own CLS on the same images. Beside it stand trained readouts (orange: replace,
+green: augment, purple: one token for all images; blue: null, the block's own CLS), where a generator of tokens is
+learned together with a decoder. They are lower bounds of what can be read, the null too, and one that reads less than
+a closed form it could have come to has measured its optimiser: it is called unsettled.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ import pandas as pd
 
 from analyses.data import ImageData
 from analyses.data.sets import count_classes, two_sets
-from analyses.questions.cls_use.random_readouts.figure import curves_figure, main_figure, summary_table
+from analyses.questions.cls_use.random_readouts.arms import CLOSED_FORM, TRAINED, choose
+from analyses.questions.cls_use.random_readouts.figure import further_figures, main_figure, summary_table
 from analyses.questions.cls_use.random_readouts.networks import Decoder, make_decoder
 from analyses.questions.cls_use.random_readouts.readouts import Layers, ModelReadouts, slug
 from analyses.questions.cls_use.random_readouts.store import check_room, clear, plan, size
 from analyses.questions.cls_use.random_readouts.training import Training
+from analyses.questions.cls_use.random_readouts.words import about_readouts, in_words
 from analyses.running.files import check_writable
 from analyses.running.locks import hold_folder, scratch_folder
 from analyses.running.notes import PROBES_READ, about_data, about_model
@@ -33,52 +37,72 @@ from analyses.running.results import Result
 from hooked_vit import HookedViT
 from interventions.vocabulary import indices
 
+LR, LR_MIN, PUBLISHED_EPOCHS = 1e-3, 1e-6, 5
+RATES = (1e-3, 3e-3, 1e-2)
 LAST = 3  # one layer in so many, the last ones, where none are named: 8 to 11 of 12, as in the source
 
 
-@analysis(figure=main_figure, more_figures={"How the training went": curves_figure})
+@analysis(figure=main_figure, more_figures=further_figures)
 def random_readouts(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
-    fit_data: ImageData | Any = None, layers: tuple[int, ...] | None = None, start: int | None = None,
-    decoder: Decoder = "linear", epochs: int = 5, batch_size: int = 64, lr: float = 1e-3, patience: int = 5,
-    draws: int = 16, seeds: int = 1, seed: int = 0, cache_dtype: Literal["float32", "float16"] = "float32",
-    keep_in: str | None = None, repro: bool = False,
+    fit_data: ImageData | Any = None, modes: tuple[str, ...] | None = None, layers: tuple[int, ...] | None = None,
+    start: int | None = None, decoder: Decoder = "linear", epochs: int | None = None, batch_size: int = 64,
+    lr: float | None = None, patience: int = Training.patience, draws: int = 16, seeds: int = 3, trainings: int = 1,
+    seed: int = 0, cache_dtype: Literal["float32", "float16"] = "float32", keep_in: str | None = None,
+    repro: bool = False,
 ) -> Result:  # fmt: skip
     """How much of the label can one block write into a CLS token that knows nothing of the image?
 
-    >>> random_readouts({"vit": zoo.load("vit")}, layers=(5, 6)).figure()  # doctest: +SKIP
+    >>> random_readouts({"vit": zoo.load("vit")}, modes=("closed_form", "null")).figure()  # doctest: +SKIP
 
-    Readouts are trained on four fifths of `fit_data`, chosen by the rest (validation), and measured on `data` (test);
-    without `fit_data` half of `data` is set aside for it (scenes: the train split). `layers` are the last third unless
-    named. The readouts of layer `start` (the last but one) begin from scratch and those of the other layers from
-    its weights; `null_de_novo` begins from scratch everywhere. `draws` tokens per image are averaged at the end.
-    Every training is repeated with `seeds` seeds, beginning with `seed`.
+    `modes`: "closed_form" (the default: a minute at the most), "trained" (many minutes), or some of them by name.
+    Closed forms are replace_T and augment_T with the token T own_cls, mean_cls, gaussian (CLS's mean and covariance),
+    normal (standard), one_gaussian and one_normal (one draw for all images), other_cls, mean_patch; trained ones are
+    null, replace, augment, deterministic. Closed forms that others are compared with are measured always. What is read
+    is the block's output at the token in CLS's place, and with `augment` at the one that was added. `layers` are the
+    last third unless named.
+
+    A closed form is read by a ridge probe fitted on `fit_data`; what is random is drawn with each of `seeds` seeds,
+    beginning with `seed`. Readouts are trained with the first `trainings` of them on four fifths of `fit_data` until
+    `patience` epochs bring nothing better on the rest (validation), `epochs` (60) at the most; of several learning
+    rates, or at `lr`, the best on validation is kept. Both are measured on `data` (test); without `fit_data` half of
+    `data` is set aside for it (scenes: the train split). `draws` tokens per image are averaged at the end.
 
     The inputs of the blocks are kept on disk, as `cache_dtype`, in a temporary folder or in `keep_in`; there the
     trainings are kept as well, and the same call continues where it was interrupted, to the same numbers.
-    `repro` has batch norms in the generator, as the source had when it was published, and draws validation accuracy
-    where the source calls it test.
+    `repro` also trains, unless `modes` are named, and as published: raw decoder input, generators with batch norms, 5
+    epochs, a learning rate (0.001) that falls along a cosine; readouts of layer `start` (the last but one) begin from
+    scratch and those of others from its weights, but for `null_de_novo`. It draws validation accuracy where the source
+    calls it test.
 
-    The frame has one row per model, layer, mode, measure, split and seed: `value`, `low`, `high`, `n`. Measures:
-    accuracy (one draw per image), accuracy_mean_of_draws, agreement (share of pairs of draws with one answer),
-    difference (`mode` says of which two; paired bootstrap), chance (the most frequent class), and per `epoch` loss,
-    fit_accuracy and validation_accuracy. Source: methods §6, lab note 2.
-    Raises ValueError for a model without CLS, fewer training images than classes, settings out of range; OSError
-    where the disk has no room, before anything is run, and InUseError where another process has `keep_in`.
+    The frame has one row per model, layer, mode, measure, split and seed: `value`, `low`, `high`, `n`, and `status`:
+    "closed form", "settled" or "unsettled: …". Measures: accuracy (one draw per image), accuracy_mean_of_draws,
+    agreement (share of pairs of draws with one answer), difference (`mode` says of which two; paired), penalty,
+    learning_rate, chance (the most frequent class), and per `epoch` loss, fit_accuracy, validation_accuracy and
+    validation_loss. Source: methods §6, lab note 2.
+    Raises ValueError for a model without CLS, unknown modes, fewer training images than classes, settings out of
+    range; OSError where the disk has no room, before anything is run, and InUseError where another process has
+    `keep_in`.
     """
     measured, fitted, note = two_sets(data, fit_data)
     n_classes = count_classes(measured, fitted)
-    _check(epochs=epochs, seeds=seeds, patience=patience, batch_size=batch_size, draws=draws)
-    if not lr > Training.lr_min:
-        raise ValueError(f"the learning rate falls to {Training.lr_min:g}, so it begins above that; got lr={lr:g}")
+    epochs = epochs if epochs is not None else PUBLISHED_EPOCHS if repro else Training.epochs
+    modes = modes if modes is not None else (CLOSED_FORM, TRAINED) if repro else (CLOSED_FORM,)
+    _check(
+        epochs=epochs, seeds=seeds, patience=patience, batch_size=batch_size, draws=draws, trainings=trainings
+    )  # fmt: skip
+    if trainings > seeds:
+        raise ValueError(f"trainings are with the first of the seeds, so at most seeds={seeds}; got {trainings}")
+    arms, rates = choose(modes, repro), _rates(lr, repro)
     make_decoder(decoder, 1, n_classes)
-    chosen = {name: _layers(name, model, layers, start) for name, model in models.items()}
+    chosen = {name: _layers(name, model, layers, start, repro) for name, model in models.items()}
     fit, validation = fitted.split(0.8)
     splits = {"fit": fit, "validation": validation, "test": measured}
     if len(fit) < n_classes:
         raise ValueError(f"{n_classes} classes cannot be learned from {len(fit)} images; give more with fit_data")
     rows: list[dict[str, Any]] = []
-    notes: list[str] = _notes(splits, n_classes, seeds, epochs * -(-len(fit) // batch_size))
+    seen = list(range(seed, seed + seeds))
+    notes: list[str] = []
     with _folder(keep_in) as folder:
         plans = {
             name: {
@@ -92,11 +116,12 @@ def random_readouts(
         else:
             needed = check_room([p for each in plans.values() for p in each.values()], folder)
         for name, model in models.items():
-            study = ModelReadouts(name, model, chosen[name], n_classes, decoder, repro, draws)
+            study = ModelReadouts(name, model, chosen[name], arms, n_classes, decoder, repro, draws)
             notes += study.cache(plans[name], splits)
-            for each in range(seed, seed + seeds):
-                settings = Training(epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=each)
-                notes += study.run(settings, folder if keep_in is not None else None)
+            notes += study.closed_forms(seen)
+            for each in seen[:trainings] if arms.trained else []:
+                settings = Training(epochs, batch_size, LR, LR_MIN if repro else None, patience, each)
+                notes += study.train(settings, rates, folder if keep_in is not None else None)
             rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows]
             if keep_in is None:
                 study.forget(plans[name])
@@ -108,24 +133,45 @@ def random_readouts(
         "data": about_data(measured),
         "fit_data": {**about_data(fitted, note), "fit": len(fit), "validation": len(validation)},
         "n_classes": n_classes,
+        "modes": {"closed_form": arms.closed, "trained": arms.trained},
         "training": {
-            "epochs": epochs, "batch_size": batch_size, "optimiser": "Adam", "lr": lr, "lr_min": Training.lr_min,
-            "patience": patience, "decoder": decoder, "generator_batch_norm": repro,
+            "epochs": epochs, "batch_size": batch_size, "optimiser": "Adam", "lr": rates,
+            "lr_min": LR_MIN if repro else None, "patience": patience, "trainings": trainings, "decoder": decoder,
+            "decoder_input": "raw" if repro else "standardised", "generator_batch_norm": repro,
         },
         "draws": draws,
-        "seeds": list(range(seed, seed + seeds)),
+        "seeds": seen,
         "cached": {"as": cache_dtype, "needed": size(needed), "kept": keep_in is not None},
         "repro": repro,
     })  # fmt: skip
-    result.meta |= {"summary": _in_words(result), "notes": notes, "table": summary_table(result).to_dict("records")}
+    notes = [*about_readouts(result, splits), *notes]
+    result.meta |= {"summary": in_words(result), "notes": notes, "table": summary_table(result).to_dict("records")}
     return result
 
 
-def _layers(name: str, model: HookedViT, layers: Sequence[int] | None, start: int | None) -> Layers:
+def _rates(lr: float | None, repro: bool) -> list[float]:
+    """The learning rates that are tried."""
+    if repro and not (lr is None or lr > LR_MIN):
+        raise ValueError(f"the learning rate falls to {LR_MIN:g}, so it begins above that; got lr={lr:g}")
+    if lr is None:
+        return [LR] if repro else list(RATES)
+    if not lr > 0:
+        raise ValueError(f"a learning rate is above 0; got lr={lr:g}")
+    return [lr]
+
+
+def _layers(name: str, model: HookedViT, layers: Sequence[int] | None, start: int | None, repro: bool) -> Layers:
     if not model.cfg.has_cls:
         raise ValueError(f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): none can be replaced")
     n = model.cfg.n_layers
     chosen = sorted(indices(list(layers) if layers is not None else list(range(n - -(-n // LAST), n)), n, "layer"))
+    if not repro:
+        if start is not None:
+            raise ValueError(
+                f"every readout begins anew at its own layer, so none starts from another's (got start={start}); in "
+                "the published training they do: repro=True"
+            )
+        return Layers(chosen, None)
     first = chosen[max(0, len(chosen) - 2)] if start is None else indices(start, n, "layer")[0]
     if first not in chosen:
         raise ValueError(f"the layer others start from is one of those that are read, {chosen}; got start={start}")
@@ -139,22 +185,6 @@ def _check(**counts: int) -> None:
             raise ValueError(f"{what} must be at least {least}, got {value}")
 
 
-def _notes(splits: Mapping[str, ImageData], n_classes: int, seeds: int, steps: int) -> list[str]:
-    notes = [
-        "Validation accuracy chose the epoch, so it flatters a little; test accuracy did not.",
-        "Intervals are over images: they hold the trained readouts fixed and are not corrected for the number of "
-        f"layers. {'One training per curve' if seeds == 1 else f'{seeds} trainings per curve'}: differences of a point "
-        "or so may be tuning noise (`seeds` repeats the training).",
-        f"A readout was trained for {steps} steps at the most (the source: 15625). With few, random readouts are lower "
-        "bounds, and curves are flat at the end because the learning rate has fallen; more `epochs` may raise them.",
-        "The decoder reads the block's raw output, without the model's final norm.",
-    ]
-    labels = splits["fit"].labels
-    if labels is not None and (missing := n_classes - len(labels.unique())):
-        notes.append(f"{missing} of {n_classes} classes have no training image, so no readout can name them.")
-    return notes
-
-
 @contextmanager
 def _folder(keep_in: str | None) -> Iterator[Path]:
     if keep_in is None:
@@ -164,23 +194,3 @@ def _folder(keep_in: str | None) -> Iterator[Path]:
         with hold_folder(check_writable(keep_in), "--keep-in") as folder:
             clear(folder)
             yield folder
-
-
-def _in_words(result: Result) -> list[str]:
-    """One sentence per model: where a random token reads more or less than the block's own CLS."""
-    sentences = []
-    frame = result.frame[result.frame.measure == "difference"]
-    for name, rows in frame.groupby("model", sort=False):
-        said = []
-        for mode, what in (
-            ("replace - null", "a random token in the place of CLS is read {} than the block's own CLS"),
-            ("augment - replace", "beside CLS it is read {} than in its place"),
-        ):
-            each = rows[rows["mode"] == mode].groupby("layer").agg({"value": "mean", "low": "min", "high": "max"})
-            ways = {"better": each.index[each.low > 0], "worse": each.index[each.high < 0]}
-            told = [
-                f"{way} at layer{'s' * (len(at) > 1)} {', '.join(map(str, at))}" for way, at in ways.items() if len(at)
-            ]
-            said.append(what.format(" and ".join(told) or "neither clearly better nor worse at any layer"))
-        sentences.append(f"{name}: {said[0]}; {said[1]}.")
-    return sentences

@@ -1,55 +1,77 @@
-"""All the readouts of one model: its streams on disk, every training in its order, and the rows they give."""
+"""All the readouts of one model: its streams on disk, the closed forms, every training in its order, and their rows."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from analyses.data import ImageData
-from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock, Placement
-from analyses.questions.cls_use.random_readouts.networks import (
-    Decoder,
-    FixedToken,
-    RandomToken,
-    TokenReadout,
-    make_decoder,
+from analyses.questions.cls_use.random_readouts.arms import (
+    BELOW,
+    COMPARED,
+    COUNTERPARTS,
+    ENDED,
+    EXACT,
+    OF_SOURCE,
+    PLACEMENTS,
+    SETTLED,
+    Chosen,
+    told,
 )
+from analyses.questions.cls_use.random_readouts.closed_form import read_closed_form
+from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.networks import Decoder, RandomToken, TokenReadout
+from analyses.questions.cls_use.random_readouts.starting import begin_as_published, begin_at_cls
 from analyses.questions.cls_use.random_readouts.store import Plan, Stream, streams
-from analyses.questions.cls_use.random_readouts.training import Draws, Training, evaluate, train
+from analyses.questions.cls_use.random_readouts.tokens import ARMS, BASE, RANDOM, ClsDistribution
+from analyses.questions.cls_use.random_readouts.training import (
+    Draws,
+    Trained,
+    Training,
+    evaluate,
+    train_at_best_rate,
+)
 from analyses.statistics.intervals import bootstrap, paired_bootstrap, rate_row
 from hooked_vit import HookedViT
 
-PLACEMENTS: dict[str, Placement] = {
-    "null": "null",
-    "null_de_novo": "null",
-    "replace": "replace",
-    "augment": "augment",
-    "deterministic": "replace",
-}
-COMPARED = (("replace", "null"), ("replace", "null_de_novo"), ("augment", "replace"), ("replace", "deterministic"))
 CACHING = 128  # images at a time through the whole model
 
 
 class Layers(NamedTuple):
-    """The blocks that are read, in order of depth, and the one whose training begins from scratch."""
+    """The blocks that are read, in order of depth, and the one whose training the others start from, if any does."""
 
     all: list[int]
-    start: int
+    start: int | None
 
 
 class ModelReadouts:
-    """One model: its streams on disk, then every readout of every layer."""
+    """One model: its streams on disk, then every readout of every layer.
+
+    With `repro` trainings go as published: a generator with batch norms, the block's raw output, warm starts.
+    """
 
     def __init__(
-        self, name: str, model: HookedViT, layers: Layers, n_classes: int, decoder: Decoder, repro: bool, draws: int
+        self,
+        name: str,
+        model: HookedViT,
+        layers: Layers,
+        chosen: Chosen,
+        n_classes: int,
+        decoder: Decoder,
+        repro: bool,
+        draws: int,
     ) -> None:
-        self.name, self.model, self.layers, self.draws = name, model, layers, draws
-        self.n_classes, self.decoder, self.batch_norm = n_classes, decoder, repro
+        self.name, self.model, self.layers, self.chosen, self.draws = name, model, layers, chosen, draws
+        self.n_classes, self.decoder, self.repro = n_classes, decoder, repro
         self.streams: dict[str, dict[int, Stream]] = {}
+        self.cls: dict[int, ClsDistribution] = {}
+        self.read: dict[tuple[int, str], list[Bool[Tensor, "n"]]] = {}  # a closed form's answers for every seed
         self.rows: list[dict[str, Any]] = []
 
     def cache(self, plans: Mapping[str, Plan], splits: Mapping[str, ImageData]) -> list[str]:
@@ -62,6 +84,7 @@ class ModelReadouts:
             labels = next(iter(self.streams[split].values())).labels
             share = labels.bincount().max().item() / len(labels)
             self._add("chance", split, {"value": share, "n": len(labels)})
+        self.cls = {layer: ClsDistribution.of(self._fitting(layer)) for layer in self.layers.all}
         return notes
 
     def forget(self, plans: Mapping[str, Plan]) -> None:
@@ -70,57 +93,76 @@ class ModelReadouts:
             for path in each.paths.values():
                 path.unlink()
 
-    def run(self, settings: Training, folder: Path | None) -> list[str]:
+    def closed_forms(self, seeds: Sequence[int]) -> list[str]:
+        """Measure the arms in closed form; what is drawn is drawn once for every seed."""
+        said: dict[str, list[str]] = {}
+        for layer in self.layers.all:
+            test = self.streams["test"][layer]
+            for name in self.chosen.closed:
+                arm = ARMS[name]
+                for seed in seeds if arm.token in RANDOM else [None]:
+                    right, probe = read_closed_form(
+                        self.model, layer, arm, self._fitting(layer), test, self.cls[layer], self.n_classes,
+                        seed=seed or 0, what=f"{self.name}: layer {layer}, {name}",
+                    )  # fmt: skip
+                    place = {"layer": layer, "mode": name, "seed": seed, "status": EXACT}
+                    self._add("accuracy", "test", rate_row(int(right.sum()), len(right)), **place)
+                    self._add("penalty", "fit", {"value": probe.alpha, "n": probe.n}, **place)
+                    self.read.setdefault((layer, name), []).append(right)
+                    if name != BASE:
+                        self._difference(layer, (name, right), (BASE, self.read[layer, BASE][0]), seed, EXACT)
+                    if probe.note:
+                        said.setdefault(probe.note.replace(f", {probe.alpha:g},", ""), []).append(name)
+        return [f"{self.name}: at some layer {note} ({', '.join(dict.fromkeys(arms))})." for note, arms in said.items()]
+
+    def train(self, settings: Training, rates: Sequence[float], folder: Path | None) -> list[str]:
         """Train and measure every readout; the layer others start from comes first."""
         notes: list[str] = []
         warm: dict[str, TokenReadout] = {}
-        order = [self.layers.start, *(layer for layer in self.layers.all if layer != self.layers.start)]
+        start, modes = self.layers.start, self.chosen.trained
+        order = sorted(self.layers.all, key=lambda layer: layer != start)
         for place, layer in enumerate(order):
-            tested: dict[str, Draws] = {}
-            for i, mode in enumerate(PLACEMENTS):
-                if mode == "null_de_novo" and layer == self.layers.start:
+            tested: dict[str, tuple[Draws, str]] = {}
+            for i, mode in enumerate(modes):
+                if mode == OF_SOURCE and layer == start and "null" in tested:
                     tested[mode] = tested["null"]
                     self.rows += [{**row, "mode": mode} for row in self._of(layer, "null", settings.seed)]
                     continue
-                done_of_all = f"{place * len(PLACEMENTS) + i + 1} of {len(order) * len(PLACEMENTS)}"
                 block = FrozenBlock(self.model, layer, PLACEMENTS[mode], tokens=self.streams["fit"][layer].layout)
-                begun = warm.get(mode) or self._fresh(mode, settings.seed)
-                done = train(
-                    begun, block, self.streams["fit"][layer], self.streams["validation"][layer], settings,
+                done = train_at_best_rate(
+                    warm.get(mode) or self._begin(layer, mode, block, settings.seed),
+                    block, self.streams["fit"][layer], self.streams["validation"][layer], settings, rates,
                     checkpoint=folder and folder / f"{slug(self.name)}-layer{layer}-{mode}",
-                    what=f"{self.name}: layer {layer}, {mode} ({done_of_all})",
+                    what=f"{self.name}: layer {layer}, {mode} ({place * len(modes) + i + 1} of "
+                    f"{len(order) * len(modes)})",
                 )  # fmt: skip
                 notes += done.notes
-                if layer == self.layers.start and mode != "null_de_novo":
+                if layer == start and mode != OF_SOURCE:
                     warm[mode] = done.readout
-                tested[mode] = self._measure(layer, mode, done.readout, block, settings.seed)
-                for epoch, row in enumerate(done.history, start=1):
-                    for measure, value in row.items():
-                        split = "validation" if measure.startswith("validation") else "fit"
-                        number = {"value": value, "n": len(self.streams[split][layer].labels)}
-                        self._add(measure, split, number, layer=layer, mode=mode, seed=settings.seed, epoch=epoch)
+                tested[mode] = self._measure(layer, mode, done, block, settings.seed)
             self._compare(layer, tested, settings.seed)
         return notes
 
-    def _fresh(self, mode: str, seed: int) -> TokenReadout:
+    def _fitting(self, layer: int) -> list[Stream]:
+        return [self.streams[split][layer] for split in ("fit", "validation")]
+
+    def _begin(self, layer: int, mode: str, block: FrozenBlock, seed: int) -> TokenReadout:
         """An untrained readout, the same for the same seed."""
-        d = self.model.cfg.d_model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            decoder = make_decoder(self.decoder, d, self.n_classes)
-            token: RandomToken | FixedToken | None = None
-            if mode == "deterministic":
-                token = FixedToken(d)
-            elif PLACEMENTS[mode] != "null":
-                token = RandomToken(d, batch_norm=self.batch_norm)
-        return TokenReadout(token, decoder).to(self.model.embed.patch.weight.device)
+            if self.repro:
+                return begin_as_published(mode, block, self.decoder, self.n_classes)
+            fit = self.streams["fit"][layer]
+            return begin_at_cls(mode, block, self.decoder, self.n_classes, self.cls[layer], fit, seed)
 
-    def _measure(self, layer: int, mode: str, readout: TokenReadout, block: FrozenBlock, seed: int) -> Draws:
+    def _measure(self, layer: int, mode: str, done: Trained, block: FrozenBlock, seed: int) -> tuple[Draws, str]:
+        readout = done.readout
         random = isinstance(readout.token, RandomToken)
-        place = {"layer": layer, "mode": mode, "seed": seed}
         with block.ready():
             validated = evaluate(readout, block, self.streams["validation"][layer], seed=seed)
             tested = evaluate(readout, block, self.streams["test"][layer], seed=seed, draws=self.draws if random else 1)
+        status = self._status(layer, mode, done, tested)
+        place = {"layer": layer, "mode": mode, "seed": seed, "status": status}
         for split, drawn in (("validation", validated), ("test", tested)):
             self._add("accuracy", split, rate_row(int(drawn.one.sum()), len(drawn.one)), **place)
         if random:
@@ -130,19 +172,42 @@ class ModelReadouts:
             low, high = bootstrap({0: agreement}, seed=seed)[0]
             number = {"value": agreement.mean(), "low": low, "high": high, "n": len(agreement)}
             self._add("agreement", "test", number, **place)
-        return tested
+        self._add("learning_rate", "validation", {"value": done.lr, "n": len(validated.one)}, **place)
+        for epoch, row in enumerate(done.history, start=1):
+            for measure, value in row.items():
+                split = "validation" if measure.startswith("validation") else "fit"
+                number = {"value": value, "n": len(self.streams[split][layer].labels)}
+                self._add(measure, split, number, epoch=epoch, **place)
+        return tested, status
 
-    def _compare(self, layer: int, tested: Mapping[str, Draws], seed: int) -> None:
+    def _status(self, layer: int, mode: str, done: Trained, tested: Draws) -> str:
+        """Whether a training has measured the block: it has stopped by itself, and not below what needs no training."""
+        if not done.stopped:
+            return ENDED
+        closed = [torch.stack(self.read[layer, arm]).double().mean() for arm in COUNTERPARTS[mode]]
+        return BELOW if tested.one.double().mean() < max(closed) else SETTLED
+
+    def _compare(self, layer: int, tested: Mapping[str, tuple[Draws, str]], seed: int) -> None:
+        for mode, (drawn, status) in tested.items():
+            for arm in COUNTERPARTS[mode]:
+                self._difference(layer, (mode, drawn.one), (arm, self.read[layer, arm][0]), seed, told(status, EXACT))
         for a, b in COMPARED:
-            value, low, high = paired_bootstrap(tested[a].one.double(), tested[b].one.double(), seed=seed)
-            number = {"value": value, "low": low, "high": high, "n": len(tested[a].one)}
-            self._add("difference", "test", number, layer=layer, mode=f"{a} - {b}", seed=seed)
+            if a in tested and b in tested:
+                status = told(tested[a][1], tested[b][1])
+                self._difference(layer, (a, tested[a][0].one), (b, tested[b][0].one), seed, status)
+
+    def _difference(
+        self, layer: int, a: tuple[str, Tensor], b: tuple[str, Tensor], seed: int | None, status: str
+    ) -> None:
+        value, low, high = paired_bootstrap(a[1].double(), b[1].double(), seed=seed or 0)
+        number = {"value": value, "low": low, "high": high, "n": len(a[1])}
+        self._add("difference", "test", number, layer=layer, mode=f"{a[0]} - {b[0]}", seed=seed, status=status)
 
     def _of(self, layer: int, mode: str, seed: int) -> list[dict[str, Any]]:
         return [row for row in self.rows if (row["layer"], row["mode"], row["seed"]) == (layer, mode, seed)]
 
     def _add(self, measure: str, split: str, number: dict[str, Any], **place: Any) -> None:
-        nowhere = {"layer": None, "mode": None, "seed": None, "epoch": None}
+        nowhere = {"layer": None, "mode": None, "seed": None, "epoch": None, "status": None}
         exact = {"low": number["value"], "high": number["value"]}  # where there is no interval
         self.rows.append({"measure": measure, "split": split, **nowhere, **place, **exact, **number})
 

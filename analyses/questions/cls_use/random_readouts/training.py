@@ -6,7 +6,8 @@ import copy
 import hashlib
 import io
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,31 +32,47 @@ TRAINING_SEED, EVALUATION_SEED = 1_000_003, 2_000_003
 
 @dataclass(frozen=True)
 class Training:
-    """Adam with a cosine schedule from `lr` to `lr_min`; `patience` counts epochs without a better validation."""
+    """Adam until `patience` epochs brought nothing better on validation images, and for `epochs` at the most.
 
-    epochs: int = 5
+    Better is a higher accuracy, or the same with a lower loss. The learning rate stays `lr`, or falls along a cosine
+    to `lr_min` where one is given.
+    """
+
+    epochs: int = 60
     batch_size: int = 64
     lr: float = 1e-3
-    lr_min: float = 1e-6
-    patience: int = 5
+    lr_min: float | None = None
+    patience: int = 8
     seed: int = 0
 
 
 class Trained(NamedTuple):
-    """The readout at its best epoch, one row per epoch, and what to keep in mind."""
+    """The readout at its best epoch, one row per epoch, the learning rate, and what to keep in mind.
+
+    It `stopped` where validation no longer got better, rather than because the epochs were used up.
+    """
 
     readout: TokenReadout
     history: list[dict[str, float]]
     best_epoch: int
     notes: list[str]
+    lr: float
+    stopped: bool
+
+    @property
+    def reached(self) -> tuple[float, float]:
+        """Validation accuracy and minus the loss at the best epoch: of two trainings, the greater is the better."""
+        return _better(self.history[self.best_epoch - 1])
 
 
 class Draws(NamedTuple):
-    """What a readout says of every image: right with one draw, right with the mean of all, agreement of any two."""
+    """What a readout says of every image: right with one draw, right with the mean of all, agreement of any two; and
+    the loss with one draw."""
 
     one: Bool[Tensor, "n"]
     mean: Bool[Tensor, "n"]
     agreement: Float[Tensor, "n"]
+    loss: Float[Tensor, "n"]
 
 
 def train(
@@ -68,7 +85,7 @@ def train(
     checkpoint: Path | None = None,
     what: str = "training",
 ) -> Trained:
-    """Train a copy of `readout` on `fit` and keep its best epoch by accuracy on `validation`.
+    """Train a copy of `readout` on `fit` and keep its best epoch on `validation`.
 
     With `checkpoint` (a path without ending) every epoch is kept, whole or not at all, under a key of all that went
     in; the same call goes on from there, to the same numbers. A damaged file is noticed, noted and begun anew.
@@ -79,8 +96,9 @@ def train(
     path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{key[:16]}.training")
     batches = _batches(len(fit.labels), settings.batch_size)
     steps = settings.epochs * len(batches)
+    lr_min = settings.lr if settings.lr_min is None else settings.lr_min
     optimiser = torch.optim.Adam(readout.parameters(), lr=settings.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps, eta_min=settings.lr_min)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps, eta_min=lr_min)
     generator = torch.Generator().manual_seed(settings.seed + TRAINING_SEED)
     history: list[dict[str, float]] = []
     best_epoch, best = 0, copy.deepcopy(readout.state_dict())
@@ -109,10 +127,12 @@ def train(
                 bar.update()
             if not math.isfinite(total):
                 raise FloatingPointError(f"{what}: the loss is no number in epoch {len(history) + 1}; take a lower lr")
-            accuracy = evaluate(readout, block, validation, seed=settings.seed).one.double().mean().item()
+            drawn = evaluate(readout, block, validation, seed=settings.seed)
+            accuracy, validation_loss = (v.double().mean().item() for v in (drawn.one, drawn.loss))
             n = len(order)
-            history.append({"loss": total / n, "fit_accuracy": hits / n, "validation_accuracy": accuracy})
-            if not best_epoch or accuracy > history[best_epoch - 1]["validation_accuracy"]:
+            row = {"loss": total / n, "fit_accuracy": hits / n, "validation_accuracy": accuracy}
+            history.append({**row, "validation_loss": validation_loss})
+            if not best_epoch or _better(history[-1]) > _better(history[best_epoch - 1]):
                 best_epoch, best = len(history), copy.deepcopy(readout.state_dict())
             bar.set_postfix(validation=f"{accuracy:.3f}")
             _save(
@@ -129,7 +149,35 @@ def train(
                 },
             )
     readout.load_state_dict(best)
-    return Trained(readout.eval(), history, best_epoch, notes)
+    stopped = len(history) - best_epoch >= settings.patience
+    return Trained(readout.eval(), history, best_epoch, notes, settings.lr, stopped)
+
+
+def train_at_best_rate(
+    readout: TokenReadout,
+    block: FrozenBlock,
+    fit: Stream,
+    validation: Stream,
+    settings: Training,
+    rates: Sequence[float],
+    **kw: Any,
+) -> Trained:
+    """The best on validation images of trainings at several learning rates, the lower rate where two are as good.
+
+    Each is a whole training, with `train`'s keywords. Raises FloatingPointError where the loss of every one of them is
+    no number.
+    """
+    done: list[Trained] = []
+    errors: list[FloatingPointError] = []
+    for lr in sorted(rates):
+        try:
+            done.append(train(readout, block, fit, validation, replace(settings, lr=lr), **kw))
+        except FloatingPointError as error:
+            errors.append(error)
+    if not done:
+        raise errors[0]
+    best = max(done, key=lambda each: each.reached)
+    return best._replace(notes=[note for each in done for note in each.notes])
 
 
 @torch.no_grad()
@@ -141,15 +189,20 @@ def evaluate(readout: TokenReadout, block: FrozenBlock, stream: Stream, *, seed:
     """
     readout.eval()
     generator = torch.Generator().manual_seed(seed + EVALUATION_SEED)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, ...]] = []
     for rows in torch.arange(len(stream.labels)).split(EVALUATION):
         x, labels = stream.batch(rows)
         x = x.to(next(readout.parameters()).device)
         scores = torch.stack([readout(block, x, generator) for _ in range(draws)]).cpu()
         said = F.one_hot(scores.argmax(-1), scores.shape[-1]).sum(0).double()
         same = (said * (said - 1)).sum(-1) / (draws * (draws - 1)) if draws > 1 else torch.ones(len(x))
-        parts.append((correct(rank(scores[0], labels)), correct(rank(scores.double().mean(0), labels)), same.float()))
+        right = correct(rank(scores[0], labels)), correct(rank(scores.double().mean(0), labels))
+        parts.append((*right, same.float(), F.cross_entropy(scores[0], labels, reduction="none")))
     return Draws(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _better(row: dict[str, float]) -> tuple[float, float]:
+    return row["validation_accuracy"], -row["validation_loss"]
 
 
 def _batches(n: int, batch_size: int) -> list[slice]:

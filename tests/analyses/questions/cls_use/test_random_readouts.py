@@ -19,10 +19,10 @@ import torch
 from analyses import Result, random_readouts
 from analyses.data import ImageData, as_data
 from analyses.questions.cls_use.random_readouts import training
-from analyses.questions.cls_use.random_readouts.figure import curves_figure, summary_table
+from analyses.questions.cls_use.random_readouts.arms import COMPARED, COUNTERPARTS, PLACEMENTS
+from analyses.questions.cls_use.random_readouts.figure import curves_figure, summary_table, trained_figure
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.networks import RandomToken, TokenReadout, make_decoder
-from analyses.questions.cls_use.random_readouts.readouts import COMPARED, PLACEMENTS
 from analyses.questions.cls_use.random_readouts.store import Stream, plan, streams
 from analyses.questions.cls_use.random_readouts.training import Trained, Training, evaluate, train
 from hooked_vit import HookedViT, ViTConfig
@@ -70,7 +70,8 @@ def test_the_best_epoch_is_the_one_that_is_kept(tmp_path):
     study = Study(tmp_path)
     done = study.train(dataclasses.replace(SETTINGS, epochs=5, lr=0.03))
     reached = [row["validation_accuracy"] for row in done.history]
-    assert done.best_epoch == reached.index(max(reached)) + 1
+    lost = [row["validation_loss"] for row in done.history]
+    assert done.best_epoch == max(range(5), key=lambda i: (reached[i], -lost[i])) + 1
     with study.block.ready():
         again = evaluate(done.readout, study.block, study.streams[1], seed=SETTINGS.seed)
     assert again.one.double().mean().item() == max(reached)
@@ -78,17 +79,37 @@ def test_the_best_epoch_is_the_one_that_is_kept(tmp_path):
 
 def test_it_stops_when_validation_no_longer_gets_better(tmp_path):
     study = Study(tmp_path, placement="null")
-    done = study.train(Training(epochs=9, lr=1.1e-6, patience=2))
+    done = study.train(Training(epochs=60, lr=0.1, patience=2))
     reached = [row["validation_accuracy"] for row in done.history]
-    assert len(reached) == done.best_epoch + 2 < 9
+    assert len(reached) == done.best_epoch + 2 < 60
     assert max(reached[done.best_epoch :]) <= reached[done.best_epoch - 1]
+    assert done.stopped
+    assert not study.train(Training(epochs=len(reached) - 1, lr=0.1, patience=2)).stopped
 
 
 def test_the_schedule_ends_where_it_is_said_to(tmp_path, monkeypatch):
     kept: list[dict[str, Any]] = []
     monkeypatch.setattr(training, "_save", lambda path, state: kept.append(state))
-    Study(tmp_path, placement="null").train(dataclasses.replace(SETTINGS, patience=9))
+    Study(tmp_path, placement="null").train(dataclasses.replace(SETTINGS, patience=9, lr_min=1e-6))
     assert kept[-1]["optimiser"]["param_groups"][0]["lr"] == pytest.approx(1e-6)
+
+
+def test_a_rate_stays_what_it_is_where_it_is_not_to_fall(tmp_path, monkeypatch):
+    kept: list[dict[str, Any]] = []
+    monkeypatch.setattr(training, "_save", lambda path, state: kept.append(state))
+    Study(tmp_path, placement="null").train(SETTINGS)
+    assert kept[-1]["optimiser"]["param_groups"][0]["lr"] == SETTINGS.lr
+
+
+def test_of_several_rates_the_best_on_validation_is_kept_and_one_that_diverges_is_none(tmp_path):
+    study = Study(tmp_path)
+    rates = [1e30, 0.03, 1e-6]
+    best = training.train_at_best_rate(study.readout, study.block, *study.streams, SETTINGS, rates)
+    alone = {lr: study.train(dataclasses.replace(SETTINGS, lr=lr)) for lr in rates[1:]}
+    assert best.lr == max(alone, key=lambda lr: alone[lr].reached)
+    assert same(best, alone[best.lr])
+    with pytest.raises(FloatingPointError):
+        training.train_at_best_rate(study.readout, study.block, *study.streams, SETTINGS, [1e30])
 
 
 @pytest.mark.parametrize("after", [1, 3, 7, 8])
@@ -177,13 +198,14 @@ def test_agreement_is_that_of_all_pairs_of_draws(tmp_path):
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    return run({name: model(name) for name in ("beit-mean-both", "registers")})
+    return run({name: model(name) for name in ("beit-mean-both", "registers")}, repro=True)
 
 
 def run(models: dict[str, HookedViT], data: ImageData | None = None, **kw: Any) -> Result:
     data = coloured(40, 1) if data is None else data
     small = {"layers": (0, 1), "epochs": 2, "batch_size": 32, "draws": 4, "fit_data": coloured(80, 2)}
-    return random_readouts(models, data, **small | kw)
+    trained = {"modes": ("trained",), "seeds": 1, "lr": 1e-3}
+    return random_readouts(models, data, **small | trained | kw)
 
 
 def table(result: Result, measure: str) -> pd.DataFrame:
@@ -192,6 +214,8 @@ def table(result: Result, measure: str) -> pd.DataFrame:
 
 def test_every_readout_is_measured_on_both_splits(result):
     accuracy = table(result, "accuracy")
+    assert (accuracy[accuracy.status == "closed form"].split == "test").all()
+    accuracy = accuracy[accuracy["mode"].isin(PLACEMENTS)]
     assert len(accuracy) == 2 * 2 * len(PLACEMENTS) * 2
     assert accuracy.groupby("split")["n"].unique().map(list).to_dict() == {"test": [40], "validation": [15]}
     assert ((accuracy.low <= accuracy.value) & (accuracy.value <= accuracy.high)).all()
@@ -199,8 +223,8 @@ def test_every_readout_is_measured_on_both_splits(result):
     assert table(result, "agreement").value.between(0, 1).all()
     assert len(table(result, "chance")) == 4
     epochs = result.frame[result.frame.epoch.notna()]
-    assert len(epochs) == 2 * 2 * len(PLACEMENTS) * 3 * 2
-    assert set(epochs.measure) == {"loss", "fit_accuracy", "validation_accuracy"}
+    assert len(epochs) == 2 * 2 * len(PLACEMENTS) * 4 * 2
+    assert set(epochs.measure) == {"loss", "fit_accuracy", "validation_accuracy", "validation_loss"}
 
 
 def test_where_others_start_from_scratch_is_where_nothing_is_warm(result):
@@ -216,7 +240,8 @@ def test_where_others_start_from_scratch_is_where_nothing_is_warm(result):
 def test_a_difference_is_that_of_the_accuracies(result):
     accuracy = table(result, "accuracy").query("split == 'test'").set_index(["model", "layer", "mode"])["value"]
     rows = table(result, "difference")
-    assert len(rows) == 2 * 2 * len(COMPARED)
+    closed = len(result.meta["modes"]["closed_form"]) - 1
+    assert len(rows) == 2 * 2 * (len(COMPARED) + sum(map(len, COUNTERPARTS.values())) + closed)
     for row in rows.itertuples():
         a, b = (accuracy[row.model, row.layer, mode] for mode in row.mode.split(" - "))
         assert row.value == pytest.approx(a - b)
@@ -225,7 +250,7 @@ def test_a_difference_is_that_of_the_accuracies(result):
 
 def test_the_same_call_gives_the_same_numbers_and_nothing_stays(result, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    again = run({"beit-mean-both": model("beit-mean-both")})
+    again = run({"beit-mean-both": model("beit-mean-both")}, repro=True)
     first = result.frame[result.frame.model == "beit-mean-both"]
     pd.testing.assert_frame_equal(again.frame, first.reset_index(drop=True))
     assert not list(tmp_path.iterdir())
@@ -233,9 +258,16 @@ def test_the_same_call_gives_the_same_numbers_and_nothing_stays(result, tmp_path
 
 def test_seeds_repeat_the_training():
     kw = {"layers": (1,), "epochs": 1, "fit_data": coloured(40, 2)}
-    both, second = run({"vit": model("vit")}, seeds=2, **kw).frame, run({"vit": model("vit")}, seed=1, **kw).frame
-    of_second = both[both.seed.eq(1).fillna(False)].reset_index(drop=True)
-    pd.testing.assert_frame_equal(of_second, second[second.seed.notna()].reset_index(drop=True))
+    kw["modes"] = ("null", "replace")
+    both = run({"vit": model("vit")}, seeds=2, trainings=2, **kw).frame
+    second = run({"vit": model("vit")}, seed=1, **kw).frame
+
+    def of_second(frame: pd.DataFrame) -> pd.DataFrame:
+        # what a training is compared with is drawn with the first seed
+        rows = frame[frame.seed.eq(1).fillna(False) & frame.measure.ne("difference")]
+        return rows.drop(columns="status").reset_index(drop=True)
+
+    pd.testing.assert_frame_equal(of_second(both), of_second(second))
     losses = both[both.measure == "loss"].groupby("seed")["value"].apply(list)
     assert losses[0] != losses[1]
 
@@ -271,7 +303,7 @@ run({{"vit": model("vit")}}, keep_in={folder!r})
 
 
 def test_a_killed_process_ends_with_the_same_numbers_when_it_is_run_again(tmp_path):
-    code = KILLED.format(root=str(Path(__file__).parents[4]), after=30, folder=str(tmp_path))
+    code = KILLED.format(root=str(Path(__file__).parents[4]), after=60, folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TQDM_DISABLE": "1"}, timeout=300)
     assert done.returncode == -signal.SIGKILL
     begun = set(tmp_path.glob("*.training"))
@@ -286,7 +318,7 @@ def test_permuted_labels_are_at_chance():
     pictures = [image for batch in coloured(200, 1).batches(50) for image in batch.images]
     labels = torch.randint(CLASSES, (200,), generator=torch.Generator().manual_seed(0)).tolist()
     clear = coloured(100, 2)
-    kw = {"layers": (1,), "epochs": 6, "fit_data": clear, "lr": 0.01}
+    kw = {"layers": (1,), "epochs": 6, "fit_data": clear, "lr": 0.01, "modes": ("closed_form", "trained")}
     rows = table(run({"vit": model("vit")}, as_data((pictures, labels)), **kw), "accuracy").query("split == 'test'")
     assert (rows.low <= 1 / CLASSES).all()
     assert (rows.high >= 1 / CLASSES).all()
@@ -308,9 +340,17 @@ def test_a_class_without_training_images_is_noted():
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
-        ({"lr": 1e-7}, "begins above that"),
+        ({"lr": 1e-7, "repro": True}, "begins above that"),
+        ({"trainings": 2}, "at most seeds=1; got 2"),
+        ({"modes": ()}, "got none"),
+        (
+            {"modes": ("replace_mean_cl",)},
+            "a mode is one of .*; got 'replace_mean_cl'; did you mean 'replace_mean_cls'",
+        ),
+        ({"modes": ("null_de_novo",)}, "so null_de_novo is null"),
+        ({"start": 0}, r"every readout begins anew .*start=0.*repro=True"),
         ({"layers": (5,)}, "the model has 2"),
-        ({"layers": (1,), "start": 0}, r"one of those that are read, \[1\]"),
+        ({"layers": (1,), "start": 0, "repro": True}, r"one of those that are read, \[1\]"),
         ({"fit_data": coloured(5, 1)}, "5 classes cannot be learned from 4 images"),
     ],
 )
@@ -336,18 +376,20 @@ def test_the_last_third_is_read_unless_layers_are_named():
 def test_pictures_table_and_words_have_every_model(result):
     names = set(result.meta["models"])
     assert {row["model"] for row in result.meta["table"]} == names
-    assert list(summary_table(result)["layer"]) == [0, 1, 0, 1]
-    figure, curves = result.figure(), curves_figure(result)
-    for drawn in (figure, curves):
+    assert list(summary_table(result)["layer"].unique()) == [0, 1]
+    figure, curves, trained = result.figure(), curves_figure(result), trained_figure(result)
+    for drawn in (figure, curves, trained):
         titles = " ".join(a.text for a in drawn.layout.annotations)
         assert all(name in titles for name in names)
     assert {"chance"} < {trace.name for trace in figure.data}
-    assert len(result.meta["summary"]) == 2
+    assert "unsettled: no finding" in {trace.name for trace in trained.data}
+    assert len(result.meta["summary"]) == 4
     assert "test images" in figure.layout.title.text
     json.dumps(result.meta)
 
 
 def test_the_sources_setting_shows_validation_and_normalises_batches():
     published = run({"vit": model("vit")}, repro=True, epochs=1)
-    assert "validation images" in published.figure().layout.title.text
+    assert "validation images" in trained_figure(published).layout.title.text
     assert published.meta["training"]["generator_batch_norm"]
+    assert published.meta["training"]["decoder_input"] == "raw"

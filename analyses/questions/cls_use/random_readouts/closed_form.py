@@ -1,0 +1,71 @@
+"""Readouts in closed form: a ridge probe on what a block answers for a token that was chosen, not learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from analyses.probes.ridge import GramRidge, RidgeProbe
+from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.store import Stream
+from analyses.questions.cls_use.random_readouts.tokens import Arm, ClsDistribution, Placed, images
+from analyses.statistics.ranks import correct, rank
+from hooked_vit import HookedViT
+
+Source = Callable[[Stream, Float[Tensor, "b t d"]], Float[Tensor, "b d"] | None]
+
+
+class Read(NamedTuple):
+    """Which test images the probe of an arm gets right, and the probe."""
+
+    right: Bool[Tensor, "n"]
+    probe: RidgeProbe
+
+
+@torch.no_grad()
+def gather(block: FrozenBlock, streams: Sequence[Stream], token: Source, n_classes: int, what: str) -> GramRidge:
+    """What a ridge probe needs of the block's answers [n d] on all images of the streams, under the site "read"."""
+    ridge = GramRidge(n_classes)
+    total = sum(len(stream.labels) for stream in streams)
+    with block.ready(), tqdm(total=total, desc=what, delay=2, leave=False) as bar:
+        for number, rows, x in images(streams):
+            answer = block(x, token(streams[number], x))
+            ridge.update({"read": answer}, streams[number].labels[rows])
+            bar.update(len(rows))
+    return ridge
+
+
+@torch.no_grad()
+def read_closed_form(
+    model: HookedViT,
+    layer: int,
+    arm: Arm,
+    fit: Sequence[Stream],
+    test: Stream,
+    distribution: ClsDistribution,
+    n_classes: int,
+    *,
+    seed: int,
+    what: str = "",
+) -> Read:
+    """Fit the ridge probe of one arm on the images of `fit`, and answer for those of `test`.
+
+    Nothing is learned but the probe, so the numbers are exact: the same for the same streams and seed.
+    """
+    block = FrozenBlock(model, layer, arm.placement, tokens=test.layout)
+
+    def placed(fitting: bool) -> Placed:
+        return Placed(arm.token, distribution, fit, seed=seed, fitting=fitting)
+
+    probe = gather(block, fit, placed(True), n_classes, what).fit()["read"]
+    right, tokens = [], placed(False)
+    with block.ready():
+        for _, rows, x in images([test]):
+            scores = probe.scores(block(x, tokens(test, x))).cpu()
+            right.append(correct(rank(scores, test.labels[rows])))
+    return Read(torch.cat(right), probe)
