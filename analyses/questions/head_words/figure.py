@@ -139,6 +139,10 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
             )
         if about["words"] != "its texts":
             notes.append(f"{name} has no texts: the words are {about['words']}, read where the classifier reads.")
+        if not (rows.measure == "map").any() and result.meta["examples"]:
+            notes.append(
+                f"{name} has a norm inside attention: what a head adds is no sum over tokens, so there is no map."
+            )
         if "pool_mlp" in set(parts.component):
             notes.append(
                 f"{name} pools by attention and an MLP: the pool's attention is held at what it was, and what its MLP "

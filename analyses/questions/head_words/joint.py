@@ -50,14 +50,14 @@ class JointReading:
     >>> reading.vectors().sum(1) @ directions(model).T + model.b_U  # the logits  # doctest: +SKIP
 
     `parts` names the second axis of `vectors()`. Raises NoHeadError for a model without a classifier, and ValueError
-    where a norm stands behind the branches, or inside attention.
+    where a norm stands behind the branches, or, with `patterns`, inside attention.
     """
 
     @torch.no_grad()
     def __init__(self, model: HookedViT, pixels: Float[Tensor, "b c h w"], *, patterns: bool = False) -> None:
         self.directions = directions(model)
         model.require_branches_are_sums("a head's output in the space of the texts")
-        if model.cfg.attn_inner_norm:
+        if patterns and model.cfg.attn_inner_norm:
             raise ValueError(
                 "a head's output is taken apart by the tokens it comes from, and in this model a norm stands between "
                 "that sum and the output matrix"

@@ -53,7 +53,8 @@ class WordStudy:
         for batch in progress_batches(data, batch_size, f"{self.name}: reading heads", extra=extra):
             pixels = self.model.preprocess(batch.images)
             self.n += len(pixels)
-            reading = JointReading(self.model, pixels, patterns=True)
+            mapped = not self.model.cfg.attn_inner_norm
+            reading = JointReading(self.model, pixels, patterns=mapped)
             vectors = reading.vectors()
             self.parts = reading.parts
             self._check(vectors, reading.logits)
@@ -61,10 +62,12 @@ class WordStudy:
             margins = torch.einsum("bpe,be->bp", vectors, self._margin(self.directions, answer))
             margins[:, -1] += self._margin(self.model.b_U.double(), answer)  # the head's bias is a constant too
             self.margins.append(margins.cpu().numpy())
-            untrained = JointReading(self.untrained, pixels, patterns=True)
+            untrained = JointReading(self.untrained, pixels, patterns=mapped)
             for variant, of_parts in ((TEXTS, vectors), (UNTRAINED, untrained.vectors())):
                 self.outputs[variant].append(self._heads(of_parts))
-            self._maps(reading, untrained, answer, aligned_masks(self.model, batch.extra["mask"]) if extra else None)
+            if mapped:
+                objects = aligned_masks(self.model, batch.extra["mask"]) if extra else None
+                self._maps(reading, untrained, answer, objects)
 
     def _check(self, vectors: Tensor, logits: Tensor) -> None:
         found = vectors.sum(1) @ self.directions.T + self.model.b_U

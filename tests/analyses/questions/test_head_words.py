@@ -221,6 +221,17 @@ def test_texts_for_a_model_without_text_are_refused(name: str) -> None:
         head_words({"m": tiny_of(name)}, scenes(8, 0), texts=("a dog",))
 
 
+def test_a_norm_inside_attention_leaves_heads_but_no_map() -> None:
+    model = tiny_of("timm-eva02-inner")
+    model.processor = processor_of((IMAGE, IMAGE))
+    told = head_words({"m": model}, scenes(8, 0), draws=1)
+    assert set(told.frame.measure) == {"contribution", "word", "explained"}
+    assert told.meta["models"]["m"]["error"] < 1e-5
+    assert any("so there is no map" in note for note in told.meta["notes"])
+    with pytest.raises(ValueError, match="a norm stands between that sum and the output matrix"):
+        prompt_map(model, pixels(model))
+
+
 def test_an_embedding_that_nothing_is_compared_with_is_refused() -> None:
     with pytest.raises(ValueError, match="answers with an embedding that no text is compared with"):
         head_words({"m": tiny_of("clip-projection")}, scenes(8, 0))
