@@ -30,8 +30,8 @@ MOST_EPS = 0.1
 
 PATCHING = (
     "TransformerLens' patching counts positions along its last axis of tokens, which for pixels is their width; "
-    "give it hooked_vit.NumberedImages(model, pixels), or use interventions.patch_tokens and patch_heads, or the analysis "
-    "activation_patching"
+    "give it hooked_vit.NumberedImages(model, pixels), or use interventions.patch_tokens and patch_heads, or the "
+    "analysis activation_patching"
 )
 
 

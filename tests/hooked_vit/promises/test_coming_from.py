@@ -149,9 +149,7 @@ def test_a_row_is_one_image():
 def test_what_the_page_says_cannot_work_does_not(page):
     numbered, cache = page["numbered"], page["clean_cache"]
     with pytest.raises((AttributeError, ValueError)):
-        patching.get_act_patch_direct_path(
-            numbered, numbered.inputs, page["clean_cache"], page["clean_cache"], metric, 0, 0
-        )
+        patching.get_act_patch_direct_path(numbered, numbered.inputs, cache, cache, metric, 0, 0)
     with pytest.raises((AttributeError, ValueError)):
         attribution_patch(numbered, numbered.inputs, numbered.inputs, metric, EdgeAttributionConfig(granularity="edge"))
 
