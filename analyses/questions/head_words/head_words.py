@@ -21,7 +21,7 @@ from analyses.questions.head_words.study import WordStudy
 from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from hooked_vit import HookedViT
+from hooked_vit import HookedViT, zero_shot_head
 from hooked_vit.errors import UnsupportedModelError
 
 N, N_FIT = 256, 512
@@ -48,10 +48,10 @@ def head_words(
     >>> clip = zero_shot_head("openai/clip-vit-base-patch16", words, templates=("{}",))  # doctest: +SKIP
     >>> head_words({"clip": clip}, photos).frame.query("measure == 'word'")  # doctest: +SKIP
 
-    The words are the texts of `zero_shot_head`, or those of them named in `texts`; of a model without a text tower, its
-    classes in their place, and where it has none, those of a ridge head on what its family's classifier reads, fitted
-    on `fit_data`. Heads of the `last_layers` are described by `top` of them; `draws` sets of random directions of their
-    lengths are the control.
+    The words are the texts of `zero_shot_head`, or those of them named in `texts`; for a tower that was loaded without
+    texts, `texts` are read by the text tower of its checkpoint. Without texts a model's classes are the words, and
+    where it has none, those of a ridge head on what its family's classifier reads, fitted on `fit_data`. Heads of the
+    `last_layers` are described by `top` of them; `draws` sets of random directions of their lengths are the control.
 
     One row per model, measure and part of the network. contribution: what a part adds to the margin, the logit of the
     image's own answer minus the mean of the others, with a 95 % interval over images; all of them sum to the margin.
@@ -65,12 +65,7 @@ def head_words(
     for what, n in (("last_layers", last_layers), ("top", top), ("draws", draws), ("batch_size", batch_size)):
         if n < 1:
             raise ValueError(f"{what} is at least 1; got {n}")
-    for name, model in models.items():
-        if texts and not model.cfg.unit_norm:
-            raise UnsupportedModelError(
-                f"{name} has no text tower, so these texts mean nothing to it: {', '.join(texts[:3])}. "
-                "zero_shot_head(checkpoint, texts) makes a model that has; without texts its classes are the words"
-            )
+    models = {name: _with_texts(name, model, texts) for name, model in models.items()}
     measured, fitted, note = two_sets(data, fit_data, n=N, n_fit=N_FIT)
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
@@ -98,3 +93,20 @@ def head_words(
     result.meta["summary"], result.meta["notes"] = in_words(result)
     result.meta["table"] = word_table(result).to_dict("records")
     return result
+
+
+def _with_texts(name: str, model: HookedViT, texts: tuple[str, ...]) -> HookedViT:
+    """The model, or where it was loaded without texts, that of its checkpoint with these."""
+    if not texts or model.cfg.unit_norm:
+        return model
+    place = model.cfg.name
+    try:
+        if place is None or (model.cfg.outputs == "classes" and not model.cfg.is_feature_model):
+            raise UnsupportedModelError("its head is one of classes")
+        like = model.embed.patch.weight
+        return zero_shot_head(place, texts, ("{}",), device=like.device, dtype=like.dtype)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"{name} has no text tower, so these texts mean nothing to it: {', '.join(texts[:3])}. "
+            "zero_shot_head(checkpoint, texts) makes a model that has; without texts its classes are the words"
+        ) from error

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from PIL import Image
 
 from analyses import Result
@@ -213,6 +217,24 @@ def test_some_of_the_texts() -> None:
         head_words({"m": model}, scenes(8, 0), texts=("ship",))
     with pytest.raises(ValueError, match="top is at least 1; got 0"):
         head_words({"m": model}, scenes(8, 0), top=0)
+
+
+def test_a_tower_without_texts_reads_them_with_its_checkpoint(tmp_path: Path) -> None:
+    """As the command line gives it: a folder, and texts."""
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "cat": 2, "dog": 3}
+    built = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=built, pad_token="[PAD]", unk_token="[UNK]")
+    hf = make_hf("clip-full")
+    hf.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    processor_of((IMAGE, IMAGE)).save_pretrained(tmp_path)
+    told = head_words({"m": HookedViT.from_pretrained(tmp_path)}, scenes(8, 0), texts=("dog", "cat"), draws=1)
+    assert set(told.frame[told.frame.measure == "word"].text) == {"dog", "cat"}
+    model = zero_shot_head(hf, ("dog", "cat"), ("{}",), tokenizer=tokenizer)
+    model.processor = processor_of((IMAGE, IMAGE))
+    same = head_words({"m": model}, scenes(8, 0), draws=1)
+    assert np.allclose(told.frame.value, same.frame.value, atol=1e-5)  # other kernels
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2-model", "clip-projection"])
