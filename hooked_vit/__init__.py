@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from hooked_vit.loading.in_place import in_place
     from hooked_vit.loading.zero_shot import zero_shot_head
     from hooked_vit.model import HookedViT
+    from hooked_vit.running import NumberedImages
     from hooked_vit.tokens import TokenLayout
 
 __version__ = "0.1.0"
-__all__ = ["ActivationCache", "HookPoint", "HookedViT", "TokenLayout", "ViTConfig"]
+__all__ = ["ActivationCache", "HookPoint", "HookedViT", "NumberedImages", "TokenLayout", "ViTConfig"]
 __all__ += ["architectures", "in_place", "published", "zero_shot_head", "zoo"]
 
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "ActivationCache": "hooked_vit.cache",
     "HookPoint": "hooked_vit.components.watching",
     "zero_shot_head": "hooked_vit.loading.zero_shot",
+    "NumberedImages": "hooked_vit.running",
     "TokenLayout": "hooked_vit.tokens",
     "in_place": "hooked_vit.loading.in_place",
 }

@@ -118,3 +118,60 @@ def uncompiled() -> Iterator[None]:
         raise RuntimeError("hooks are attached outside of compiled functions; take torch.compile off this one")
     with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
         yield
+
+
+class NumberedImages:
+    """A model as TransformerLens' tools know models: what they put in are whole numbers, [images, positions].
+
+    >>> numbered = NumberedImages(model, pixels)  # doctest: +SKIP
+    >>> patching.get_act_patch_resid_pre(numbered, numbered.inputs, clean_cache, metric)  # doctest: +SKIP
+
+    Pixels have no axis of positions, and these tools count positions along the last axis of what they put in. So row i
+    of `inputs` holds the number of image i, once per token; the run is that of these images. Everything else is the
+    model's. Raises ValueError for inputs that are no such rows.
+    """
+
+    def __init__(self, model: Any, pixels: Tensor) -> None:
+        self._model, self._pixels = model, pixels
+        self.cfg = _LensConfig(model.cfg, pixels.device)
+        n_tokens = model.layout_for(*pixels.shape[2:]).n_tokens
+        self.inputs = torch.arange(len(pixels), device=pixels.device)[:, None].repeat(1, n_tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_model"], name)
+
+    def __call__(self, inputs: Tensor, *args: Any, **kw: Any) -> Any:
+        """The model's output for the images of these rows."""
+        return self._model(self._images(inputs), *args, **kw)
+
+    def run_with_hooks(self, inputs: Tensor, *args: Any, **kw: Any) -> Any:
+        """The model's, for the images of these rows."""
+        return self._model.run_with_hooks(self._images(inputs), *args, **kw)
+
+    def run_with_cache(self, inputs: Tensor, *args: Any, **kw: Any) -> Any:
+        """The model's, for the images of these rows."""
+        return self._model.run_with_cache(self._images(inputs), *args, **kw)
+
+    def to_tokens(self, inputs: Any, *args: Any, **kw: Any) -> Any:
+        """What is put in is numbered already."""
+        return inputs
+
+    def _images(self, inputs: Tensor) -> Tensor:
+        if inputs.shape[1:] != self.inputs.shape[1:] or (inputs != inputs[:, :1]).any():
+            raise ValueError(
+                f"what goes in are rows of .inputs, [images, {self.inputs.shape[1]}] with one image's number per row; "
+                f"got {list(inputs.shape)}. A model with pixels is the one inside"
+            )
+        return self._pixels[inputs[:, 0]]
+
+
+class _LensConfig:
+    """A config with the two things TransformerLens' tools ask besides."""
+
+    n_key_value_heads = None
+
+    def __init__(self, cfg: Any, device: torch.device) -> None:
+        self._cfg, self.device = cfg, device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_cfg"], name)

@@ -94,9 +94,18 @@ def _written(grads: tuple[Tensor, ...]) -> bool:
 
 
 def watched(*points: LensHookPoint) -> bool:
-    """True where somebody listens, with any hook torch has: what is expensive to name is computed only then."""
+    """True where somebody listens, with any hook torch has: what is expensive to name is computed only then.
+
+    Who puts another `forward` in a point's place, as nnsight does, listens too.
+    """
     for p in points:
-        if p._forward_hooks or p._forward_pre_hooks or p._backward_hooks or p._backward_pre_hooks:
+        if (
+            "forward" in p.__dict__
+            or p._forward_hooks
+            or p._forward_pre_hooks
+            or p._backward_hooks
+            or p._backward_pre_hooks
+        ):
             return True
     return bool(_has_any_global_hook())
 

@@ -29,8 +29,9 @@ MOST_EPS = 0.1
 
 
 PATCHING = (
-    "TransformerLens' patching counts positions along its last axis of tokens, which for pixels is their width; use "
-    "interventions.patch_tokens and patch_heads, or the analysis activation_patching"
+    "TransformerLens' patching counts positions along its last axis of tokens, which for pixels is their width; "
+    "give it hooked_vit.NumberedImages(model, pixels), or use interventions.patch_tokens and patch_heads, or the "
+    "analysis activation_patching"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,6 +25,7 @@ from interventions.vocabulary import (
     check_where,
     check_width,
     generator_of,
+    indices,
     layer_of,
     layout_with,
     per_image,
@@ -32,6 +34,8 @@ from interventions.vocabulary import (
 
 BIAS = ("cls", "zero")
 RANDOM = "random"
+Neurons = Sequence[tuple[int, int]]
+"""(layer, neuron) pairs."""
 
 
 @intervention
@@ -149,3 +153,65 @@ def _bias(model: HookedViT, bias: str | Tensor, layer: int) -> tuple[int | None,
         return torch.where(row | column, own, table)
 
     return None, mark, [(name, edit) for name in names]
+
+
+@intervention
+def add_registers(model: HookedViT, neurons: Neurons, n: int = 1, role: Role = "inserted") -> Hooks:
+    """Add `n` zero tokens at the end, and let them hold what these neurons write on patches.
+
+    >>> add_registers(neurons=[(5, 17), (6, 3)])
+    add_registers(neurons=((5, 17), (6, 3)))
+
+    `neurons` are (layer, neuron), behind the nonlinearity. At each, the new tokens get the activation of an image's
+    patches that is largest in magnitude, and its patches get 0; other tokens keep theirs. Without neurons (an empty
+    list) the tokens are only added. They have no position, and the readout leaves them out unless `role` is another.
+    Jiang et al. 2025, registers at test time (arXiv 2506.08010), who take the largest: the same but where a gate turns
+    activations negative.
+    Raises ValueError for a layer or neuron the model has not, a neuron named twice, and fewer than one token.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n is a number of tokens to add, at least 1; got {n!r}")
+    check_choice(role, ROLES, "a token's role")
+    chosen = _by_layer(model, neurons)
+    # no position: a negative donor is none, and which one it is tells these tokens from others
+    mark = -2 - zlib.crc32(f"{neurons} {n} {role}".encode())
+
+    def add(resid: Tensor, hook: object) -> Tensor:
+        longer = model.insert_tokens(resid, -1, resid.new_zeros(n, resid.shape[-1]), role=role, donor=None)
+        new = torch.arange(longer.shape[1], device="cpu") >= resid.shape[1]
+        model.run.tokens = replace(model.tokens, donors=model.tokens.donors.masked_fill(new, mark))
+        return longer
+
+    def moved(wanted: list[int]) -> Callable[[Tensor, object], Tensor]:
+        def move(post: Tensor, hook: object) -> Tensor:
+            new, patches = ((x if x.ndim == 2 else x[None])[..., None].to(post.device) for x in _moved(model, mark))
+            some = post[..., wanted]
+            on_patches = some.where(patches, 0)
+            top = on_patches.gather(1, on_patches.abs().argmax(1, keepdim=True))
+            edited = post.clone()
+            edited[..., wanted] = torch.where(new, top, some.masked_fill(patches, 0))
+            return edited
+
+        return move
+
+    moves = [(site_hook(model, "post", layer), moved(wanted)) for layer, wanted in chosen.items()]
+    return [(site_hook(model, "resid_pre", 0), add), *moves]
+
+
+def _moved(model: HookedViT, mark: int) -> tuple[Tensor, Tensor]:
+    """Where the tokens added under this mark are, and where the image's own patches."""
+    layout = model.tokens
+    return layout.donors == mark, layout.mask("patches", missing_ok=True) & (layout.ids >= 0)
+
+
+def _by_layer(model: HookedViT, neurons: Neurons) -> dict[int, list[int]]:
+    """The neurons of each layer, in the order of the network."""
+    if any(len(pair) != 2 for pair in neurons):
+        raise ValueError(f"neurons are (layer, neuron) pairs; got {tuple(neurons)}")
+    pairs = [(layer_of(model, l), *indices(i, model.cfg.d_mlp, "neuron")) for l, i in neurons]
+    if len(set(pairs)) < len(pairs):
+        raise ValueError("every neuron is moved once; some are named twice")
+    found: dict[int, list[int]] = {}
+    for layer, neuron in sorted(pairs):
+        found.setdefault(layer, []).append(neuron)
+    return found

@@ -374,6 +374,27 @@ def _insert_token(make: Any) -> Cases:
     )
 
 
+def _add_registers(make: Any) -> Cases:
+    some = [(0, i) for i in range(12)]
+    return Cases(
+        [
+            lambda s: make(some),
+            lambda s: make([*some, (-1, 3), (1, 0)], n=2),
+            lambda s: make([], n=3, role="patches"),
+            lambda s: make(some, role="registers"),
+        ],
+        [
+            lambda s: make([(2, 0)]),
+            lambda s: make([(0, 10_000)]),
+            lambda s: make([(0, 1), (-2, 1)]),
+            lambda s: make([(0, 1, 2)]),
+            lambda s: make(some, n=0),
+            lambda s: make(some, n=True),
+            lambda s: make(some, role="patch"),
+        ],
+    )
+
+
 def _has_bias(s: Setting) -> bool:
     return "blocks.0.attn.hook_rel_pos_bias" in s.model.hook_dict
 
@@ -580,6 +601,7 @@ CASES: dict[str, Callable[[Any], Cases]] = {
     "ablate_branch": lambda make: _component(make, {"branch": "mlp"}, None, {"branch": "skip"}, "mlp_out"),
     "ablate_heads": lambda make: _component(make, {"heads": [0, 2]}, None, {"heads": 4}, "z"),
     "ablate_neurons": lambda make: _component(make, {"neurons": list(range(20))}, None, {"neurons": 1000}, "post"),
+    "add_registers": _add_registers,
     "drop_source": _drop_source,
     "freeze_attention": _freeze_attention,
     "gaussian_tokens": lambda make: _stats(make, "gaussian_tokens", "mean", "covariance"),

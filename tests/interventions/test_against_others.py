@@ -29,6 +29,7 @@ FAMILIES = {"vit": 1, "deit-teacher": 2, "beit-mean-both": 1, "dinov2": 1, "clip
 ALL = tuple(FAMILIES)
 OTHERS = {"hooks": with_hooks, "nnsight": with_nnsight}
 N_IMAGES, D, N_HEADS, CLASSES = 6, 32, 4, 5
+ZERO = torch.zeros(1, 1, D)
 
 
 @dataclass
@@ -168,6 +169,17 @@ def of_heads(t: Tensor, heads: list[int], value: Tensor) -> Tensor:
 
 def insert(t: Tensor, at: int, new: Tensor) -> Tensor:
     return torch.cat([t[:, :at], new.expand(len(t), 1, D), t[:, at:]], dim=1)
+
+
+def at_registers(post: Tensor, n_prefix: int) -> Tensor:
+    """The last two tokens get of 20 neurons what is largest in magnitude on any patch; patches get nothing."""
+    new = post.clone()
+    for image in new:
+        for neuron in range(20):
+            on_patches = image[n_prefix:-2, neuron]
+            image[-2:, neuron] = max(on_patches.tolist(), key=abs)
+            image[n_prefix:-2, neuron] = 0
+    return new
 
 
 def others_than(gone: list[int], n: int) -> list[int]:
@@ -363,6 +375,19 @@ CASES: dict[str, Case] = {
             Edit("resid_post", 1, lambda t: without(t, [1])),
         ],
         families=("beit-mean-both",),
+    ),
+    "add_registers": Case(
+        lambda s: iv.add_registers([(layer, i) for layer in (0, 1) for i in range(20)], n=2),
+        lambda s: [
+            Edit("resid_pre", 0, lambda t: insert(insert(t, t.shape[1], ZERO), t.shape[1], ZERO)),
+            *[
+                Edit("bias", layer, lambda t: unbiased(unbiased(at_edges(t, [*range(t.shape[-1]), 0, 0]), -1), -2))
+                for layer in (0, 1)
+            ]
+            * s.has_bias,
+            *[Edit("post", layer, lambda t: at_registers(t, s.n_prefix)) for layer in (0, 1)],
+            Edit("resid_post", 1, lambda t: t[:, :-2]),
+        ],
     ),
     "remove_tokens": Case(
         lambda s: iv.remove_tokens(PATCHES, layer=1),

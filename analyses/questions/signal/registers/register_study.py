@@ -19,13 +19,8 @@ from analyses.data import ImageData
 from analyses.data.imagedata import Batch
 from analyses.probes.classifier_heads import Answers, head_of_probe, ready_for_head
 from analyses.probes.ridge import GramRidge, RidgeProbe
-from analyses.questions.signal.registers.norm_census import (
-    NormCensus,
-    NormRule,
-    patch_contents,
-    patch_traits,
-    token_norms,
-)
+from analyses.questions.signal.norms import NormRule, token_norms
+from analyses.questions.signal.registers.norm_census import NormCensus, patch_contents, patch_traits
 from analyses.questions.signal.regression import GramRegression, LinearMap, r_squared_gain
 from analyses.questions.signal.spectrum import shown_pixels
 from analyses.running.notes import progress_batches

@@ -15,13 +15,8 @@ from transformers import ViTImageProcessorPil
 from analyses import Result
 from analyses.controls.shuffle_floors import batch_seed
 from analyses.data import ImageData, as_data
-from analyses.questions.signal.registers.norm_census import (
-    NormCensus,
-    NormRule,
-    patch_contents,
-    patch_traits,
-    token_norms,
-)
+from analyses.questions.signal.norms import NormRule, token_norms
+from analyses.questions.signal.registers.norm_census import NormCensus, patch_contents, patch_traits
 from analyses.questions.signal.registers.register_study import CONTROL, readouts, shuffle_targets
 from analyses.questions.signal.registers.registers import registers
 from analyses.questions.signal.registers.words import busiest, summary_table

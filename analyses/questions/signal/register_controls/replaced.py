@@ -1,0 +1,147 @@
+"""One model: its answers and its patches with some tokens replaced behind every block."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.activations.streams import read_stream
+from analyses.controls.shuffle_floors import batch_seed
+from analyses.data import ImageData
+from analyses.probes.classifier_heads import Answers
+from analyses.running.notes import progress_batches
+from analyses.statistics.intervals import bootstrap, rate_row
+from analyses.statistics.ranks import correct, rank
+from hooked_vit import TokenLayout
+from interventions import Intervention, apply, mean_tokens, set_tokens, shuffle_tokens, zero_tokens
+from interventions.vocabulary import generator_of
+
+CONTROL = "as many patches"
+WAYS = ("zero", "mean", "noise", "shuffle")
+DRAWN = ("noise", "shuffle")
+Case = tuple[str, str, int | None]
+"""Which tokens, what is put in their place, and which draw of it."""
+
+
+class ReplacedTokens:
+    """The measurements of `register_controls` on one model."""
+
+    def __init__(self, name: str, answers: Answers, seeds: int, seed: int) -> None:
+        self.name, self.answers, self.model, self.seeds, self.seed = name, answers, answers.model, seeds, seed
+        self.layers = range(self.model.cfg.n_layers)
+        self.targets: dict[str, list[int]] = {}
+        self.hits: dict[Case, int] = defaultdict(int)
+        self.clean = 0
+        self.cosines: dict[Case, list[np.ndarray]] = defaultdict(list)
+
+    def fit(self, data: ImageData, batch_size: int) -> None:
+        """Mean and variance of every token behind every block."""
+        n, total, square = 0, torch.zeros(()), torch.zeros(())
+        for batch in progress_batches(data, batch_size, f"{self.name}: mean tokens"):
+            pixels = self.model.preprocess(batch.images)
+            self.targets = self.targets or targets_of(self.model.layout_for(*pixels.shape[2:]), self.seed)
+            stream = torch.stack(read_stream(self.model, pixels, self._tokens)[1])  # [layers, b, tokens, d]
+            n, total, square = n + len(pixels), total + stream.sum(1), square + stream.square().sum(1)
+        self.mean = total / n
+        self.spread = (square / n - self.mean.square()).clamp(min=0).sqrt()
+
+    def _tokens(self, resid: Tensor) -> Tensor:
+        return resid[:, [place for places in self.targets.values() for place in places]].cpu().double()
+
+    def edit(self, case: Case, batch: int, n_images: int) -> Intervention:
+        """The tokens of a case, replaced behind every block."""
+        token, way, seed = case
+        tokens = self.targets[token]
+        first = sum(len(places) for places in [*self.targets.values()][: [*self.targets].index(token)])
+        here = slice(first, first + len(tokens))
+        drawn = 0 if seed is None else batch_seed(self.seed + seed, batch)
+        generator = generator_of(drawn)
+
+        def noise(layer: int) -> Intervention:
+            mean, spread = self.mean[layer, here], self.spread[layer, here]
+            standard = torch.randn(n_images, *mean.shape, generator=generator, dtype=torch.float64)
+            return set_tokens(layer, tokens, vector=(mean + spread * standard).float())
+
+        make: dict[str, Callable[[int], Intervention]] = {
+            "zero": lambda layer: zero_tokens(layer, tokens),
+            "mean": lambda layer: mean_tokens(layer, tokens, mean=self.mean[layer, here][None].float()),
+            "noise": noise,
+            "shuffle": lambda layer: shuffle_tokens(layer, tokens, seed=drawn * len(self.layers) + layer),
+        }
+        return reduce(add, map(make[way], self.layers))
+
+    def cases(self) -> Iterator[Case]:
+        """Everything that is done."""
+        for token in self.targets:
+            for way in WAYS:
+                yield from ((token, way, seed) for seed in (range(self.seeds) if way in DRAWN else [None]))
+
+    @torch.no_grad()
+    def measure(self, data: ImageData, batch_size: int, n_classes: int) -> None:
+        """Answers and patches of every case."""
+        self.counts = np.zeros(n_classes, int)
+        for i, batch in enumerate(progress_batches(data, batch_size, f"{self.name}: replacing tokens")):
+            pixels, labels = self.model.preprocess(batch.images), self.answers.labels(batch.labels)
+            self.counts += np.bincount(batch.labels.numpy(), minlength=n_classes)
+            logits, before = self._run(pixels)
+            self.clean += _hits(logits, labels)
+            for case in self.cases():
+                with apply(self.model, self.edit(case, i, len(pixels))):
+                    logits, after = self._run(pixels)
+                self.hits[case] += _hits(logits, labels)
+                alike = F.cosine_similarity(after, before, dim=-1)
+                # patches that were themselves replaced say nothing of the others
+                alike = alike[:, [p for p in range(alike.shape[1]) if p not in self._own_patches(case[0])]]
+                self.cosines[case].append(alike.mean(1).cpu().double().numpy())
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Float[Tensor, "b p d"]]:
+        last = f"blocks.{self.layers[-1]}.hook_resid_post"
+        kept: list[Tensor] = []
+
+        def keep(resid: Tensor, hook: object) -> None:
+            kept.append(resid[:, self.model.tokens.mask("patches")])
+
+        return self.model.run_with_hooks(pixels, fwd_hooks=[(last, keep)]), kept[-1]
+
+    def _own_patches(self, token: str) -> set[int]:
+        return {place - len(self.model.cfg.prefix) for place in self.targets[token]} if token == CONTROL else set()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The frame's rows of this model, without its name."""
+        n = int(self.counts.sum())
+        columns = {case: np.concatenate(parts) for case, parts in self.cosines.items()}
+        intervals = bootstrap(columns, seed=self.seed)
+        yield {"measure": "accuracy", **rate_row(self.clean, n)}
+        yield {"measure": "chance", **rate_row(int(self.counts.max()), n)}
+        for case, hits in self.hits.items():
+            at = dict(zip(("token", "replaced", "seed"), case, strict=True))
+            yield {"measure": "accuracy", **at, **rate_row(hits, n)}
+            low, high = intervals[case]
+            yield {"measure": "patch_cosine", **at, "value": columns[case].mean(), "low": low, "high": high, "n": n}
+
+
+def _hits(logits: Tensor, labels: Tensor) -> int:
+    return int(correct(rank(logits.cpu(), labels)).sum())
+
+
+def targets_of(layout: TokenLayout, seed: int) -> dict[str, list[int]]:
+    """What is replaced: each role in front of the patches, and as many patches as registers (or one) at random places.
+
+    >>> list(targets_of(TokenLayout.native(("cls", "registers", "registers"), (2, 2)), seed=0))
+    ['registers', 'cls', 'as many patches']
+    """
+    roles = sorted((role for role in layout.roles if role != "patches"), key=lambda role: role != "registers")
+    found = {role: layout.mask(role).nonzero().flatten().tolist() for role in roles}
+    patches = layout.mask("patches").nonzero().flatten().numpy()
+    k = min(len(found.get("registers", [0])), len(patches) - 1)
+    drawn = np.random.default_rng(seed).permutation(patches)[:k]
+    return {**found, CONTROL: sorted(int(place) for place in drawn)}
