@@ -94,7 +94,7 @@ def splice(
 ) -> Hooks:
     """Put a sparse dictionary into the stream; its activations are a hook point that other interventions edit.
 
-    >>> dictionary = splice(Sae.load("folder", "saelens"), layer=8)  # doctest: +SKIP
+    >>> dictionary = splice(load_sae("folder", "saelens"), layer=8)  # doctest: +SKIP
     >>> with apply(model, dictionary + ablate_feature(layer=8, features=17)):  # doctest: +SKIP
     ...     logits, cache = model.run_with_cache(pixels)
     >>> cache["blocks.8.hook_resid_post.hook_sae_acts"].shape  # doctest: +SKIP

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -181,20 +180,6 @@ class Sae:
         if missing := [name for name in names[:4] if not isinstance(stored.get(name), Tensor)]:
             raise ValueError(f"a dictionary has the tensors {', '.join(names[:4])}; there is no {missing[0]}")
         return cls(**stored)
-
-    @classmethod
-    def load(cls, path: str | Path, layout: str, **settings: Any) -> Sae:
-        """The dictionary another tool saved: layout "saelens", "prisma", "saev" or "overcomplete".
-
-        >>> Sae.load("folder", "saelens")  # doctest: +SKIP
-        >>> Sae.load("model.safetensors", "overcomplete", activation="topk", k=32)  # doctest: +SKIP
-
-        `settings` say what the layout's files leave open; see `interventions/dictionaries/`, one file per layout.
-        Raises FileNotFoundError, and ValueError naming the field, tensor, shape or site that is not understood.
-        """
-        from interventions.dictionaries.layouts import load
-
-        return load(Path(path).expanduser(), layout, settings)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.to_dict().items() if isinstance(value, Tensor)}
