@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from typing import Any
 
     from analyses.data import digit_scenes, load_data
+    from analyses.questions.features.feature_pages.feature_pages import feature_pages
     from analyses.questions.looking.explorer.explorer import explore
     from analyses.running.registry import analysis
     from analyses.running.results import Result
 
-__all__ = ["Result", "analysis", "digit_scenes", "explore", "load_data"]
+__all__ = ["Result", "analysis", "digit_scenes", "explore", "feature_pages", "load_data"]
 
 _HOMES = {
     "Result": "analyses.running.results",
     "analysis": "analyses.running.registry",
     "digit_scenes": "analyses.data",
     "explore": "analyses.questions.looking.explorer.explorer",
+    "feature_pages": "analyses.questions.features.feature_pages.feature_pages",
     "load_data": "analyses.data",
 }
 

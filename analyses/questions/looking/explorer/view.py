@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from analyses.activations.relevance import attention_gradients, rollout
+from analyses.drawing.pictures import as_url, colours_of
 from analyses.questions.looking.explorer.effects import Readings, layer_effects, patch_effects
 from hooked_vit import ActivationCache, HookedViT, TokenLayout
 from hooked_vit.errors import NoHeadError
@@ -57,7 +57,7 @@ def read_view(
         "name": name,
         "title": title,
         "about": f"{model.cfg.hf_class or 'HookedViT'}, {model.cfg.n_layers} layers, {model.cfg.n_heads} heads",
-        "picture": _picture(model, pixels[0]),
+        "picture": as_url(colours_of(model, pixels[0])),
         "grid": list(layout.grid),
         "tokens": _tokens(layout),
         "reads": list(model.cfg.sources),
@@ -92,20 +92,6 @@ def _packed(values: Tensor | np.ndarray) -> dict[str, Any]:
     """Numbers from 0 to 1 in 256 steps."""
     steps = np.rint(np.asarray(values).clip(0, 1) * 255).astype(np.uint8)
     return {"shape": list(steps.shape), "data": base64.b64encode(steps.tobytes()).decode()}
-
-
-def _picture(model: HookedViT, pixels: Float[Tensor, "c h w"]) -> str:
-    """The pixels the model saw, as a data URL; stretched to the whole range where nobody knows how they were scaled."""
-    mean, std = (getattr(model.processor, f"image_{which}", None) for which in ("mean", "std"))
-    shown = pixels.float().cpu()
-    if mean is not None and std is not None and len(mean) == len(shown):
-        shown = shown * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    else:
-        shown = (shown - shown.min()) / (shown.max() - shown.min()).clamp(min=1e-9)
-    colours = (shown.clamp(0, 1).expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(colours).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _outliers(norms: Float[Tensor, "t"], layout: TokenLayout) -> list[int]:
