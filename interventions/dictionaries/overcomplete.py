@@ -28,13 +28,16 @@ def load(
     k: int | None = None,
     threshold: float | None = None,
     normalization: str = "l2",
+    input_mean: Tensor | None = None,
+    input_scale: float = 1.0,
     layer: int | None = None,
     site: str | None = None,
 ) -> Sae:
     """The dictionary of an SAE ("relu"), TopKSAE ("topk" and `k`), JumpSAE ("jump") or BatchTopKSAE ("batch_topk").
 
     A BatchTopKSAE keeps its `running_threshold` beside its state: give it as `threshold`. `normalization` is that of
-    the dictionary layer. There is no decoder bias, and nothing is subtracted from the input.
+    the dictionary layer, `input_mean` and `input_scale` those of the activations it was trained on, where they were
+    normalised. There is no decoder bias, and nothing else is subtracted from the input.
     Raises ValueError for a tensor that has no place, such as of another encoder than the linear one, and for settings
     that an activation lacks or has no use for.
     """
@@ -58,6 +61,9 @@ def load(
     made: dict[str, Any] = {**tensors, "W_enc": tensors["W_enc"].T.contiguous(), "W_dec": directions}
     made |= {"b_dec": directions.new_zeros(directions.shape[-1]), "centred": False, "k": k}
     made |= {"activation": {"jump": "jumprelu", "batch_topk": "jumprelu"}.get(activation, activation)}
+    if input_mean is not None:
+        made["input_mean"] = torch.as_tensor(input_mean, dtype=directions.dtype)
+    made["input_scale"] = float(input_scale)
     return Sae(**made, layer=layer, site=site, source=f"overcomplete {activation}")
 
 

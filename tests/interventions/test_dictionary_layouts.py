@@ -189,6 +189,11 @@ LOADS: Loads = {
         *("overcomplete", {"activation": "relu", "normalization": "identity"}, plain),
         *(lambda x: (x @ W_ENC + B_ENC).relu(), W_DEC * torch.tensor(0.5).exp(), 0.0, 0.0),
     ),
+    "overcomplete/normalised": (
+        overcomplete,
+        *("overcomplete", {"activation": "relu", "input_mean": B_DEC, "input_scale": 2.0}, partial(by, B_DEC, 2.0)),
+        *(lambda x: (x @ W_ENC + B_ENC).relu(), UNIT, 0.0, 0.0),
+    ),
     "overcomplete/jump": (
         lambda f: overcomplete(f, **RAISED),
         *("overcomplete", {"activation": "jump"}, plain),
