@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analyses.command_line import terminal
-from analyses.command_line.inspecting import explore, hooks, interventions, models, verify
+from analyses.command_line.inspecting import explore, features, hooks, interventions, models, verify
 
-__all__ = ["explore", "hooks", "interventions", "models", "reproduce", "run", "verify"]
+__all__ = ["explore", "features", "hooks", "interventions", "models", "reproduce", "run", "verify"]
 
 if TYPE_CHECKING:
     from analyses.reproductions.recipe import Recipe

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from analyses import feature_pages, sparse_features
+from analyses.command_line.cli import main
 from analyses.questions.features.sparse_features.controls import principal_components, random_directions, turned
 from analyses.questions.features.sparse_features.measuring import Reconstruction, divergence, recovered
 from hooked_vit import HookedViT
@@ -243,3 +244,16 @@ def test_the_largest_feature_is_moved_by_its_own_direction():
         with apply(model, splice(sae) + steer_feature(1, 7, by=1.5)):
             after = model.run_with_cache(x)[1][HOST]
     torch.testing.assert_close(after - before, (1.5 * sae.W_dec[7]).expand_as(before), atol=1e-5, rtol=0)
+
+
+def test_both_commands_take_a_folder_and_refuse_one_that_is_none(tmp_path, capsys):
+    about = {"metadata": {"hook_name": "blocks.7.hook_resid_post"}}
+    folder = saved(tmp_path, sae_of(96, activation="relu"), **about)
+    given = ["--dictionary", folder, "--n", "12", "--out"]
+    assert main(["features", "zoo:vit", *given, str(tmp_path / "pages")]) == 0
+    assert len([*(tmp_path / "pages").glob("feature-*.html")]) == 12
+    assert main(["run", "sparse-features", "--model", "zoo:vit", "--top", "1", *given, str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+    capsys.readouterr()
+    assert main(["features", "zoo:vit", "--dictionary", str(tmp_path / "pages"), "--out", str(tmp_path / "no")]) != 0
+    assert "cfg.json" in capsys.readouterr().err
