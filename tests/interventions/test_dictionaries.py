@@ -25,7 +25,7 @@ from interventions import (
     sweep,
     zero_tokens,
 )
-from tests.interventions.cases import sae_of
+from tests.interventions.cases import sae_of, unchecked_types
 from tests.tiny import FAMILIES, attention, make, pixels, tiny
 
 HOST = "blocks.0.hook_resid_post"
@@ -49,7 +49,7 @@ def test_the_identity_bit_by_bit_with_the_error_term_and_by_hand_without(family,
     for site in ("resid_post", "attn_out", "z"):
         host = f"blocks.0.{'attn.' * (site == 'z')}hook_{site}"
         replace = [(host, lambda act, hook: plain(sae, act.flatten(2)).reshape(act.shape))]
-        with torch.no_grad(), attention(model, "auto"):
+        with torch.no_grad(), unchecked_types(), attention(model, "auto"):
             clean = model(x)
             with apply(model, splice(sae, layer=0, site=site)) as run:
                 assert torch.equal(model(x), clean)
@@ -135,7 +135,7 @@ def test_it_goes_with_other_edits_and_other_sizes(family):
             x = pixels(model, size, n=3)
             spliced = splice(sae, layer=1, site="resid_pre")
             there = others + spliced + ablate_feature(1, list(range(12)), site="resid_pre")
-            with torch.no_grad(), attention(model, "eager"):
+            with torch.no_grad(), unchecked_types(), attention(model, "eager"):
                 (kept,) = [out for _, out in sweep(model, x, [others])]
                 second = splice(sae, 1, "mlp_out") + one.replace(site="mlp_out")
                 variants = [others + spliced, there, spliced, there + second]

@@ -16,7 +16,7 @@ from analyses.questions.features.sparse_features.measuring import Reconstruction
 from hooked_vit import HookedViT
 from interventions import Sae, ablate_feature, apply, splice, steer_feature
 from tests.analyses.test_foreign_sizes import scenes
-from tests.interventions.cases import sae_of
+from tests.interventions.cases import sae_of, unchecked_types
 from tests.tiny import make, pixels, processor_of
 
 HOST = "blocks.1.hook_resid_post"
@@ -36,8 +36,9 @@ def model_of(family: str = "vit") -> HookedViT:
 
 
 def asked(model: HookedViT, sae: Sae | list[Sae] | str | None, **options):
-    options = {"fit_data": scenes("train"), "batch_size": 10, "top": 2, **options}
-    return sparse_features({"tiny": model}, scenes("test"), dictionary=sae, **options)
+    options = {"fit_data": scenes("train"), "batch_size": 20, "top": 1, **options}
+    with unchecked_types():
+        return sparse_features({"tiny": model}, scenes("test"), dictionary=sae, **options)
 
 
 def value(frame, **where) -> float:
@@ -72,7 +73,7 @@ def test_a_dictionary_that_loses_nothing_explains_and_recovers_everything(family
 def test_effects_are_those_of_the_interventions():
     model = model_of()
     sae = sae_of(model.cfg.d_model, activation="topk", k=4, layer=0, site="mlp_out")
-    frame = asked(model, sae).frame
+    frame = asked(model, sae, top=2, batch_size=12).frame
     x = model.preprocess(next(scenes("test").batches(20)).images)
     effects = frame[(frame.measure == "effect") & (frame.direction == "own")]
     with torch.no_grad():
@@ -140,7 +141,8 @@ def test_what_is_recovered_lies_between_nothing_and_everything():
 
 
 def test_without_a_dictionary_components_stand_in_and_it_says_so():
-    result = asked(model_of(), None, layers=(1,), site="z", k=3)
+    options = {"layers": (1,), "site": "z", "k": 3, "fit_data": scenes("train"), "batch_size": 20, "top": 1}
+    result = sparse_features({"tiny": model_of()}, scenes("test"), **options)  # annotations checked
     assert set(result.frame.dictionary) == {"examined", "random directions"}
     assert value(result.frame, dictionary="examined", measure="l0", role="all") == 3
     assert any("No dictionary was given" in note for note in result.meta["notes"])
