@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
     from analyses.data import digit_scenes, load_data
     from analyses.probes.classifier_heads import with_ridge_head
+    from analyses.questions.features.feature_pages.feature_pages import feature_pages
     from analyses.questions.looking.attention_map import attention_map, show
     from analyses.questions.looking.explorer.explorer import explore
     from analyses.running.registry import analysis
     from analyses.running.results import Result
 
-__all__ = ["Result", "analysis", "attention_map", "digit_scenes", "explore", "load_data", "show", "with_ridge_head"]
+__all__ = ["Result", "analysis", "attention_map", "digit_scenes", "explore", "feature_pages", "load_data", "show"]
+__all__ += ["with_ridge_head"]
 
 _HOMES = {
     "Result": "analyses.running.results",
@@ -26,6 +28,7 @@ _HOMES = {
     "show": "analyses.questions.looking.attention_map",
     "digit_scenes": "analyses.data",
     "explore": "analyses.questions.looking.explorer.explorer",
+    "feature_pages": "analyses.questions.features.feature_pages.feature_pages",
     "load_data": "analyses.data",
     "with_ridge_head": "analyses.probes.classifier_heads",
 }

@@ -11,6 +11,8 @@ STREAM = "batch pos d_model"
 HEADS = "batch pos head d_head"
 SCORES = "batch head query key"
 NEURONS = "batch pos d_mlp"
+SPLICED = ".hook_sae_acts"
+"""How the name of a hook point ends that a spliced dictionary brings; in front stands the one it is spliced into."""
 
 
 def describe_hooks(
@@ -27,18 +29,24 @@ def describe_hooks(
     """
     names, table, sizes = list(hooks), _table(cfg), _sizes(cfg, image_size or cfg.image_size)
     kinds = list(table)
-    if unknown := sorted({kind for name in names if (kind := without_layer(name)) not in table}):
+    if unknown := sorted({kind for name in names if (kind := _host(name)) not in table}):
         raise LookupError(
             f"every hook point has a line in hooked_vit/hook_table.py; there is none for {', '.join(unknown)}"
         )
 
-    def order(name: str) -> tuple[int, int, int]:
-        kind = without_layer(name)
+    def order(name: str) -> tuple[int, int, int, bool]:
+        kind = _host(name)
         # all of block 0 stands in front of block 1, so inside the blocks the layer decides first
         after_blocks = kinds.index(kind) > kinds.index("blocks.hook_resid_post")
-        return int(kind.startswith("blocks.")) + 2 * after_blocks, layer_of(name), kinds.index(kind)
+        place = int(kind.startswith("blocks.")) + 2 * after_blocks
+        return place, layer_of(name), kinds.index(kind), name.endswith(SPLICED)
 
-    rows = ((name, table[without_layer(name)]) for name in sorted(names, key=order))
+    def row(name: str) -> tuple[str, str]:
+        if not name.endswith(SPLICED):
+            return table[_host(name)]
+        return "batch pos sae_feature", "activations of the dictionary that is spliced in here"
+
+    rows = ((name, row(name)) for name in sorted(names, key=order))
     return [(name, _shape(axes, sizes), meaning) for name, (axes, meaning) in rows]
 
 
@@ -49,6 +57,11 @@ def without_layer(name: str) -> str:
     'blocks.attn.hook_q'
     """
     return re.sub(r"^blocks\.\d+\.", "blocks.", name)
+
+
+def _host(name: str) -> str:
+    """The kind of a hook point, or of the one a dictionary is spliced into."""
+    return without_layer(name.removesuffix(SPLICED))
 
 
 def layer_of(name: str) -> int:

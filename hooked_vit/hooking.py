@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -53,6 +53,26 @@ class Hooking(Sizes, HookedRootModule):
         attached = super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts)
         with self.run.held(), uncompiled(), attached:
             yield self
+
+    @contextmanager
+    def more_hooks(self, points: Mapping[str, HookPoint]) -> Iterator[None]:
+        """These hook points too, for the length of a `with`: found, cached and edited by name like all the others.
+
+        Raises ValueError for a name that a hook point has already.
+        """
+        if taken := [name for name in points if name in self.hook_dict]:
+            raise ValueError(
+                f"{taken[0]} is there already: what brings it is applied to this model, and once is enough"
+            )
+        with self.run.held():
+            for name, point in points.items():
+                point.name = name
+                self.hook_dict[name] = self.mod_dict[name] = point
+            try:
+                yield
+            finally:
+                for name in points:
+                    del self.hook_dict[name], self.mod_dict[name]
 
     def resolve_hooks(self, name: str | Callable[[str], bool]) -> list[str]:
         """The hook points a name or a name filter means."""

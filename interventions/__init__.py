@@ -19,6 +19,7 @@ from interventions.apply import AppliedRun, InterventionNotFired, apply, resolve
 from interventions.circuits import Circuit
 from interventions.contract import check_intervention
 from interventions.core import Factory, Intervention, from_dict, get, intervention, registered
+from interventions.dictionaries import Sae, load_sae
 from interventions.grid import grid
 from interventions.sweep import sweep
 
@@ -36,6 +37,7 @@ __all__ = [
     "Circuit",
     "Intervention",
     "InterventionNotFired",
+    "Sae",
     "Stats",
     "apply",
     "check_intervention",
@@ -44,6 +46,7 @@ __all__ = [
     "get",
     "grid",
     "intervention",
+    "load_sae",
     "registered",
     "resolve",
     "sweep",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_vit import HookedViT
-from interventions.core import Edit, Hooks, Intervention, flatten
+from hooked_vit import HookedViT, HookPoint
+from interventions.core import Composed, Edit, Hooks, Intervention, flatten
 from interventions.storing import version
 
 SHOWN_EDITS = 4
@@ -142,10 +142,11 @@ def apply(model: HookedViT, *interventions: Intervention) -> Iterator[AppliedRun
     leaving where a run was made and a hook was never reached.
     """
     run = AppliedRun()
-    hooks = [(name, run.watch(part, name, edit)) for part, name, edit in resolved_parts(model, *interventions)]
-    before = model.run.n_forwards
-    with model.hooks(fwd_hooks=hooks):
-        yield run
+    with model.more_hooks(brought(model, *interventions)):
+        hooks = [(name, run.watch(part, name, edit)) for part, name, edit in _parts(model, *interventions)]
+        before = model.run.n_forwards
+        with model.hooks(fwd_hooks=hooks):
+            yield run
     if run.missed and model.run.n_forwards > before:
         raise InterventionNotFired(
             f"a run was made, but {', '.join(run.missed)} was never reached: the run started after it, stopped before "
@@ -155,10 +156,16 @@ def apply(model: HookedViT, *interventions: Intervention) -> Iterator[AppliedRun
 
 def resolve(model: HookedViT, *interventions: Intervention) -> Hooks:
     """The hooks of interventions on this model, in the order written, every name checked."""
-    return [(name, edit) for _, name, edit in resolved_parts(model, *interventions)]
+    with model.more_hooks(brought(model, *interventions)):
+        return [(name, edit) for _, name, edit in _parts(model, *interventions)]
 
 
-def resolved_parts(model: HookedViT, *interventions: Intervention) -> list[tuple[Intervention, str, Edit]]:
+def brought(model: HookedViT, *interventions: Intervention) -> dict[str, HookPoint]:
+    """The hook points these interventions bring; the model has them inside `with model.more_hooks(...)`."""
+    return Composed(tuple(flatten(interventions))).brings(model)
+
+
+def _parts(model: HookedViT, *interventions: Intervention) -> list[tuple[Intervention, str, Edit]]:
     """(single intervention, hook name, edit), in the order written."""
     return [(part, name, edit) for part in flatten(interventions) for name, edit in part.hooks(model)]
 

@@ -45,36 +45,42 @@ def _check(model: HookedViT, pixels: Tensor, intervention: Intervention) -> Appl
     _promise(torch.equal(_run(model, pixels, from_dict(stored))[0], logits), "what was stored does the same again")
 
     for part in intervention.parts:
-        _check_where(model, pixels, part, clean)
-        _check_idempotent(model, pixels, part)
+        # what edits the hook point of another part needs that part beside it
+        hosts = [p for p in intervention.parts if p is not part and p.brings(model) and not part.brings(model)]
+        _check_where(model, pixels, hosts, part, clean)
+        _check_idempotent(model, pixels, hosts, part)
 
     swept = [out for _, out in sweep(model, pixels, [intervention, intervention], fold_tokens=0)]
     _promise(all(torch.equal(out, logits) for out in swept), "a sweep gives what a run of its own gives")
     return run
 
 
-def _check_where(model: HookedViT, pixels: Tensor, part: Intervention, clean: Tensor) -> None:
+def _check_where(
+    model: HookedViT, pixels: Tensor, hosts: list[Intervention], part: Intervention, clean: Tensor
+) -> None:
     if "where" not in part.params:
         return
+    without = _run(model, pixels, *hosts)[0] if hosts else clean
     for nowhere in (False, torch.zeros(len(pixels), dtype=torch.bool, device="cpu")):
-        logits, run = _run(model, pixels, part.replace(where=nowhere))
-        _promise(torch.equal(logits, clean), f"where={nowhere} changes nothing")
-        _promise(not any(map(sum, run.changes.values())), f"where={nowhere} moves nothing, got {run.changes}")
+        logits, run = _run(model, pixels, *hosts, part.replace(where=nowhere))
+        _promise(torch.equal(logits, without), f"where={nowhere} changes nothing")
+        moved = [sum(edit.changes) for edit in run.edits if edit.intervention not in hosts]
+        _promise(not any(moved), f"where={nowhere} moves nothing, got {run.changes}")
 
 
-def _check_idempotent(model: HookedViT, pixels: Tensor, part: Intervention) -> None:
+def _check_idempotent(model: HookedViT, pixels: Tensor, hosts: list[Intervention], part: Intervention) -> None:
     if not registered()[part.name].idempotent:
         return
     where = part.params.get("where", True)
     if isinstance(where, float) or (isinstance(where, Tensor) and where.is_floating_point()):
         part = part.replace(where=True)  # going half the way twice leads further
-    once, _ = _run(model, pixels, part)
-    twice, run = _run(model, pixels, part + part)
+    once, _ = _run(model, pixels, *hosts, part)
+    twice, run = _run(model, pixels, *hosts, part + part)
     _promise(_close(twice, once), f"twice is the same as once; it moved {run.changes}")
 
 
-def _run(model: HookedViT, pixels: Tensor, intervention: Intervention) -> tuple[Tensor, AppliedRun]:
-    with apply(model, intervention) as run:
+def _run(model: HookedViT, pixels: Tensor, *interventions: Intervention) -> tuple[Tensor, AppliedRun]:
+    with apply(model, *interventions) as run:
         return model(pixels), run
 
 

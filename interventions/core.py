@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hooked_vit import HookedViT
+from hooked_vit import HookedViT, HookPoint
 from hooked_vit.errors import nearest
 from interventions.storing import decode, digest, encode, plain, show, tensors, version
 
@@ -58,6 +58,10 @@ class Intervention:
         if not hooks:
             raise ValueError(f"{self!r} makes no hook on this model, so it would do nothing")
         return [(found, edit) for name, edit in hooks for found in model.resolve_hooks(name)]
+
+    def brings(self, model: HookedViT) -> dict[str, HookPoint]:
+        """Hook points the model has while this intervention is applied, such as those of a spliced dictionary."""
+        return {} if self._factory.brings is None else self._factory.brings(model, **self.params)
 
     def replace(self, **changes: Any) -> Intervention:
         """The same intervention with other parameters.
@@ -135,7 +139,21 @@ class Composed(Intervention):
 
     def hooks(self, model: HookedViT) -> Hooks:
         """The hooks of all parts, in order."""
-        return [hook for part in self._parts for hook in part.hooks(model)]
+        with model.more_hooks(self.brings(model)):
+            return [hook for part in self._parts for hook in part.hooks(model)]
+
+    def brings(self, model: HookedViT) -> dict[str, HookPoint]:
+        """The hook points of all parts.
+
+        Raises ValueError where two bring the same.
+        """
+        found: dict[str, HookPoint] = {}
+        for part in self._parts:
+            for name, point in part.brings(model).items():
+                if name in found:
+                    raise ValueError(f"{name} would be brought twice: a site holds one dictionary at a time")
+                found[name] = point
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description."""
@@ -159,8 +177,10 @@ class Factory:
         canonical: Callable[..., dict[str, Any]] | None,
         idempotent: bool,
         whole_run: bool = False,
+        brings: Callable[..., dict[str, HookPoint]] | None = None,
     ) -> None:
         self.function, self.canonical, self.idempotent, self.whole_run = function, canonical, idempotent, whole_run
+        self.brings = brings
         self.name = function.__name__
         parameters = list(inspect.signature(function).parameters.values())
         if not parameters or parameters[0].name != "model":
@@ -196,6 +216,7 @@ def intervention(
     canonical: Callable[..., dict] | None = None,
     idempotent: bool = False,
     whole_run: bool = False,
+    brings: Callable[..., dict[str, HookPoint]] | None = None,
 ) -> Any:
     """Register a function (model, **parameters) -> [(hook name, edit)] as an intervention of its own name.
 
@@ -210,12 +231,13 @@ def intervention(
     An edit is `(activation, hook) -> new activation`; it must not write into the activation it is given, nor share
     state (a random generator) with the edit of another hook. `canonical` may bring parameters into a form that can be
     stored; `idempotent` promises that twice is the same as once, and `check_intervention` holds it to that. `whole_run`
-    says that edits remember what earlier ones saw in the same run, which a sweep then shares with no other.
+    says that edits remember what earlier ones saw in the same run, which a sweep then shares with no other. `brings` is
+    a function of the same arguments that gives the hook points the model has only while the intervention is applied.
     Raises ValueError where another function has the name.
     """
     if function is None:
-        return lambda f: intervention(f, canonical=canonical, idempotent=idempotent, whole_run=whole_run)
-    factory = Factory(function, canonical, idempotent, whole_run)
+        return lambda f: intervention(f, canonical=canonical, idempotent=idempotent, whole_run=whole_run, brings=brings)
+    factory = Factory(function, canonical, idempotent, whole_run, brings)
     known = _REGISTRY.get(factory.name)
     # a notebook cell may be run again; two different homes for one name are a mistake
     if known is not None and known.function.__module__ != function.__module__:

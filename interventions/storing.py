@@ -69,6 +69,8 @@ def show(value: Any) -> str:
         return repr(value) if math.isfinite(value) else f"float('{value}')"
     if isinstance(value, tuple):
         return f"({', '.join(map(show, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {show(part)}' for key, part in value.items())}}}"
     if not isinstance(value, Tensor):
         return repr(value)
     if value.numel() <= SHOWN_WHOLE and not value.is_complex():

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_vit import HookedViT, TokenLayout
+from hooked_vit import HookedViT, HookPoint, TokenLayout
 from hooked_vit.components.watching import watched
-from interventions.apply import AppliedRun, InterventionNotFired
+from hooked_vit.hook_table import SPLICED
+from interventions.apply import AppliedRun, InterventionNotFired, brought
 from interventions.core import Edit, Intervention, flatten, registered
 from interventions.sources import shared_runs
 
@@ -53,6 +54,7 @@ class Variant:
     intervention: Intervention
     steps: list[Step]
     run: AppliedRun
+    brought: dict[str, HookPoint]
     history: History = ()
 
 
@@ -100,7 +102,8 @@ def _in_parts(
     for first in range(0, len(variants), at_once):
         part = variants[first : first + at_once]
         _refuse_hooks(model)
-        with torch.no_grad():
+        points = {name: point for variant in part for name, point in variant.brought.items()}
+        with torch.no_grad(), model.more_hooks(points):
             outputs = _walk(model, pixels, part, fold_tokens)
         for variant, logits in zip(part, outputs, strict=True):
             yield variant.intervention, logits
@@ -117,12 +120,15 @@ def _refuse_hooks(model: HookedViT) -> None:
 def _resolve(model: HookedViT, intervention: Intervention) -> Variant:
     run = AppliedRun()
     steps: list[Step] = []
-    for part in flatten((intervention,)):
+    found = brought(model, intervention)
+    with model.more_hooks(found):
+        parts = [(part, part.hooks(model)) for part in flatten((intervention,))]
+    for part, hooks in parts:
         # edits that remember their run are no other variant's, however equal
         key = f"{part.key} of {id(run)}" if registered()[part.name].whole_run else part.key
-        for i, (name, edit) in enumerate(part.hooks(model)):
+        for i, (name, edit) in enumerate(hooks):
             steps.append(Step(depth_of(model, name), name, run.watch(part, name, edit), (key, i)))
-    return Variant(intervention, steps, run)
+    return Variant(intervention, steps, run, found)
 
 
 def depth_of(model: HookedViT, name: str) -> int:
@@ -135,6 +141,7 @@ def depth_of(model: HookedViT, name: str) -> int:
 
 def _place(name: str) -> str:
     """Where in its block a hook lies: the edges can be edited from outside, so that the block itself is shared."""
+    name = name.removesuffix(SPLICED)
     if name.endswith("hook_resid_pre"):
         return "pre"
     return "post" if name.endswith("hook_resid_post") else "inside"
@@ -188,8 +195,10 @@ def _edit_outside(model: HookedViT, states: dict[History, State], forks: list[Fo
     for fork in forks:
         state = states[fork.old]
         resid = state.resid
-        with model.running(state.tokens):
-            for step in fork.steps:
+        # what a dictionary shows is edited while the edit of the stream that spliced it in is made
+        spliced = Fork(fork.old, fork.new, [s for s in fork.steps if s.name.endswith(SPLICED)], fork.run)
+        with _attached(model, spliced, state.tokens):
+            for step in [s for s in fork.steps if not s.name.endswith(SPLICED)]:
                 new = step.edit(resid, hook=model.hook_dict[step.name])
                 resid = resid if new is None else new
             after[fork.new] = State(resid, model.run.tokens)

@@ -170,6 +170,18 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     page = command("report", "write one page of several saved results, with what a methods section says of each")
     page.add_argument("folder", metavar="FOLDER", nargs="+", type=path, help="of a result, or of several")
     _add_out(page, "the page (default: %(default)s)", metavar="FILE", default="out/report.html")
+    shown = command("features", "write a page per feature of a sparse dictionary: the images in which it is largest")
+    shown.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
+    what = "folder that SAELens or ViT-Prisma saved the dictionary in"
+    shown.add_argument("--dictionary", metavar="FOLDER", action=Once, type=path, required=True, help=what)
+    shown.add_argument(
+        "--layout", action=Once, type=text, default="saelens", help="saelens or prisma (default: %(default)s)"
+    )
+    what = "the images, as in `run --data` (default: %(default)s)"
+    shown.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
+    _add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    _add_out(shown, "folder for the pages (default: %(default)s)", default="out/features")
+
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
     hooks = command("hooks", "list every hook point of a model with its shape and meaning")

@@ -1,4 +1,4 @@
-"""The commands that look and measure nothing on a data set: models, interventions, hooks, verify, explore."""
+"""The commands that look and measure nothing on a data set: models, interventions, hooks, verify, explore, features."""
 
 from __future__ import annotations
 
@@ -96,4 +96,20 @@ def explore(args: argparse.Namespace) -> int:
         pictures = dict(zip(("a scene", "another scene"), next(load_data(SCENES, n=2).batches(2)).images, strict=True))
     page = explore(load_models(args.model), pictures, patches=args.patches).save(args.out)
     terminal.say(terminal.console(), page)
+    return 0
+
+
+def features(args: argparse.Namespace) -> int:
+    """`features MODEL --dictionary FOLDER`: a page per feature, with the images in which it is largest."""
+    from analyses import feature_pages, load_data
+    from analyses.running.files import check_writable
+    from analyses.running.models import check_model, load_model
+    from interventions import load_sae
+
+    terminal.quiet()
+    out = check_writable(args.out)
+    check_model(args.model)
+    dictionary = load_sae(args.dictionary, args.layout)
+    data = load_data(args.data, args.n)
+    terminal.say(terminal.console(), feature_pages(load_model(args.model), dictionary, data).save(out))
     return 0

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
-import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from hooked_vit import HookedViT
-
 SIDE = 480  # pixels of the longer side of the picture in a figure
-
-
-def seen(model: HookedViT, pixels: Float[Tensor, "c h w"]) -> Image.Image:
-    """The pixels a model saw, as a picture; stretched to the whole range where nobody knows how they were scaled."""
-    mean, std = (getattr(model.processor, f"image_{which}", None) for which in ("mean", "std"))
-    shown = pixels.float().cpu()
-    if mean is not None and std is not None and len(mean) == len(shown):
-        shown = shown * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    else:
-        shown = (shown - shown.min()) / (shown.max() - shown.min()).clamp(min=1e-9)
-    return Image.fromarray((shown.clamp(0, 1).expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def overlay(

@@ -57,6 +57,7 @@ RANGES = {
     "eps": Range(0, 1, above=True),
     "examples": Range(0, 1000),
     "images": Range(1, 1000),
+    "k": COUNT,
     "last_layers": COUNT,
     "layers": Range(-10_000, 10_000),
     "lens_images": Range(20, LARGEST),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import interventions as catalogue
 from hooked_vit import ActivationCache, HookedViT
-from interventions import Circuit, Intervention, Stats, collect_stats, registered
+from interventions import Circuit, Intervention, Sae, Stats, collect_stats, registered
 from interventions.circuits import Graph
 from interventions.wiring import outputs_of
 from tests.tiny import attention, make, pixels, processor_of, tiny
@@ -568,6 +568,72 @@ def _noise(make: Any) -> Cases:
     return Cases(base.valid, [*base.refused, lambda s: make(layer=0, tokens="cls", std=-0.1)])
 
 
+def sae_of(width: int, features: int = 24, seed: int = 0, **fields: Any) -> Sae:
+    """A dictionary of random directions."""
+    draw = torch.Generator().manual_seed(seed)
+    W_dec = torch.nn.functional.normalize(torch.randn(features, width, generator=draw), dim=-1)
+    made = {"W_enc": W_dec.T.clone(), "b_enc": torch.zeros(features), "W_dec": W_dec, "b_dec": torch.zeros(width)}
+    return Sae(**made | fields)
+
+
+def _splice(make: Any) -> Cases:
+    def sae(s: Setting, **fields: Any) -> Sae:
+        return sae_of(s.d, **fields)
+
+    return Cases(
+        [
+            lambda s: make(sae(s), layer=0, site="resid_post", error_term=False),
+            lambda s: make(sae(s, activation="topk", k=3, layer=-1, site="z", norm="layer_norm"), error_term=False),
+            lambda s: make(sae(s), 0, "mlp_in", False, tokens="cls", where=torch.tensor([True, False] * (N // 2))),
+            lambda s: make(sae(s, tokens="patches"), 0, "resid_pre", error_term=False, where=0.5),
+        ],
+        [
+            lambda s: make(sae(s), layer=9, site="resid_post"),
+            lambda s: make(sae(s), layer=0),
+            lambda s: make(sae(s), site="resid_post"),
+            lambda s: make(sae(s), layer=0, site="result"),
+            lambda s: make(sae(s), layer=0, site="pattern"),
+            lambda s: make(sae(s), layer=0, site="post"),
+            lambda s: make(sae_of(s.d + 1), layer=0, site="resid_post"),
+            lambda s: make(sae(s, layer=0), layer=1, site="resid_post"),
+            lambda s: make(sae(s, site="mlp_out"), layer=0, site="resid_post"),
+            lambda s: make(sae(s), layer=0, site="resid_post", tokens="nobody"),
+            lambda s: make(sae(s), layer=0, site="resid_post", where=torch.ones(2, 2, 2)),
+            lambda s: make(sae(s), 0, "resid_post") + make(sae(s, seed=1), 0, "resid_post"),
+            lambda s: make({"W_enc": s.vector()}, layer=0, site="resid_post"),
+            lambda s: make(sae(s).to_dict() | {"W_what": s.vector()}, layer=0, site="resid_post"),
+            lambda s: make(s.vector(), layer=0, site="resid_post"),
+        ],
+    )
+
+
+def _feature(make: Any, required: dict[str, Any]) -> Cases:
+    def made(layer: int = 0, site: str = "resid_post", **params: Any) -> Make:
+        return lambda s: (
+            catalogue.splice(sae_of(s.d), layer=layer, site=site) + make(layer=layer, site=site, **required | params)
+        )
+
+    more = {"by": "more"} if "by" in required else {"value": float("nan")}
+    return Cases(
+        [
+            made(),
+            made(layer=-1, site="mlp_out", tokens="cls"),
+            made(site="z", where=torch.tensor([True, False] * (N // 2))),
+            made(site="resid_pre", tokens=(0, -1), where=0.5),
+        ],
+        [
+            made(features=24),
+            made(features=()),
+            made(features=-25),
+            made(tokens="nobody"),
+            made(where=torch.ones(2, 2, 2)),
+            made(**more),
+            lambda s: catalogue.splice(sae_of(s.d), 0, "resid_post") + make(layer=9, **required),
+            lambda s: catalogue.splice(sae_of(s.d), 0, "resid_post") + make(layer=0, site="pattern", **required),
+        ],
+    )
+
+
 def _only(make: Any) -> Cases:
     def circuit(s: Setting, every: int = 3) -> Circuit:
         return Circuit.of(s.model, Graph.of(s.model).edges[::every])
@@ -598,6 +664,7 @@ def _only(make: Any) -> Cases:
 
 
 CASES: dict[str, Callable[[Any], Cases]] = {
+    "ablate_feature": lambda make: _feature(make, {"features": (0, -1, 5)}),
     "ablate_branch": lambda make: _component(make, {"branch": "mlp"}, None, {"branch": "skip"}, "mlp_out"),
     "ablate_heads": lambda make: _component(make, {"heads": [0, 2]}, None, {"heads": 4}, "z"),
     "ablate_neurons": lambda make: _component(make, {"neurons": list(range(20))}, None, {"neurons": 1000}, "post"),
@@ -630,7 +697,9 @@ CASES: dict[str, Callable[[Any], Cases]] = {
     "shuffle_cls": _shuffle_cls,
     "shuffle_patches": _shuffle_patches,
     "shuffle_tokens": lambda make: _exchange(make, only_others=False),
+    "splice": _splice,
     "steer": lambda make: _values(make, _tokens(make, vector=lambda s: s.vector()), "vector"),
+    "steer_feature": lambda make: _feature(make, {"features": 3, "by": 2.0}),
     "swap_cls_parameter": _swap,
     "uniform_attention": _uniform_attention,
     "zero_attention": _zero_attention,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import interventions as iv
 from hooked_vit import HookedViT
 from interventions.circuits import Circuit, Graph
+from tests.interventions.cases import sae_of
 from tests.interventions.others import Edit, import_nnsight, with_hooks, with_nnsight
 from tests.tiny import make_hf, pixels
 
@@ -119,6 +120,16 @@ def put(t: Tensor, at: Any, value: Tensor | float, dim: int = 1) -> Tensor:
 
 def instead(value: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda _: value
+
+
+def read(t: Tensor) -> Tensor:
+    """What the three features that fit best are worth, of the dictionary the cases splice in."""
+    scores = t @ sae_of(D).W_enc
+    return torch.where(scores >= scores.topk(3, dim=-1).values[..., -1:], scores.clamp(min=0), 0.0)
+
+
+def reconstructed(acts: Tensor) -> Tensor:
+    return acts @ sae_of(D).W_dec
 
 
 def edges(t: Tensor, queries: Any, keys: Any, change: Callable[[Tensor], Tensor], heads: Any = None) -> Tensor:
@@ -340,6 +351,38 @@ CASES: dict[str, Case] = {
         lambda s: [
             Edit("resid_post", 0, lambda t: put(t, 0, t[:, 0] - (t[:, 0] - vector()) @ projector(vector(2, 3)))),
         ],
+        tolerance=ROUNDING,
+    ),
+    "splice": Case(
+        lambda s: iv.splice(sae_of(D, activation="topk", k=3), layer=0, site="resid_post", error_term=False),
+        lambda s: [Edit("resid_post", 0, lambda t: reconstructed(read(t)))],
+        tolerance=ROUNDING,
+    ),
+    "splice/of heads side by side, at some tokens": Case(
+        lambda s: iv.splice(sae_of(D, activation="topk", k=3), 0, "z", error_term=False, tokens="patches"),
+        lambda s: [Edit("z", 0, lambda t: put(t, s.patches, reconstructed(read(t[:, s.patches]))))],
+        tolerance=ROUNDING,
+    ),
+    "ablate_feature": Case(
+        lambda s: (
+            iv.splice(sae_of(D, activation="topk", k=3), 0, "resid_post")
+            + iv.ablate_feature(layer=0, features=[1, 7], value=4.0)
+        ),
+        lambda s: [
+            Edit(
+                "resid_post",
+                0,
+                lambda t: t + reconstructed(put(read(t), [1, 7], 4.0, dim=2)) - reconstructed(read(t)),
+            )
+        ],
+        tolerance=ROUNDING,
+    ),
+    "steer_feature": Case(
+        lambda s: (
+            iv.splice(sae_of(D, activation="topk", k=3), 0, "resid_post")
+            + iv.steer_feature(layer=0, features=5, by=3.0, tokens="cls")
+        ),
+        lambda s: [Edit("resid_post", 0, lambda t: put(t, 0, t[:, 0] + 3.0 * sae_of(D).W_dec[5]))],
         tolerance=ROUNDING,
     ),
     "only": Case(  # without what one part writes: nobody hears of it

@@ -7,9 +7,11 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
-from analyses.drawing.overlays import overlay, seen
+from analyses.drawing.overlays import overlay
+from analyses.drawing.pictures import colours_of
 from analyses.running.shown import plain
 from hooked_vit import ActivationCache, HookedViT
 from hooked_vit.tokens import Tokens
@@ -59,7 +61,7 @@ def show(
     grid = model.layout_for(pixels).grid
     if tuple(values.shape) != grid:
         raise ValueError(f"there is one value per patch, {grid} of them; got {tuple(values.shape)}")
-    picture = seen(model, pixels[0])
+    picture = Image.fromarray(colours_of(model, pixels[0]))
     return overlay(picture, values, patch=model.cfg.patch_size, name=plain(name), title=plain(title))
 
 

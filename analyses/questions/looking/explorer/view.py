@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from analyses.activations.relevance import attention_gradients, rollout
-from analyses.drawing.overlays import seen
+from analyses.drawing.pictures import as_url, colours_of
 from analyses.questions.looking.explorer.effects import Readings, layer_effects, patch_effects
 from hooked_vit import ActivationCache, HookedViT, TokenLayout
 from hooked_vit.errors import NoHeadError
@@ -58,7 +57,7 @@ def read_view(
         "name": name,
         "title": title,
         "about": f"{model.cfg.hf_class or 'HookedViT'}, {model.cfg.n_layers} layers, {model.cfg.n_heads} heads",
-        "picture": _picture(model, pixels[0]),
+        "picture": as_url(colours_of(model, pixels[0])),
         "grid": list(layout.grid),
         "tokens": _tokens(layout),
         "reads": list(model.cfg.sources),
@@ -93,13 +92,6 @@ def _packed(values: Tensor | np.ndarray) -> dict[str, Any]:
     """Numbers from 0 to 1 in 256 steps."""
     steps = np.rint(np.asarray(values).clip(0, 1) * 255).astype(np.uint8)
     return {"shape": list(steps.shape), "data": base64.b64encode(steps.tobytes()).decode()}
-
-
-def _picture(model: HookedViT, pixels: Float[Tensor, "c h w"]) -> str:
-    """The pixels the model saw, as a data URL."""
-    file = io.BytesIO()
-    seen(model, pixels).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _outliers(norms: Float[Tensor, "t"], layout: TokenLayout) -> list[int]:

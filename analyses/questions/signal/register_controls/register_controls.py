@@ -8,31 +8,29 @@ Matelsky & Segado 2026, arXiv 2604.14433). The same is done to CLS, and to as ma
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from analyses.controls.shuffle_floors import check_shuffles
 from analyses.data import ImageData
-from analyses.probes.classifier_heads import Answers, fit_head, with_ridge_head
+from analyses.probes.classifier_heads import AUTO, Answers, fit_head
 from analyses.probes.opening import Opening, open_study
-from analyses.probes.ridge import GramRidge
 from analyses.questions.signal.register_controls.figure import cosine_figure, in_words, main_figure, summary_table
 from analyses.questions.signal.register_controls.replaced import ReplacedTokens
-from analyses.running.notes import about_model, progress_batches
+from analyses.running.notes import about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
 
 N, N_FIT = 256, 512
 COLUMNS = ("model", "architecture", "measure", "token", "replaced", "seed", "value", "low", "high", "n")
-Read = Literal["family", "cls"]
 
 
 @analysis(figure=main_figure, more_figures={"What it does to the patches": cosine_figure})
 def register_controls(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *, fit_data: ImageData | Any = None,
-    read: Read = "family", seeds: int = 2, seed: int = 0, batch_size: int = 64, head: str = "auto",
+    reads: str = AUTO, seeds: int = 2, seed: int = 0, batch_size: int = 64, head: str = "auto",
 ) -> Result:  # fmt: skip
     """Does a model need what its registers hold, or only that something like it is there?
 
@@ -42,9 +40,9 @@ def register_controls(
     Tokens are replaced behind every block at once: `replaced` by "zero"; "mean", their own mean at that block and place
     over `fit_data`; "noise", normal draws of that mean and variance, dimension by dimension; "shuffle", those of other
     images of the batch, dealt anew at every block; noise and shuffles `seeds` times. `token` is a role in front of the
-    patches, or as many patches at random places as there are registers (or one), the control. `read="cls"` judges by
-    a ridge head on CLS alone, as Parodi et al. do; "family" by the model's own head, or a ridge head on what its
-    family's classifier reads.
+    patches, or as many patches at random places as there are registers (or one), the control. `reads="cls"` judges by
+    a ridge head on CLS alone, as Parodi et al. do; "auto" by the model's own head, or a ridge head on what its
+    checkpoint reads.
 
     One row per model, token, replacement and seed with a 95 % interval over images: accuracy, and patch_cosine, of the
     patches behind the last block with those of the untouched run. Without a token: the untouched accuracy, and chance.
@@ -52,15 +50,15 @@ def register_controls(
     `check_shuffles` raises.
     """
     for name, model in models.items():
-        if not model.cfg.prefix or (read == "cls" and "cls" not in model.cfg.prefix):
-            asked = "CLS is read alone" if read == "cls" else "tokens in front of the patches are replaced"
+        if not model.cfg.prefix or (reads == "cls" and "cls" not in model.cfg.prefix):
+            asked = "CLS is read alone" if reads == "cls" else "tokens in front of the patches are replaced"
             raise ValueError(f"{asked}, and there are no CLS and no registers in front of the patches of {name}")
     opening = open_study(models, data, fit_data, head, n=N, n_fit=N_FIT)
     check_shuffles(opening.measured, batch_size, seeds, "batch")
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     for name, model in models.items():
-        answers = _answers(name, model, opening, read, batch_size)
+        answers = _answers(name, model, opening, reads, batch_size)
         study = ReplacedTokens(name, answers, seeds, seed)
         study.fit(opening.fitted, batch_size)
         study.measure(opening.measured, batch_size, opening.n_classes)
@@ -70,7 +68,7 @@ def register_controls(
     meta = {
         "models": about,
         **opening.about(),
-        **{"read": read, "seeds": list(range(seeds)), "seed": seed, "batch_size": batch_size},
+        **{"reads": reads, "seeds": list(range(seeds)), "seed": seed, "batch_size": batch_size},
         "interventions": ["zero_tokens", "mean_tokens", "set_tokens", "shuffle_tokens"],
     }
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"seed": "Int64", "n": "Int64"})
@@ -81,13 +79,7 @@ def register_controls(
     return result
 
 
-def _answers(name: str, model: HookedViT, opening: Opening, read: Read, batch_size: int) -> Answers:
-    """Who answers: the model's own head, a ridge head on its family's readout, or one on CLS."""
-    if read == "family":
-        return opening.heads[name] or fit_head(name, model, opening.fitted, opening.n_classes, batch_size)
-    reading = model.shared_copy()
-    reading.set_readout_(sources=("cls",))
-    ridge = GramRidge(opening.n_classes)
-    for batch in progress_batches(opening.fitted, batch_size, f"{name}: fitting a head"):
-        ridge.update({"head": reading(reading.preprocess(batch.images))}, batch.labels)
-    return with_ridge_head(reading, ridge.fit()["head"], opening.fitted)
+def _answers(name: str, model: HookedViT, opening: Opening, reads: str, batch_size: int) -> Answers:
+    """Who answers: the model's own head where that is what is read, else a ridge head."""
+    own = opening.heads[name] if reads == AUTO else None
+    return own or fit_head(name, model, opening.fitted, opening.n_classes, batch_size, reads)

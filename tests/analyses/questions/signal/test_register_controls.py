@@ -82,7 +82,7 @@ def test_everything_is_measured_beside_its_control(result: Result) -> None:
 
 def test_a_readout_of_cls_alone_knows_nothing_once_cls_is_a_constant() -> None:
     one = model("registers")
-    told = register_controls({"m": one}, pictures(40, 1), fit_data=pictures(50, 2), read="cls", batch_size=20, seeds=1)
+    told = register_controls({"m": one}, pictures(40, 1), fit_data=pictures(50, 2), reads="cls", batch_size=20, seeds=1)
     chance = rows(told, "m", "chance").value.item()
     for way in ("zero", "mean"):
         assert rows(told, "m", "accuracy", token="cls", replaced=way).value.item() <= chance
@@ -113,7 +113,7 @@ def test_the_figures_are_drawn(result: Result) -> None:
     assert len(result.meta["summary"]) == sum(len(a["targets"]) for a in result.meta["models"].values())
 
 
-@pytest.mark.parametrize(("name", "read"), [("ijepa", "family"), ("ijepa", "cls"), ("siglip", "family")])
-def test_a_model_without_such_tokens_is_refused(name: str, read: str) -> None:
+@pytest.mark.parametrize(("name", "reads"), [("ijepa", "auto"), ("ijepa", "cls"), ("siglip", "auto")])
+def test_a_model_without_such_tokens_is_refused(name: str, reads: str) -> None:
     with pytest.raises(ValueError, match="there are no CLS and no registers in front of the patches of m"):
-        register_controls({"m": model(name)}, pictures(40, 1), read=read)
+        register_controls({"m": model(name)}, pictures(40, 1), reads=reads)
