@@ -212,9 +212,9 @@ GRAPHS = (
 )
 
 
-def make_hf(name: str) -> nn.Module:
-    """A new original model, the same random weights every time, eager and in eval mode."""
-    case = TINY[name]
+def make_hf(name: str, **changes: Any) -> nn.Module:
+    """A new original model, the same random weights every time, eager and in eval mode; with other settings."""
+    case = TINY[name]._replace(settings=TINY[name].settings | changes)
     torch.manual_seed(zlib.crc32(name.encode()))
     if case.hf_class in TIMM_CLASSES:
         return _randomised(TIMM_CLASSES[case.hf_class](**case.settings))

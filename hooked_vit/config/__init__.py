@@ -36,7 +36,8 @@ class ViTConfig:
     >>> ViTConfig(d_model=32, n_layers=2, n_heads=4, d_mlp=64, image_size=(32, 32), patch_size=8, n_classes=10).d_head
     8
 
-    Sizes are pixels (`image_size` is (height, width)) or units (`d_*`, `n_*`). The readout is part of the description:
+    Sizes are pixels (`image_size` is (height, width)) or units (`d_*`, `n_*`). Of an image whose size is no multiple of
+    `patch_size` the last rows and columns belong to no patch. The readout is part of the description:
     `sources` are the token roles it reads (a role of many tokens is averaged), `heads` the linear heads and the
     positions in `sources` each one reads; several heads are averaged. Without heads the model returns its pooled
     features, and `is_feature_model` says so. With `post_norm` a block adds norm(branch(x)) to the stream instead of
@@ -107,8 +108,8 @@ class ViTConfig:
         rules = [
             (self.d_model % self.n_heads == 0, f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}"),
             (
-                all(s % self.patch_size == 0 for s in self.image_size),
-                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}",
+                all(s >= self.patch_size for s in self.image_size),
+                f"an image of {self.image_size} pixels holds no patch of {self.patch_size}",
             ),
             (
                 not (self.rel_pos_shared or self.rel_pos_per_layer) or self.image_size[0] == self.image_size[1],

@@ -57,7 +57,7 @@ def read_view(
         "name": name,
         "title": title,
         "about": f"{model.cfg.hf_class or 'HookedViT'}, {model.cfg.n_layers} layers, {model.cfg.n_heads} heads",
-        "picture": _picture(model, pixels[0]),
+        "picture": _picture(model, model.covered(pixels[0])),
         "grid": list(layout.grid),
         "tokens": _tokens(layout),
         "reads": list(model.cfg.sources),
@@ -95,7 +95,7 @@ def _packed(values: Tensor | np.ndarray) -> dict[str, Any]:
 
 
 def _picture(model: HookedViT, pixels: Float[Tensor, "c h w"]) -> str:
-    """The pixels the model saw, as a data URL; stretched to the whole range where nobody knows how they were scaled."""
+    """The pixels the model's patches saw, as a data URL; stretched to the whole range where nobody knows how they were scaled."""
     mean, std = (getattr(model.processor, f"image_{which}", None) for which in ("mean", "std"))
     shown = pixels.float().cpu()
     if mean is not None and std is not None and len(mean) == len(shown):
