@@ -74,10 +74,17 @@ def _sizes(cfg: ViTConfig, image_size: tuple[int, int]) -> dict[str, int]:
         **{"patch": patches, "pos": tokens, "query": tokens, "key": tokens},
         **{"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "head": cfg.n_heads, "d_head": cfg.d_head},
         # a readout that reads several roles pools each of them; without a head there is one vector of features
-        **{"source": len(cfg.sources), "pooled": cfg.d_pooled},
+        **{"source": cfg.n_pooled, "pooled": cfg.d_pooled},
+        **_pool_sizes(cfg),
         **{"probe": 1, "embed": cfg.d_embed or cfg.d_pooled},
         **{"readout_head": max(1, len(cfg.heads)), "class": cfg.d_out, "feature": cfg.d_out, "dim": cfg.d_out},
     }
+
+
+def _pool_sizes(cfg: ViTConfig) -> dict[str, int]:
+    if (pool := cfg.attention_pool) is None:
+        return {}
+    return {"pool_head": pool.n_heads, "d_pool_head": cfg.d_model // pool.n_heads, "d_pool_mlp": pool.d_mlp or 0}
 
 
 def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
@@ -111,7 +118,7 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         **_block(cfg),
         **_final_norm(cfg),
         **_pool(cfg),
-        "hook_pooled": ("batch pooled", f"what {reader}: {_spoken(cfg.sources, cfg.attention_pool)}{pooled}"),
+        "hook_pooled": ("batch pooled", f"what {reader}: {_spoken(cfg.sources, bool(cfg.attention_pool))}{pooled}"),
         "hook_image_embeds": (
             "batch embed",
             "the image's embedding: what is pooled, projected if the family does",
@@ -219,19 +226,28 @@ def _final_norm(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
 
 def _pool(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     """Attention pooling: one query, the probe, over the tokens the readout reads."""
-    one, scores = "batch probe d_model", "batch head probe key"
+    one, scores, heads = "batch probe d_model", "batch pool_head probe key", "batch pos pool_head d_pool_head"
     return {
-        "hook_pool_q": ("batch probe head d_head", "the probe's queries, the same for every image"),
-        "hook_pool_k": (HEADS, "keys of the tokens for the probe"),
-        "hook_pool_v": (HEADS, "values of the tokens for the probe"),
-        "hook_pool_scores": (scores, f"the probe's scores before the softmax; -inf at all but {cfg.sources[0]}"),
+        "hook_pool_q": ("batch probe pool_head d_pool_head", "the probe's queries, the same for every image"),
+        "hook_pool_k": (heads, "keys of the tokens for the probe"),
+        "hook_pool_v": (heads, "values of the tokens for the probe"),
+        "hook_pool_scores": (
+            scores,
+            f"the probe's scores before the softmax; -inf at all but {' and '.join(cfg.sources)}",
+        ),
         "hook_pool_pattern": (scores, "where the probe attends: its row of every head sums to 1"),
-        "hook_pool_z": ("batch probe head d_head", "values mixed by the probe's pattern, before the output matrix"),
+        "hook_pool_z": (
+            "batch probe pool_head d_pool_head",
+            "values mixed by the probe's pattern, before the output matrix",
+        ),
         "hook_pool_attn_out": (one, "what the probe gathered; an edit reaches the skip path too"),
         "pool_ln.hook_scale": ("batch probe 1", "standard deviation what the probe gathered is divided by"),
         "pool_ln.hook_normalized": (one, "normalised, what the probe gathered, before gain and offset"),
-        "pool_mlp.hook_pre": ("batch probe d_mlp", "neurons of the pooling's MLP before their nonlinearity"),
-        "pool_mlp.hook_post": ("batch probe d_mlp", "neurons of the pooling's MLP as its output matrix reads them"),
+        "pool_mlp.hook_pre": ("batch probe d_pool_mlp", "neurons of the pooling's MLP before their nonlinearity"),
+        "pool_mlp.hook_post": (
+            "batch probe d_pool_mlp",
+            "neurons of the pooling's MLP as its output matrix reads them",
+        ),
         "hook_pool_mlp_out": (one, "what the pooling's MLP adds to what the probe gathered"),
     }
 
@@ -247,6 +263,6 @@ def _head_logits(cfg: ViTConfig) -> str:
 
 def _spoken(sources: tuple[Role, ...], by_attention: bool = False) -> str:
     if by_attention:
-        return f"what the probe gathers from the {sources[0]}"
+        return f"what the probe gathers from {' and '.join(sources)}"
     names = [f"the mean of the {role}" if role in ("patches", "registers") else role for role in sources]
     return " beside ".join(names)

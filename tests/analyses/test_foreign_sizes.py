@@ -59,7 +59,7 @@ def model_at(family: str, size: tuple[int, int]) -> HookedViT:
     """A model that answers with ten classes, whose processor makes images of this size."""
     model = make(family, torch.float32)
     model.processor = processor_of(size)
-    width = model.cfg.d_model * len(model.cfg.sources)
+    width = model.cfg.d_pooled
     model.set_head_(torch.randn(10, width, generator=torch.Generator().manual_seed(0)), torch.zeros(10))
     return model
 

@@ -22,21 +22,21 @@ from hooked_vit.architectures.base import (
     vit_sizes,
 )
 from hooked_vit.architectures.image_text.clip import ENCODER_BLOCK
-from hooked_vit.config import ViTConfig
+from hooked_vit.config import ProbePooling, ViTConfig
 
 ROOT = "vision_model."
-MEAN: dict[str, Any] = {"sources": ("patches",), "attention_pool": False}
+MEAN: dict[str, Any] = {"sources": ("patches",), "attention_pool": None}
 
 
 def _vision(hf: ConfigReader, **readout: Any) -> ViTConfig:
     # without its pooling head a tower gives tokens only; their mean is what transformers' classifier would read
-    pools = hf.vision_use_head
+    pool = ProbePooling(n_heads=hf.num_attention_heads, d_mlp=hf.intermediate_size) if hf.vision_use_head else None
     return ViTConfig(
         **vit_sizes(hf),
         d_mlp=hf.intermediate_size,
         act_fn=hf.hidden_act,
         has_cls=False,
-        **MEAN | {"attention_pool": pools} | readout,
+        **MEAN | {"attention_pool": pool} | readout,
     )
 
 

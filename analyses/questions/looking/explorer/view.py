@@ -95,7 +95,7 @@ def _packed(values: Tensor | np.ndarray) -> dict[str, Any]:
 
 
 def _picture(model: HookedViT, pixels: Float[Tensor, "c h w"]) -> str:
-    """The pixels the model's patches saw, as a data URL; stretched to the whole range where nobody knows how they were scaled."""
+    """These pixels as a data URL; stretched to the whole range where nobody knows how they were scaled."""
     mean, std = (getattr(model.processor, f"image_{which}", None) for which in ("mean", "std"))
     shown = pixels.float().cpu()
     if mean is not None and std is not None and len(mean) == len(shown):
