@@ -126,9 +126,9 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         self._require_head(what)
         if self.cfg.attention_pool:
             raise NonlinearReadoutError(
-                f"{what} needs a readout that is a sum over tokens, and here a probe attends to them and an MLP reads "
-                "what it gathers. model.project(x, role) scores a vector as if the probe attended to it alone; "
-                "hook_pool_pattern says where it attends, and set_readout_(sources=...) pools by the mean instead"
+                f"{what} needs a readout that is a sum over tokens, and here a probe attends to them. "
+                "model.project(x, role) scores a vector as if the probe attended to it alone; hook_pool_pattern says "
+                "where it attends, and set_readout_(sources=...) pools by the mean instead"
             )
         self._require_same_length(what)
 

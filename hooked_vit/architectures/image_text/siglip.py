@@ -96,10 +96,7 @@ register(
         irrelevant_tensors=("text_model.*", "logit_scale", "logit_bias"),
         foreign_size_flags={"interpolate_pos_encoding": True},
         prepare=prepare,
-        examples={
-            "SiglipVisionModel": "google/siglip-base-patch16-224",
-            "SiglipModel": "google/siglip2-base-patch16-224",
-        },
+        examples={"SiglipModel": "google/siglip-so400m-patch14-384"},
         # pads were read in training, so they are part of every caption
         texts=Texts(classes=("SiglipModel",), padding="max_length", inputs=("input_ids",)),
     )
