@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from hooked_vit.config import Role, ViTConfig
+from hooked_vit.config import ViTConfig
+from hooked_vit.config.spoken import spoken_sources
 
 STREAM = "batch pos d_model"
 HEADS = "batch pos head d_head"
@@ -87,10 +88,17 @@ def _sizes(cfg: ViTConfig, image_size: tuple[int, int]) -> dict[str, int]:
         **{"patch": patches, "pos": tokens, "query": tokens, "key": tokens},
         **{"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "head": cfg.n_heads, "d_head": cfg.d_head},
         # a readout that reads several roles pools each of them; without a head there is one vector of features
-        **{"source": len(cfg.sources), "pooled": cfg.d_pooled},
+        **{"source": cfg.n_pooled, "pooled": cfg.d_pooled},
+        **_pool_sizes(cfg),
         **{"probe": 1, "embed": cfg.d_embed or cfg.d_pooled},
         **{"readout_head": max(1, len(cfg.heads)), "class": cfg.d_out, "feature": cfg.d_out, "dim": cfg.d_out},
     }
+
+
+def _pool_sizes(cfg: ViTConfig) -> dict[str, int]:
+    if (pool := cfg.attention_pool) is None:
+        return {}
+    return {"pool_head": pool.n_heads, "d_pool_head": cfg.d_model // pool.n_heads, "d_pool_mlp": pool.d_mlp or 0}
 
 
 def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
@@ -124,7 +132,10 @@ def _table(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
         **_block(cfg),
         **_final_norm(cfg),
         **_pool(cfg),
-        "hook_pooled": ("batch pooled", f"what {reader}: {_spoken(cfg.sources, cfg.attention_pool)}{pooled}"),
+        "hook_pooled": (
+            "batch pooled",
+            f"what {reader}: {spoken_sources(cfg.sources, bool(cfg.attention_pool))}{pooled}",
+        ),
         "hook_image_embeds": (
             "batch embed",
             "the image's embedding: what is pooled, projected if the family does",
@@ -232,19 +243,28 @@ def _final_norm(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
 
 def _pool(cfg: ViTConfig) -> dict[str, tuple[str, str]]:
     """Attention pooling: one query, the probe, over the tokens the readout reads."""
-    one, scores = "batch probe d_model", "batch head probe key"
+    one, scores, heads = "batch probe d_model", "batch pool_head probe key", "batch pos pool_head d_pool_head"
     return {
-        "hook_pool_q": ("batch probe head d_head", "the probe's queries, the same for every image"),
-        "hook_pool_k": (HEADS, "keys of the tokens for the probe"),
-        "hook_pool_v": (HEADS, "values of the tokens for the probe"),
-        "hook_pool_scores": (scores, f"the probe's scores before the softmax; -inf at all but {cfg.sources[0]}"),
+        "hook_pool_q": ("batch probe pool_head d_pool_head", "the probe's queries, the same for every image"),
+        "hook_pool_k": (heads, "keys of the tokens for the probe"),
+        "hook_pool_v": (heads, "values of the tokens for the probe"),
+        "hook_pool_scores": (
+            scores,
+            f"the probe's scores before the softmax; -inf at all but {' and '.join(cfg.sources)}",
+        ),
         "hook_pool_pattern": (scores, "where the probe attends: its row of every head sums to 1"),
-        "hook_pool_z": ("batch probe head d_head", "values mixed by the probe's pattern, before the output matrix"),
+        "hook_pool_z": (
+            "batch probe pool_head d_pool_head",
+            "values mixed by the probe's pattern, before the output matrix",
+        ),
         "hook_pool_attn_out": (one, "what the probe gathered; an edit reaches the skip path too"),
         "pool_ln.hook_scale": ("batch probe 1", "standard deviation what the probe gathered is divided by"),
         "pool_ln.hook_normalized": (one, "normalised, what the probe gathered, before gain and offset"),
-        "pool_mlp.hook_pre": ("batch probe d_mlp", "neurons of the pooling's MLP before their nonlinearity"),
-        "pool_mlp.hook_post": ("batch probe d_mlp", "neurons of the pooling's MLP as its output matrix reads them"),
+        "pool_mlp.hook_pre": ("batch probe d_pool_mlp", "neurons of the pooling's MLP before their nonlinearity"),
+        "pool_mlp.hook_post": (
+            "batch probe d_pool_mlp",
+            "neurons of the pooling's MLP as its output matrix reads them",
+        ),
         "hook_pool_mlp_out": (one, "what the pooling's MLP adds to what the probe gathered"),
     }
 
@@ -254,36 +274,5 @@ def _head_logits(cfg: ViTConfig) -> str:
         return "the pooled features again: there is no head"
     if len(cfg.heads) == 1:
         return "output of the one head"
-    each = [f"{name} reads {_spoken(tuple(cfg.sources[i] for i in read))}" for name, read in cfg.heads]
+    each = [f"{name} reads {spoken_sources(tuple(cfg.sources[i] for i in read))}" for name, read in cfg.heads]
     return f"output of each head ({', '.join(each)}); their mean is the model's output"
-
-
-def spoken_readout(cfg: ViTConfig) -> str:
-    """What a model's readout reads, in words.
-
-    >>> cfg = ViTConfig(d_model=8, n_layers=1, n_heads=1, d_mlp=8, image_size=(8, 8), patch_size=8, n_classes=2)
-    >>> spoken_readout(cfg), spoken_readout(cfg.replace(sources=("cls", "patches"), final_norm="none"))
-    ('cls behind the final norm', 'cls beside the mean of the patches, without a norm')
-    """
-    norm = {"tokens": " behind the final norm", "pooled": ", then the final norm", "none": ", without a norm"}
-    return f"{_spoken(cfg.sources, cfg.attention_pool)}{norm[cfg.final_norm]}"
-
-
-def what_is_read(cfg: ViTConfig) -> str:
-    """Which tokens a model's answers come from, and through whose head.
-
-    >>> cfg = ViTConfig(d_model=8, n_layers=1, n_heads=1, d_mlp=8, image_size=(8, 8), patch_size=8, n_classes=2)
-    >>> what_is_read(cfg), what_is_read(cfg.replace(heads=(), n_classes=None))
-    ('its own head on cls behind the final norm', 'its features: cls behind the final norm')
-    """
-    if cfg.is_feature_model:
-        return f"its features: {spoken_readout(cfg)}"
-    head = "its own projection" if cfg.outputs == "embedding" else cfg.head_set or "its own head"
-    return f"{head} on {spoken_readout(cfg)}"
-
-
-def _spoken(sources: tuple[Role, ...], by_attention: bool = False) -> str:
-    if by_attention:
-        return f"what the probe gathers from the {sources[0]}"
-    names = [f"the mean of the {role}" if role in ("patches", "registers") else role for role in sources]
-    return " beside ".join(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -188,15 +189,19 @@ class Weights(nn.Module):
             for branch, linear in ((block.attn, block.attn.o), (block.mlp, block.mlp.fc_out)):
                 if branch.ln is not None:
                     _fold(branch.ln, [linear])
-        if self.cfg.attention_pool:
+        pool = self.cfg.attention_pool
+        if pool is not None and pool.d_mlp is not None:
             _fold(self.pool_ln, [self.pool_mlp.fc_in])
         one_role_each = bool(self.cfg.heads) and all(len(read) == 1 for _, read in self.cfg.heads)
         folds_head = one_role_each and self.cfg.is_linear_readout and isinstance(self.ln_final, LayerNorm)
-        if isinstance(self.ln_final, LayerNorm) and (folds_head or self.cfg.attention_pool):
+        if isinstance(self.ln_final, LayerNorm) and (folds_head or pool is not None):
             heads = [getattr(self, name) for name, _ in self.cfg.heads]
-            _fold(self.ln_final, [self.pool_k, self.pool_v] if self.cfg.attention_pool else heads)
+            _fold(self.ln_final, heads if pool is None else [self.pool_k, self.pool_v])
         has_offsets = self.cfg.norm == "layer"
-        biased = {"q_bias": True, "k_bias": True, "v_bias": True} if has_offsets and not self.cfg.post_norm else {}
+        has_biases = has_offsets and not self.cfg.post_norm
+        biased: dict[str, Any] = dict.fromkeys(("q_bias", "k_bias", "v_bias"), True) if has_biases else {}
+        if pool is not None:
+            biased |= {"attention_pool": replace(pool, bias=pool.bias or has_offsets)}
         self.cfg = self.cfg.replace(**biased, head_bias=self.cfg.head_bias or (folds_head and has_offsets))
 
 

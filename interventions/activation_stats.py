@@ -194,7 +194,7 @@ def collect_stats(
 
         def keep(act: Tensor, hook: Any) -> None:
             if site == POOLED:
-                moments[key].add(act.unflatten(1, (len(model.cfg.sources), -1))[:, model.cfg.sources.index(tokens)])
+                moments[key].add(act.unflatten(1, (model.cfg.n_pooled, -1))[:, model.cfg.pooled_roles.index(tokens)])
             else:
                 mask = model.tokens.mask(tokens).to(act.device)
                 moments[key].add(act[mask.expand(act.shape[:2])])
@@ -216,8 +216,12 @@ def _keys(model: HookedViT, sites: Iterable[Asked]) -> list[Key]:
     for asked in [sites] if isinstance(sites, str) else sites:
         site, layer, tokens = (*((asked,) if isinstance(asked, str) else asked), None, None)[:3]
         if site == POOLED:
-            if layer is not None or tokens not in (None, *cfg.sources):
-                sources = ", ".join(cfg.sources)
+            if not cfg.pooled_roles:
+                raise ValueError(
+                    f"one probe reads {' and '.join(cfg.sources)}: no part of what is pooled is of one role"
+                )
+            if layer is not None or tokens not in (None, *cfg.pooled_roles):
+                sources = ", ".join(cfg.pooled_roles)
                 raise ValueError(f'what is pooled is ("pooled", None, source), of the sources {sources}; got {asked!r}')
             keys += [(site, None, source) for source in (cfg.sources if tokens is None else [tokens])]
             continue

@@ -26,8 +26,8 @@ START, END = "<!-- written by tests/matrix.py: from here -->", "<!-- to here -->
 RUNS = "runs"
 N_IMAGES = 15
 # what sets a graph apart within its family: patches averaged without a norm, gated neurons, norms behind the branches,
-# norms inside them beside rotary positions
-EXTRA = ("clip-classifier", "dinov2-swiglu", "timm-rpn", "timm-rpn-cls", "timm-eva02-inner")
+# norms inside them beside rotary positions, a probe that reads CLS too
+EXTRA = ("clip-classifier", "dinov2-swiglu", "timm-rpn", "timm-rpn-cls", "timm-eva02-inner", "timm-pe-core")
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("seeds", "random_models", "permutations", "epochs", "shots", "min_images"), 1),
     **dict.fromkeys(("draws", "n_shuffles", "steps", "points", "bands"), 2),

@@ -40,7 +40,7 @@ class Tiny(NamedTuple):
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": IMAGE, "patch_size": PATCH}
 MLP = {"intermediate_size": 64}
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
-TEXT |= {"bos_token_id": 0, "eos_token_id": 1}
+TEXT |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 
 
 def _beits() -> Iterator[tuple[str, Tiny]]:
@@ -87,10 +87,21 @@ EVA02 = {"swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True, "ref_fe
 PERCEPTION = {"architecture": "vit_pe_spatial_base_patch16_512", "attn_type": "rope", "use_pre_transformer_norm": True}
 PERCEPTION |= {"use_rot_pos_emb": True, "ref_feat_shape": (3, 2), "rope_grid_offset": 1.0, "rope_grid_indexing": "xy"}
 PERCEPTION |= {"use_post_transformer_norm": False, "use_fc_norm": False, "init_values": 0.1, "eps": 1e-5}
+# attention pooling over CLS and patches, in other heads than those of the blocks
+PE_CORE = PERCEPTION | {"architecture": "vit_pe_core_base_patch16_224", "global_pool": "map"}
+PE_CORE |= {
+    "use_post_transformer_norm": True,
+    "init_values": None,
+    "attn_pool_num_heads": 2,
+    "attn_pool_mlp_ratio": 3.0,
+}
 DINO_EVA = {"architecture": "vit_small_plus_patch16_dinov3", "use_abs_pos_emb": False, "use_rot_pos_emb": True}
 DINO_EVA |= {"rope_type": "dinov3", "rope_temperature": 100.0, "rope_rotate_half": True, "use_fc_norm": False}
 DINO_EVA |= {"num_reg_tokens": 2, "qkv_bias": False, "swiglu_mlp": True, "swiglu_align_to": 24, "eps": 1e-5}
 DINO_EVA |= {"init_values": 1e-5}
+MIXED = {"architecture": "vit_small_patch16_rope_mixed_ape_224", "attn_type": "rope", "use_rot_pos_emb": True}
+MIXED |= {"rope_type": "mixed", "rope_temperature": 10.0, "rope_grid_indexing": "xy", "global_pool": "token"}
+MIXED |= {"no_embed_class": True, "init_values": 1e-5}
 MAP = {"architecture": "vit_base_patch16_siglip_256", "global_pool": "map", "class_token": False}
 MAP |= {"act_layer": "gelu_tanh"}
 BOTH_BIASES = {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}
@@ -142,6 +153,8 @@ TINY: dict[str, Tiny] = {
     "aimv2-biased": Tiny(
         "Aimv2VisionModel", {"use_head": False, "is_native": False, "qkv_bias": True, "mlp_bias": True}
     ),
+    "aimv2-head": Tiny("Aimv2VisionModel", {"is_native": True, "qkv_bias": True}),
+    "aimv2-full": Tiny("Aimv2Model", {"is_native": True, "projection_dim": 24}),
     **dict(_clip_relatives()),
     "timm": Tiny("VisionTransformer", {}),
     "timm-no-qkv-bias": Tiny("VisionTransformer", {"qkv_bias": False, "architecture": "vit_base_patch16_224_miil"}),
@@ -164,6 +177,8 @@ TINY: dict[str, Tiny] = {
     "timm-eva02-inner": Tiny("Eva", EVA02 | {"scale_attn_inner": True, "global_pool": "token"}),
     "timm-eva02-post": Tiny("Eva", {"use_post_norm": True, "architecture": "eva02_enormous_patch14_clip_224"}),
     "timm-pe": Tiny("Eva", PERCEPTION),
+    "timm-pe-core": Tiny("Eva", PE_CORE),
+    "timm-rope-mixed": Tiny("Eva", MIXED),
     "timm-dinov3": Tiny("Eva", DINO_EVA),
 }
 # of the product of BEiT's settings, eight in which every two settings meet in each of their combinations
@@ -206,15 +221,15 @@ GRAPHS = (
     "timm-rpn",
     "timm-eva02-inner",
     "ijepa",
-    "aimv2-model",
+    "aimv2-head",
     "siglip",
-    "timm-map",
+    "timm-pe-core",
 )
 
 
-def make_hf(name: str) -> nn.Module:
-    """A new original model, the same random weights every time, eager and in eval mode."""
-    case = TINY[name]
+def make_hf(name: str, **changes: Any) -> nn.Module:
+    """A new original model, the same random weights every time, eager and in eval mode; with other settings."""
+    case = TINY[name]._replace(settings=TINY[name].settings | changes)
     torch.manual_seed(zlib.crc32(name.encode()))
     if case.hf_class in TIMM_CLASSES:
         return _randomised(TIMM_CLASSES[case.hf_class](**case.settings))
@@ -300,7 +315,8 @@ ANSWERS: dict[str, Callable[[Any, Any], Tensor]] = {
     "ViTMSNModel": lambda hf, out: out.last_hidden_state[:, 0],
     "ViTMAEModel": lambda hf, out: out.last_hidden_state[:, 0],
     "ViTMAEForPreTraining": lambda hf, out: out.last_hidden_state[:, 0],
-    "Aimv2VisionModel": lambda hf, out: out.last_hidden_state.mean(1),
+    "Aimv2VisionModel": lambda hf, out: out.pooler_output if hf.use_head else out.last_hidden_state.mean(1),
+    "Aimv2Model": lambda hf, out: out.pooler_output,
     "IJepaModel": lambda hf, out: out.last_hidden_state.mean(1),
     "Data2VecVisionModel": lambda hf, out: (
         out.last_hidden_state[:, 1:].mean(1) if hf.config.use_mean_pooling else out.last_hidden_state[:, 0]

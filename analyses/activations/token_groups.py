@@ -65,14 +65,15 @@ def aligned_masks(model: HookedViT, masks: Sequence[Image.Image]) -> Int[Tensor,
 
     >>> objects = aligned_masks(model, batch.extra["mask"])  # doctest: +SKIP
 
-    Raises ValueError where the model came without an image processor.
+    They show what the model's patches cover (`model.covered`). Raises ValueError where the model came without an image
+    processor.
     """
     if model.processor is None:
         raise ValueError("masks are moved as the images are, and this model came without an image processor")
     pictures = [_ids(mask).convert("RGB") for mask in masks]
     as_they_are = {"do_rescale": False, "do_normalize": False, "resample": Image.Resampling.NEAREST}
     moved = model.processor(pictures, return_tensors="pt", **as_they_are)["pixel_values"]
-    return torch.as_tensor(moved)[:, 0].long()
+    return model.covered(torch.as_tensor(moved)[:, 0].long())
 
 
 def _ids(mask: Image.Image) -> Image.Image:

@@ -42,7 +42,9 @@ FIRST_STEPS = """first steps:
   hooked-vit run cls-causality --model google/vit-base-patch16-224 --data imagefolder:./photos
 
 A model is zoo:NAME, a hub id or a local folder. Data is scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH
-or imagenet-s:PATH. A run leaves report.html and its numbers (parquet, json) in the output folder."""
+or imagenet-s:PATH. prompts:MODEL answers with the data's class names, each in "a photo of a {}.", as CLIP is used;
+prompts:MODEL=SENTENCE|SENTENCE says it in other words. A run leaves report.html and its numbers (parquet, json) in the
+output folder."""
 
 
 class UsageError(Exception):
@@ -163,6 +165,7 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     look.add_argument("--image", metavar="FILE", nargs="+", action=Once, type=path, help=what)
     _add_out(look, "the page (default: %(default)s)", metavar="FILE", default="out/explorer.html")
     what = "zero every patch at several layers too (default: where that is quickly done)"
+    _add_classes(look)
     look.add_argument("--patches", action=argparse.BooleanOptionalAction, default=None, help=what)
 
     saved = command("list", "list the results saved in a folder and those in it")
@@ -188,6 +191,7 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     hooks.add_argument(
         "model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder; no weight is read"
     )
+    _add_classes(hooks)
     check = command("verify", "compare a model with the original in transformers, and test every hook point")
     check.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
     return parser, run
@@ -234,6 +238,11 @@ def _add_number(to: argparse.ArgumentParser, flag: str, metavar: str, numbers: R
 
 def _add_out(to: argparse.ArgumentParser, what: str, metavar: str = "DIR", **kw: Any) -> None:
     to.add_argument("--out", metavar=metavar, action=Once, type=path, help=what, **kw)
+
+
+def _add_classes(to: argparse.ArgumentParser) -> None:
+    what = "the classes of prompts:MODEL, which come with the data elsewhere"
+    to.add_argument("--classes", metavar="NAME", nargs="+", action=Once, type=text, help=what)
 
 
 def _add_device(to: argparse.ArgumentParser) -> None:

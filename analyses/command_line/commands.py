@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from analyses.running.catalogue import get_analysis
     from analyses.running.files import check_writable, clean
     from analyses.running.locks import hold_folder
-    from analyses.running.models import ZOO, check_model, default_models, load_models, short_names
+    from analyses.running.models import ZOO, check_model, check_prompts, default_models, load_models, short_names
     from analyses.running.report import Section, write_report
 
     terminal.quiet()
@@ -51,11 +51,12 @@ def run(args: argparse.Namespace) -> int:
         check_model(spec)
     _check_device(args.device)
     data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
+    check_prompts(specs, data.class_names)
     for name in [name for name, value in options.items() if name.endswith("_data") and isinstance(value, str)]:
         options[name] = load_data(options[name], args.n, seed=args.seed, skip_bad=args.skip_bad)
     with hold_folder(out, "--out"):
         clean(out)
-        models = load_models(specs, device=args.device)
+        models = load_models(specs, device=args.device, class_names=data.class_names)
         result = entry.run(models, data, **options)
         result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}
         if any(spec.startswith(ZOO) for spec in specs):

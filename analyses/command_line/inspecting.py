@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 from analyses.command_line import terminal
@@ -53,22 +54,28 @@ def interventions(args: argparse.Namespace) -> int:
 
 def hooks(args: argparse.Namespace) -> int:
     """`hooks MODEL`: every hook point, from the config alone."""
-    from analyses.running.models import check_model
+    from analyses.running.models import PROMPTS, check_model, load_model
     from hooked_vit import HookedViT
     from hooked_vit.loading.checkpoints import without_weights
 
     terminal.quiet()
-    model = without_weights(HookedViT, check_model(args.model))
+    _check_classes(args, [args.model])
+    if args.model.startswith(PROMPTS):
+        model = load_model(args.model, class_names=args.classes)
+    else:
+        model = without_weights(HookedViT, check_model(args.model))
     terminal.print_table(terminal.console(), ["hook point", "shape", "meaning"], model.describe_hooks())
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
     """`verify MODEL`: the original beside ours; status 1 where they differ or a hook is dead."""
-    from analyses.running.models import check_model
+    from analyses.running.models import PROMPTS, check_model
     from hooked_vit.loading.verify import verify
 
     terminal.quiet()
+    if args.model.startswith(PROMPTS):
+        raise ValueError(f"a checkpoint is compared with its original: give it without {PROMPTS}, got {args.model!r}")
     console = terminal.console()
     rows = verify(check_model(args.model))
     shown = [[row.check, f"{row.worst:.2g}", row.bound, "ok" if row.ok else "FAILED"] for row in rows]
@@ -83,18 +90,20 @@ def explore(args: argparse.Namespace) -> int:
     from analyses import explore, load_data
     from analyses.data.images import open_rgb
     from analyses.running.files import check_writable
-    from analyses.running.models import check_model, load_models, short_names
+    from analyses.running.models import check_model, check_prompts, load_models, short_names
 
     terminal.quiet()
+    _check_classes(args, args.model)
     check_writable(Path(args.out).parent)
     short_names(args.model)
     for spec in args.model:
         check_model(spec)
+    check_prompts(args.model, args.classes)
     if args.image:
         pictures = {Path(file).name: open_rgb(Path(file), file) for file in args.image}
     else:
         pictures = dict(zip(("a scene", "another scene"), next(load_data(SCENES, n=2).batches(2)).images, strict=True))
-    page = explore(load_models(args.model), pictures, patches=args.patches).save(args.out)
+    page = explore(load_models(args.model, class_names=args.classes), pictures, patches=args.patches).save(args.out)
     terminal.say(terminal.console(), page)
     return 0
 
@@ -113,3 +122,11 @@ def features(args: argparse.Namespace) -> int:
     data = load_data(args.data, args.n)
     terminal.say(terminal.console(), feature_pages(load_model(args.model), dictionary, data).save(out))
     return 0
+
+
+def _check_classes(args: argparse.Namespace, specs: Sequence[str]) -> None:
+    """Raises ValueError for class names that no model makes prompts of."""
+    from analyses.running.models import PROMPTS
+
+    if args.classes and not any(spec.startswith(PROMPTS) for spec in specs):
+        raise ValueError(f"--classes are for a model with a text tower, spelled {PROMPTS}MODEL; here is {specs[0]!r}")

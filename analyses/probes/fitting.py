@@ -62,7 +62,7 @@ def fit_with_controls(
     reader = SiteReader(model, how.roles, layers=how.layers, seed=how.seed)
     data = data.with_permutations(permutations, how.seed)
     draw = _Draw(data, how, sizes)
-    widths = {str(s): model.cfg.d_model * (len(model.cfg.sources) if s.role == HEAD_INPUT else 1) for s in reader.sites}
+    widths = {str(s): model.cfg.d_pooled if s.role == HEAD_INPUT else model.cfg.d_model for s in reader.sites}
     what = f"{name}: fitting probes" if name else "fitting probes"
     about = {**about_model(model), "name": name}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def _run_step(recipe: Recipe, step: Step, folder: Path, device: str) -> Result:
         parameter: load_data(recipe.data[name].spec, recipe.data[name].n, seed=recipe.data[name].seed)
         for parameter, name in step.data.items()
     }
-    models = {name: load_model(recipe.models[name].checkpoint, device=device) for name in step.models}
+    load = partial(load_model, class_names=images["data"].class_names, device=device)
+    models = {name: load(recipe.models[name].checkpoint) for name in step.models}
     mark = fingerprint(models, images, {"analysis": step.analysis, "options": dict(step.options)})
     before, why = _finished(folder, mark)
     if before is not None:

@@ -1,4 +1,4 @@
-"""Which model is meant: `zoo:NAME`, `published:NAME`, a local folder, or a hub id."""
+"""Which model is meant: `zoo:NAME`, `published:NAME`, `prompts:MODEL`, a local folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -15,18 +15,27 @@ if TYPE_CHECKING:
 
 ZOO = "zoo:"
 PUBLISHED = "published:"
+PROMPTS = "prompts:"
 
 
-def load_model(spec: str, **kw: Any) -> HookedViT:
+def load_model(spec: str, *, class_names: Sequence[str] | None = None, **kw: Any) -> HookedViT:
     """The model of a specification; keywords as in `HookedViT.from_pretrained`.
 
     >>> model = load_model("zoo:vit")  # doctest: +SKIP
 
+    `prompts:MODEL` has `class_names` for classes, each in "a photo of a {}.", or in the sentences of
+    `prompts:MODEL=SENTENCE|SENTENCE`; to all other models the names are nothing.
     Raises UnsupportedModelError where there is no such model or no hook graph for its class, CheckpointError where its
-    tensors do not fit.
+    tensors do not fit, and what `check_prompts` raises.
     """
-    from hooked_vit import HookedViT, published
+    from hooked_vit import HookedViT, published, zero_shot_head
 
+    if spec.startswith(PROMPTS):
+        check_prompts([spec], class_names)
+        place, (_, templates) = check_model(spec), prompts_of(spec)
+        model = zero_shot_head(place, class_names or (), templates, **kw)
+        model.cfg = model.cfg.replace(name=spec)
+        return model
     if spec.startswith(PUBLISHED):
         check_model(spec)
         name, _, weights = spec.removeprefix(PUBLISHED).partition("=")
@@ -48,6 +57,8 @@ def locate(spec: str) -> str:
     from hooked_vit import published, zoo
     from hooked_vit.loading.inspection import check_folder
 
+    if spec.startswith(PROMPTS):
+        return locate(prompts_of(spec)[0])
     if spec.startswith(PUBLISHED):
         name, _, weights = spec.removeprefix(PUBLISHED).partition("=")
         known = published.get(name)
@@ -82,7 +93,12 @@ def check_model(spec: str) -> str:
     Raises UnsupportedModelError saying what there is instead, CheckpointError for a damaged config.
     """
     from hooked_vit.loading.described import config_json, read_described
+    from hooked_vit.loading.zero_shot import check_has_texts
 
+    if spec.startswith(PROMPTS):
+        place = check_model(prompts_of(spec)[0])
+        check_has_texts(place)
+        return place
     place = locate(spec)
     if Path(place).is_file():  # of weights alone: what they fill is known
         return place
@@ -96,6 +112,35 @@ def check_model(spec: str) -> str:
     return place
 
 
+def prompts_of(spec: str) -> tuple[str, tuple[str, ...]]:
+    """The model behind `prompts:`, and the sentences its class names stand in.
+
+    >>> prompts_of("prompts:openai/clip-vit-base-patch16=a {}|the {}")
+    ('openai/clip-vit-base-patch16', ('a {}', 'the {}'))
+
+    Raises ValueError for a sentence without a place for the name, and for a model that is no checkpoint by itself.
+    """
+    from hooked_vit.loading.zero_shot import TEMPLATES
+
+    inner, said, sentences = spec.removeprefix(PROMPTS).partition("=")
+    templates = tuple(sentences.split("|")) if said else TEMPLATES
+    if any("{}" not in template for template in templates):
+        raise ValueError(f"a prompt is a sentence with {{}} where the name goes, several apart by |; got {sentences!r}")
+    if inner.startswith((PROMPTS, PUBLISHED)) or not inner:
+        raise ValueError(f"behind {PROMPTS} stands a hub id or a local folder; got {inner!r}")
+    return inner, templates
+
+
+def check_prompts(specs: Sequence[str], class_names: Sequence[str] | None) -> None:
+    """Make sure that there are names for the models whose classes are prompts. Raises ValueError."""
+    asked = [spec for spec in specs if spec.startswith(PROMPTS)]
+    if asked and not class_names:
+        raise ValueError(
+            f"the classes of {asked[0]} are made of class names, and there are none here: give data whose classes have "
+            "names, or where there is no data --classes NAME …"
+        )
+
+
 def _suggest(spec: str) -> str:
     from hooked_vit import zoo
 
@@ -107,7 +152,7 @@ def _suggest(spec: str) -> str:
     return f"{meant or '.'} The zoo has {', '.join(known)}"
 
 
-def load_models(specs: Sequence[str], **kw: Any) -> dict[str, HookedViT]:
+def load_models(specs: Sequence[str], *, class_names: Sequence[str] | None = None, **kw: Any) -> dict[str, HookedViT]:
     """Several models by short name; all are checked before the first weight is read.
 
     >>> list(load_models(["zoo:vit", "zoo:clip"]))  # doctest: +SKIP
@@ -118,7 +163,8 @@ def load_models(specs: Sequence[str], **kw: Any) -> dict[str, HookedViT]:
     names = short_names(specs)
     for spec in specs:
         check_model(spec)
-    return {name: load_model(spec, **kw) for name, spec in names.items()}
+    check_prompts(specs, class_names)
+    return {name: load_model(spec, class_names=class_names, **kw) for name, spec in names.items()}
 
 
 def short_names(specs: Sequence[str]) -> dict[str, str]:
@@ -140,6 +186,8 @@ def short_name(spec: str) -> str:
     >>> short_name("zoo:vit"), short_name("google/vit-base-patch16-224"), short_name("./runs/mine/")
     ('vit', 'vit-base-patch16-224', 'mine')
     """
+    if spec.startswith(PROMPTS):
+        return short_name(prompts_of(spec)[0])
     if spec.startswith(PUBLISHED):
         return spec.removeprefix(PUBLISHED).partition("=")[0]
     return os.path.basename(os.path.abspath(os.path.expanduser(spec.removeprefix(ZOO))))

@@ -11,7 +11,7 @@ from analyses.data import ImageData
 from analyses.data.imagedata import Batch
 from analyses.running.notice import notice
 from hooked_vit import HookedViT
-from hooked_vit.hook_table import what_is_read
+from hooked_vit.config.spoken import what_is_read
 from hooked_vit.loading.digests import model_digests
 
 

@@ -113,7 +113,7 @@ def _what_was_read(about: Any, told: dict[str, Any]) -> dict[str, str]:
     if not any(hasattr(model, "cfg") for model in given.values()):
         return {}
     from hooked_vit import HookedViT
-    from hooked_vit.hook_table import what_is_read
+    from hooked_vit.config.spoken import what_is_read
 
     return {str(name): what_is_read(model.cfg) for name, model in given.items() if isinstance(model, HookedViT)}
 

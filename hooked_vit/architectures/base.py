@@ -95,14 +95,17 @@ def image_side(theirs: Any, pixels: Tensor) -> Iterator[Asked]:
 class Texts:
     """How a family's text tower was trained to read: which of its `classes` hold one, and how captions are padded.
 
-    `padding` is as a tokenizer takes it, `inputs` are what the tower is given of what the tokenizer returns, and
-    `length` finds how many tokens the tower of a model in memory reads.
+    `padding` is as a tokenizer takes it, `inputs` are what the tower is given of what the tokenizer returns, `length`
+    finds how many tokens the tower of a model in memory reads, `scale` what its cosines are multiplied with, and `end`
+    the token at which it is read, where that is not a place.
     """
 
     classes: tuple[str, ...]
     padding: str | bool
     inputs: tuple[str, ...]
     length: Callable[[Any], int] = attrgetter("config.text_config.max_position_embeddings")
+    scale: Callable[[Any], Tensor] = lambda theirs: theirs.logit_scale.exp()
+    end: Callable[[Any], int | None] = lambda theirs: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,7 @@ class ImageEmbeds(nn.Module):
                 delattr(self, name)
 
     def _build_image_embeds(self, cfg: ViTConfig) -> None:
-        width = cfg.d_model * len(cfg.sources)
-        self.projection = None if cfg.d_embed is None else nn.Linear(width, cfg.d_embed, bias=False)
+        self.projection = None if cfg.d_embed is None else nn.Linear(cfg.d_pooled, cfg.d_embed, bias=False)
         for name in HOOKS:
             setattr(self, name, HookPoint())
 
@@ -62,7 +61,7 @@ class ImageEmbeds(nn.Module):
             **{"unit_norm": True, "d_embed": None if projection is None else cfg.d_out, "outputs": "classes"},
             **{"n_classes": len(texts), "class_names": class_names, "head_bias": True},
             head_set="texts as classes",
-            heads=(("head", tuple(range(len(cfg.sources)))),),
+            heads=(("head", tuple(range(cfg.n_pooled))),),
         )
         self._build_image_embeds(self.cfg)
         like = next(self.parameters())

@@ -30,8 +30,8 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
 
     def _build_readout(self, cfg: ViTConfig) -> None:
         self.ln_final = NoNorm(cfg.d_model) if cfg.final_norm == "none" else norm_of(cfg)
-        if cfg.attention_pool:
-            self._build_pool(cfg)
+        if cfg.attention_pool is not None:
+            self._build_pool(cfg, cfg.attention_pool)
         if cfg.unit_norm:
             self._build_image_embeds(cfg)
         for name, read in cfg.heads:
@@ -48,7 +48,7 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         """
         x = resid if self.cfg.final_norm == "pooled" else self.ln_final(resid)
         if self.cfg.attention_pool:
-            pooled = self._attend(x, self._read(x, self.cfg.sources[0]))
+            pooled = self._attend(x, torch.stack([self._read(x, role) for role in self.cfg.sources]).any(0))
         else:
             pooled = torch.stack([self._pool(x, role) for role in self.cfg.sources], dim=1)
         if self.cfg.final_norm == "pooled":
@@ -56,7 +56,7 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         pooled = self.hook_pooled(pooled.flatten(1))
         if self.cfg.unit_norm:
             pooled = self._embed(pooled)
-        pooled = pooled.unflatten(1, (len(self.cfg.sources), -1))
+        pooled = pooled.unflatten(1, (self.cfg.n_pooled, -1))
         each = [getattr(self, name)(pooled[:, list(read)].flatten(1)) for name, read in self.cfg.heads]
         each = self.hook_head_logits(torch.stack(each or [pooled.flatten(1)], dim=1))
         return leaving(self.hook_logits, each.sum(1) / each.shape[1])
@@ -106,7 +106,7 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         self._require_head("project")
         if role not in ROLES:
             raise ValueError(f"unknown token role {role!r}; roles are {', '.join(ROLES)}")
-        source = self.cfg.sources.index(role) if role in self.cfg.sources else 0
+        source = self.cfg.pooled_roles.index(role) if role in self.cfg.pooled_roles else 0
         for name, read in self.cfg.heads:
             if source in read:
                 head, at = plain(getattr(self, name)), read.index(source) * self.cfg.d_model
@@ -127,9 +127,9 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         self._require_head(what)
         if self.cfg.attention_pool:
             raise NonlinearReadoutError(
-                f"{what} needs a readout that is a sum over tokens, and here a probe attends to them and an MLP reads "
-                "what it gathers. model.project(x, role) scores a vector as if the probe attended to it alone; "
-                "hook_pool_pattern says where it attends, and set_readout_(sources=...) pools by the mean instead"
+                f"{what} needs a readout that is a sum over tokens, and here a probe attends to them. "
+                "model.project(x, role) scores a vector as if the probe attended to it alone; hook_pool_pattern says "
+                "where it attends, and set_readout_(sources=...) pools by the mean instead"
             )
         self._require_same_length(what)
 
@@ -152,7 +152,7 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         heads = [plain(getattr(self, name)) for name, _ in self.cfg.heads]
         if len(heads) == 1:
             return heads[0].weight.T
-        d, n = self.cfg.d_model, len(self.cfg.sources)
+        d, n = self.cfg.d_model, self.cfg.n_pooled
         total = heads[0].weight.new_zeros(n, d, heads[0].out_features)
         for head, (_, read) in zip(heads, self.cfg.heads, strict=True):
             total[list(read)] += head.weight.T.unflatten(0, (-1, d)) / len(heads)
@@ -223,9 +223,9 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
             heads=(),
             n_classes=None,
             class_names=None,
-            attention_pool=False,
             readout_set=True,
             head_set=None,
+            attention_pool=None,
             **PLAIN,
         )
         self._drop_head()
@@ -266,7 +266,7 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
                 f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
             )
         cfg = self.cfg.replace(
-            heads=(("head", tuple(range(len(self.cfg.sources)))),),
+            heads=(("head", tuple(range(self.cfg.n_pooled))),),
             head_bias=True,
             n_classes=len(weight),
             class_names=class_names,

@@ -17,17 +17,23 @@ from hooked_vit.tokens import TokenLayout
 class Rotary(nn.Module):
     """Turns the queries or keys of patches, pair by pair of dimensions; tokens without a place stay as they are.
 
-    Heo et al. 2024 (rotary positions for ViT); numbers and their order as in transformers' DINOv3 and timm's EVA-02.
+    Heo et al. 2024 (rotary positions for ViT, axial and mixed); numbers and their order as in transformers' DINOv3 and
+    timm's Eva.
     """
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         assert cfg.rotary is not None
         self.positions, self.d_head, self.n_prefix = cfg.rotary, cfg.d_head, len(cfg.prefix)
+        if cfg.rotary.learned:
+            self.freqs = nn.Parameter(torch.zeros(2, cfg.n_heads, cfg.d_head // 2))
 
     def forward(self, x: Float[Tensor, "b t h d_head"], tokens: TokenLayout) -> Float[Tensor, "b t h d_head"]:
         """The same vectors, each turned by the place of the native token it came from, or of its donor."""
-        cos, sin = turns(self.positions, self.d_head, self.n_prefix, tokens.grid, x.dtype, x.device)
+        if self.positions.learned:
+            cos, sin = self._learned_turns(tokens.grid, x)
+        else:
+            cos, sin = turns(self.positions, self.d_head, self.n_prefix, tokens.grid, x.dtype, x.device)
         if tokens.is_native:
             cos, sin = cos[:-1], sin[:-1]
         else:
@@ -35,6 +41,12 @@ class Rotary(nn.Module):
             places = tokens.donors.clamp(min=-1).to(x.device)
             cos, sin = cos[places], sin[places]
         return x * cos + self._partners(x) * sin
+
+    def _learned_turns(self, grid: tuple[int, int], x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `turns` gives, for each head; at least in float32, in which timm finds them."""
+        freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
+        first, second = coordinates(self.positions, grid, x.device)[:, :, None, None].unbind(1)
+        return _cos_sin((first * freqs[0] + second * freqs[1]).repeat_interleave(2, -1), self.n_prefix, x.dtype)
 
     def _partners(self, x: Float[Tensor, "b t h d_head"]) -> Float[Tensor, "b t h d_head"]:
         """Every dimension's partner in its pair, the first one's with a minus."""
@@ -62,7 +74,12 @@ def turns(
     angles = coordinates(positions, grid, device)[:, :, None] * frequencies.to(device)
     angles = angles.flatten(1)
     angles = angles.repeat_interleave(2, -1) if positions.interleaved else angles.tile(2)
-    angles = F.pad(angles, (0, 0, n_prefix, 1))[:, None]
+    return _cos_sin(angles[:, None], n_prefix, dtype)
+
+
+def _cos_sin(angles: Float[Tensor, "p #h d_head"], n_prefix: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of patches, between rows of zeros for the tokens in front of them and one more."""
+    angles = F.pad(angles, (0, 0, 0, 0, n_prefix, 1))
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

@@ -59,19 +59,30 @@ class Sizes(nn.Module):
 
         >>> model.layout_for(pixels), model.layout_for(224, 224)  # doctest: +SKIP
 
-        Raises ValueError where patches do not cover it.
+        Raises ValueError where patches do not cover it, unless it is of the native size.
         """
         if isinstance(height, Tensor):
             height, width = self._size_of(height)
+        if (height, width) == self.cfg.image_size:
+            return self.run.native
         p = self.cfg.patch_size
         if width is None or height % p or width % p or not (height and width):
             raise ValueError(
-                f"image height and width must be multiples of the patch size {p}, got {height} x {width}: the rest "
-                "would be ignored silently; use model.preprocess(images)"
+                f"image height and width must be multiples of the patch size {p}, or the native "
+                f"{self.cfg.image_size[0]} x {self.cfg.image_size[1]}, got {height} x {width}: the rest would be "
+                "ignored silently; use model.preprocess(images)"
             )
-        if (height, width) == self.cfg.image_size:
-            return self.run.native
         return TokenLayout.native(self.cfg.prefix, (height // p, width // p))
+
+    def covered(self, pictures: Shaped[Tensor, "*b h w"]) -> Shaped[Tensor, "*b rows cols"]:
+        """What patches see of pictures of one size: all of it, but for a native size that is no multiple of a patch.
+
+        >>> seen = model.covered(model.preprocess(images))  # doctest: +SKIP
+
+        Then the last rows and columns of pixels belong to no patch. Raises ValueError where `layout_for` does.
+        """
+        rows, columns = self.layout_for(*pictures.shape[-2:]).grid
+        return pictures[..., : rows * self.cfg.patch_size, : columns * self.cfg.patch_size]
 
     def check_pixels(self, pixels: Shaped[Tensor, "..."] | Any) -> TokenLayout:
         """The tokens of these pixels.

@@ -18,7 +18,8 @@ class RotaryPositions:
     Half of the frequencies of a head, falling from 1 towards 1 / `base`, turn by the row and half by the column;
     `columns_first` is their order. What is counted is the centre of a row or column between -1 and 1, in whole turns;
     or with `indices` its number, plus `offset`, stretched to `reference` (rows, columns) where that is given.
-    `interleaved` pairs neighbouring dimensions of a head; otherwise partners are half a head apart.
+    `interleaved` pairs neighbouring dimensions of a head; otherwise partners are half a head apart. With `learned`
+    every head of every block has learned frequencies instead, which turn each pair by row and column together.
     """
 
     base: float = 100.0
@@ -27,6 +28,21 @@ class RotaryPositions:
     indices: bool = False
     offset: float = 0.0
     reference: tuple[int, int] | None = None
+    learned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePooling:
+    """How a learned probe gathers what the readout reads (Zhai et al. 2023): in heads, beside which an MLP may stand.
+
+    Without `query` the probe is its own query. `bias` is that of keys and values. Without `d_mlp` there is no MLP, nor
+    the norm in front of it.
+    """
+
+    n_heads: int
+    d_mlp: int | None
+    query: bool = True
+    bias: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +52,16 @@ class ViTConfig:
     >>> ViTConfig(d_model=32, n_layers=2, n_heads=4, d_mlp=64, image_size=(32, 32), patch_size=8, n_classes=10).d_head
     8
 
-    Sizes are pixels (`image_size` is (height, width)) or units (`d_*`, `n_*`). The readout is part of the description:
+    Sizes are pixels (`image_size` is (height, width)) or units (`d_*`, `n_*`). Of an image whose size is no multiple of
+    `patch_size` the last rows and columns belong to no patch. The readout is part of the description:
     `sources` are the token roles it reads (a role of many tokens is averaged), `heads` the linear heads and the
     positions in `sources` each one reads; several heads are averaged. Without heads the model returns its pooled
     features, and `is_feature_model` says so. With `post_norm` a block adds norm(branch(x)) to the stream instead of
     branch(norm(x)); `*_inner_norm` is one more norm, in front of a branch's output matrix. `positionless` are the
     roles in front of the patches that no position embedding is added to.
     `positions` says how a position embedding comes to another grid: it is resampled, it never does, or it is computed.
-    With `attention_pool` a learned probe attends to the source's tokens in place of their mean. With `unit_norm` the
-    head reads what was pooled divided by its length, behind a projection to `d_embed` numbers where that is given.
+    With `attention_pool` a learned probe attends to the tokens of all sources in place of their means. With `unit_norm`
+    the head reads what was pooled divided by its length, behind a projection to `d_embed` numbers where that is given.
     `readout_set` says that `set_readout_` chose what is read, and not the checkpoint; `head_set`, in words, whose the
     head is where it is not the checkpoint's.
 
@@ -91,7 +108,7 @@ class ViTConfig:
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"
     sources: tuple[Role, ...] = ("cls",)
     heads: tuple[tuple[str, tuple[int, ...]], ...] = (("head", (0,)),)
-    attention_pool: bool = False
+    attention_pool: ProbePooling | None = None
     unit_norm: bool = False
     d_embed: int | None = None
     head_bias: bool = True
@@ -111,8 +128,8 @@ class ViTConfig:
         rules = [
             (self.d_model % self.n_heads == 0, f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads}"),
             (
-                all(s % self.patch_size == 0 for s in self.image_size),
-                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}",
+                all(s >= self.patch_size for s in self.image_size),
+                f"an image of {self.image_size} pixels holds no patch of {self.patch_size}",
             ),
             (
                 not (self.rel_pos_shared or self.rel_pos_per_layer) or self.image_size[0] == self.image_size[1],
@@ -147,16 +164,19 @@ class ViTConfig:
                 f"n_classes {self.n_classes} and heads {self.heads} must come together; a feature model has neither",
             ),
             (
-                all(0 <= i < len(self.sources) for _, read in self.heads for i in read),
-                f"heads {self.heads} read sources that do not exist, there are {len(self.sources)}",
+                all(0 <= i < self.n_pooled for _, read in self.heads for i in read),
+                f"heads {self.heads} read sources that do not exist, there are {self.n_pooled}",
             ),
             (
-                not self.attention_pool or (len(self.sources) == 1 and self.final_norm != "pooled"),
-                f"an attention pool reads one kind of token behind the final norm, got {self.sources} and "
-                f"final_norm={self.final_norm!r}",
+                self.attention_pool is None or self.final_norm != "pooled",
+                f"a probe attends to tokens behind the final norm, got final_norm={self.final_norm!r}",
             ),
             (
-                not self.unit_norm or [read for _, read in self.heads] == [tuple(range(len(self.sources)))],
+                self.attention_pool is None or self.d_model % self.attention_pool.n_heads == 0,
+                f"d_model {self.d_model} must be a multiple of the heads of the attention pool: {self.attention_pool}",
+            ),
+            (
+                not self.unit_norm or [read for _, read in self.heads] == [tuple(range(self.n_pooled))],
                 f"a readout of unit length has one head over all its sources, got {self.heads}",
             ),
             (
@@ -236,9 +256,19 @@ class ViTConfig:
         return not (self.attention_pool or self.unit_norm)
 
     @property
+    def pooled_roles(self) -> tuple[Role, ...]:
+        """The role whose tokens each part of `hook_pooled` is made of; none where one probe reads tokens of several."""
+        return self.sources if self.n_pooled == len(self.sources) else ()
+
+    @property
+    def n_pooled(self) -> int:
+        """Vectors in `hook_pooled`: one for each source, or the one that a probe gathers from all of them."""
+        return len(self.sources) if self.attention_pool is None else 1
+
+    @property
     def d_pooled(self) -> int:
         """Width of `hook_pooled`."""
-        return self.d_model * len(self.sources)
+        return self.d_model * self.n_pooled
 
     @property
     def d_out(self) -> int:

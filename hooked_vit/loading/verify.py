@@ -74,8 +74,8 @@ def beside_nnsight(ours: HookedViT, theirs: nn.Module, pixels: Tensor) -> Row:
 
 def foreign_size(model: HookedViT) -> tuple[int, int]:
     """(height, width) of an image that is not of the native size, and not square."""
-    height, width = model.cfg.image_size
-    return height + model.cfg.patch_size, width + 2 * model.cfg.patch_size
+    rows, columns = model.cfg.grid
+    return (rows + 1) * model.cfg.patch_size, (columns + 2) * model.cfg.patch_size
 
 
 def compare(ours: HookedViT, theirs: nn.Module, pixels: Tensor, *, kernel: str, bound: float) -> list[Row]:

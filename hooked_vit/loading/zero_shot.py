@@ -20,7 +20,10 @@ from hooked_vit.loading.described import checkpoint_class, hub_and_settings
 from hooked_vit.model import HookedViT
 from hooked_vit.processing import load_processor
 
-VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+VOCABULARIES = (
+    *("tokenizer.json", "vocab.json", "vocab.txt"),
+    *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
+)
 TEMPLATES = ("a photo of a {}.",)
 
 
@@ -46,11 +49,7 @@ def zero_shot_head(
     checkpoint without a tokenizer; ValueError for no names, a name given twice, a template without {} and a prompt
     longer than the tower reads.
     """
-    names, templates = tuple(class_names), tuple(templates)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"classes are told apart by their names: at least one, and none twice; got {names}")
-    if not templates or any("{}" not in template for template in templates):
-        raise ValueError(f"a template is a sentence with {{}} where the name goes; got {templates}")
+    names, templates = _checked(class_names, templates)
     place = None
     if isinstance(checkpoint_or_model, (str, Path)):
         place, device = str(checkpoint_or_model), load.pop("device", "cpu")
@@ -66,13 +65,44 @@ def zero_shot_head(
     _, texts = _with_text_tower(type(hf_model).__name__)
     if tokenizer is None:
         raise ValueError("a model in memory comes without its tokenizer: give it, tokenizer=AutoTokenizer.from_pre…")
-    prompts = [[template.format(name) for template in templates] for name in names]
-    embeds = torch.stack([_embedding(hf_model, texts, tokenizer, each) for each in prompts])
+    embeds = text_embeddings(hf_model, tokenizer, names, templates)
     model = HookedViT.from_hf(hf_model, processor=processor)
     model.cfg = model.cfg.replace(name=place)
-    scale, bias = hf_model.logit_scale.detach().exp(), getattr(hf_model, "logit_bias", None)
+    scale, bias = texts.scale(hf_model).detach(), getattr(hf_model, "logit_bias", None)
     model.set_text_head_(embeds, float(scale), 0.0 if bias is None else float(bias.detach()), names)
     return model
+
+
+def text_embeddings(
+    hf_model: Any, tokenizer: Any, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> Float[Tensor, "c e"]:
+    """The unit embedding of each class by the text tower of a model in memory, as `zero_shot_head` makes its head.
+
+    >>> text_embeddings(transformers.SiglipModel.from_pretrained(name), tokenizer, ["cat", "dog"])  # doctest: +SKIP
+
+    Raises what `zero_shot_head` raises.
+    """
+    names, templates = _checked(class_names, templates)
+    _, texts = _with_text_tower(type(hf_model).__name__)
+    prompts = [[template.replace("{}", name) for template in templates] for name in names]
+    return torch.stack([_embedding(hf_model, texts, tokenizer, each) for each in prompts])
+
+
+def check_has_texts(name_or_path: str, **hub: Any) -> None:
+    """Make sure, without reading a weight, that a checkpoint holds a text tower.
+
+    Raises UnsupportedModelError where it has none, or there is no such checkpoint.
+    """
+    _with_text_tower(checkpoint_class(name_or_path, **hub))
+
+
+def _checked(class_names: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names, templates = tuple(class_names), tuple(templates)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"classes are told apart by their names: at least one, and none twice; got {names}")
+    if not templates or any("{}" not in template for template in templates):
+        raise ValueError(f"a template is a sentence with {{}} where the name goes; got {templates}")
+    return names, templates
 
 
 def _with_text_tower(hf_class: str) -> tuple[Architecture, Texts]:
@@ -93,6 +123,12 @@ def _embedding(hf_model: Any, texts: Texts, tokenizer: Any, prompts: list[str]) 
     tokens = tokenizer(prompts, padding=texts.padding, return_tensors="pt", **fixed)
     if (n := tokens["input_ids"].shape[1]) > length:
         raise ValueError(f"the text tower reads {length} tokens, and a prompt of {prompts[0]!r} and its like has {n}")
+    end = texts.end(hf_model)
+    if end is not None and not (tokens["input_ids"] == end).any(1).all():
+        raise ValueError(
+            f"the text tower is read at the token {end} that ends a text, and this tokenizer ends {prompts[0]!r} "
+            "without it; give the one that belongs to the model"
+        )
     device = hf_model.logit_scale.device
     inputs = {name: tokens[name].to(device) for name in texts.inputs if name in tokens}
     features = hf_model.get_text_features(**inputs).pooler_output

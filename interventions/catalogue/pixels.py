@@ -21,18 +21,24 @@ def shuffle_patches(model: HookedViT, seed: int = 0, patch_size: int | None = No
     shuffle_patches(patch_size=32)
 
     The patches are the model's own unless `patch_size` (pixels) says otherwise; every picture gets its own
-    permutation, in `run.record`. Naseer et al. 2021: how much a model relies on global structure.
-    Raises ValueError where patches do not cover the picture.
+    permutation, in `run.record`; pixels that the model's patches leave out stay where they are. Naseer et al. 2021: how
+    much a model relies on global structure. Raises ValueError where patches do not cover what the model's own do.
     """
     size = model.cfg.patch_size if patch_size is None else patch_size
     generator = generator_of(seed)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"patch_size is a number of pixels, got {size!r}")
     usual = {model.usual_size, model.cfg.image_size}
-    if patch_size is not None and all(height % size or width % size for height, width in usual):
+    seen = [model.covered(torch.empty(at, device="meta")).shape for at in usual]
+    if patch_size is not None and all(height % size or width % size for height, width in seen):
         raise ValueError(f"patches of {size} pixels do not cover a picture of {model.usual_size}")
 
     def shuffled(pixels: Tensor) -> Tensor:
+        seen, whole = model.covered(pixels), pixels.clone()
+        whole[..., : seen.shape[-2], : seen.shape[-1]] = mixed(seen)
+        return whole
+
+    def mixed(pixels: Tensor) -> Tensor:
         b, c, height, width = pixels.shape
         if height % size or width % size:
             raise ValueError(f"patches of {size} pixels do not cover a picture of {height} x {width}")

@@ -34,7 +34,7 @@ def readout(model: HookedViT, source: str = FULL, where: Where = True) -> Hooks:
         return [("hook_pooled", lambda pooled, hook: pooled)]
     kept = _source(model, source, "a readout of it alone does not exist")
     reading = [i for i, (_, read) in enumerate(model.cfg.heads) if kept in read]
-    others = ~among([kept], len(model.cfg.sources))
+    others = ~among([kept], model.cfg.n_pooled)
     hooks = [("hook_pooled", _edit_sources(model, others, torch.zeros_like, share))]
     if not 0 < len(reading) < len(model.cfg.heads):
         return hooks
@@ -76,7 +76,7 @@ def drop_source(
     if mean is not None and mean.shape != (model.cfg.d_model,):
         raise ValueError(f"the mean of a source is [{model.cfg.d_model}], got {tuple(mean.shape)}")
     value: Value = torch.zeros_like if mean is None else lambda parts: mean.to(parts).expand_as(parts)
-    here = among([gone], len(model.cfg.sources))
+    here = among([gone], model.cfg.n_pooled)
     return [("hook_pooled", _edit_sources(model, here, value, share))]
 
 
@@ -91,7 +91,7 @@ def new_head(
     The head sees what interventions written before it left of the pooled vector, and may know other classes.
     Raises ValueError for a weight of another width, and for a partial `where` with other classes.
     """
-    width = model.cfg.d_model * len(model.cfg.sources)
+    width = model.cfg.d_pooled
     share = check_where(where)
     if weight.ndim != 2 or weight.shape[1] != width or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(
@@ -120,6 +120,11 @@ def new_head(
 
 def _source(model: HookedViT, source: str, so: str) -> int:
     sources = model.cfg.sources
+    if source in sources and source not in model.cfg.pooled_roles:
+        raise ValueError(
+            f"one probe reads the {' and '.join(sources)} of this model together, so no part of what is pooled is of "
+            f"{source!r} alone: {so}; an edit of hook_pool_scores says what the probe attends to"
+        )
     if source not in sources:
         raise ValueError(
             f"the readout of this model ({model.cfg.hf_class or model.cfg.architecture}) reads "

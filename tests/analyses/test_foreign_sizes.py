@@ -5,23 +5,31 @@ It is the normal case: DINOv2 is native at 518 pixels, and its own processor cro
 
 from __future__ import annotations
 
+import base64
 import inspect
+import io
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from analyses.data import ImageData, load_data
+from analyses.questions.looking.explorer.view import read_view
 from analyses.questions.patching.paths import Receiver
 from analyses.running.catalogue import registered_analyses
 from analyses.running.results import Result
 from hooked_vit import HookedViT, zoo
-from tests.tiny import make, processor_of
+from tests.tiny import make, make_hf, processor_of
 
 OURS = tuple(name for name, entry in registered_analyses().items() if entry.run.__module__.startswith("analyses."))
 # larger than native, with tokens the native size has not; and smaller and not square, without tokens that it has
 PLACES = (("beit-mean-both", (48, 48)), ("registers", (16, 24)))
+
+# the analyses that say which pixels a token is of
+MAPPED = ("registers", "counting", "gradient-explanations", "class-values", "context-tokens", "token-removal")
+MAPPED += ("low-frequency", "perturbation-tests")
 
 WITH_CONTEXT = ("class-embedding", "context-tokens", "token-removal")
 
@@ -51,7 +59,7 @@ def model_at(family: str, size: tuple[int, int]) -> HookedViT:
     """A model that answers with ten classes, whose processor makes images of this size."""
     model = make(family, torch.float32)
     model.processor = processor_of(size)
-    width = model.cfg.d_model * len(model.cfg.sources)
+    width = model.cfg.d_pooled
     model.set_head_(torch.randn(10, width, generator=torch.Generator().manual_seed(0)), torch.zeros(10))
     return model
 
@@ -61,6 +69,20 @@ def counting_at(size: tuple[int, int]) -> HookedViT:
     """A model that counts some scenes right also when they are drawn larger, native at 48 pixels."""
     model = zoo.load("vit-count")
     model.processor = processor_of(size)
+    return model
+
+
+@cache
+def uncovered(*, counts: bool = False) -> HookedViT:
+    """A model whose native size is no multiple of its patch, used at that size: the last pixels belong to no token."""
+    if counts:
+        trained = zoo.load("vit-count")
+        model = HookedViT(trained.cfg.replace(image_size=(52, 52)))
+        model.load_state_dict(trained.state_dict())
+        model.processor = processor_of((52, 52))
+        return model
+    model = HookedViT.from_hf(make_hf("vit", image_size=30), processor=processor_of((30, 30)))
+    model.set_head_(torch.randn(10, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(10))
     return model
 
 
@@ -102,3 +124,20 @@ def test_an_analysis_asks_the_run_what_belongs_to_the_run(name, family, size):
     assert len(result.frame)
     for draw in registered_analyses()[name].figures(result).values():
         draw(result)
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_tokens_are_mapped_back_to_the_pixels_that_patches_cover(name):
+    result = run(name, uncovered(counts=name == "counting"))
+    assert len(result.frame)
+    for draw in registered_analyses()[name].figures(result).values():
+        draw(result)
+
+
+def test_a_map_lies_on_the_part_of_the_picture_that_it_is_of():
+    model = uncovered()
+    view = read_view("vit", model, next(scenes("test").batches(1)).images[0])
+    frame = run("gradient-explanations", model).frame
+    for url in (view["picture"], frame.loc[frame["measure"] == "picture", "picture"].iloc[0]):
+        picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        assert picture.size == (24, 24)

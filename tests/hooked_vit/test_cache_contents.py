@@ -105,7 +105,7 @@ def test_a_part_of_the_positions(family):
 def test_gradients_beside_activations(family):
     """incl_bwd wants one number: the gradient of every activation lies beside it, and is autograd's."""
     model = make(family)
-    model.set_head_(torch.randn(1, model.cfg.d_model * len(model.cfg.sources)).double(), torch.zeros(1).double())
+    model.set_head_(torch.randn(1, model.cfg.d_pooled).double(), torch.zeros(1).double())
     x = pixels(model, n=1).requires_grad_()
     logits, cache = model.run_with_cache(x, incl_bwd=True)
     acts = {}

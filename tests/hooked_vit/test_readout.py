@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from analyses.questions.decoding.lenses.lenses import what_it_reads
 from hooked_vit.errors import NoHeadError, NonlinearReadoutError
+from interventions import apply, collect_stats, drop_source, new_head, readout
 from tests.tiny import CORE, FAMILIES, distance, make, pixels, tiny
 
 HEADS = [name for name in CORE if not tiny(name)[1].cfg.is_feature_model]
@@ -25,7 +27,7 @@ def test_project_is_the_readout_of_a_stream_that_is_one_vector_everywhere(name):
     stream = vector[:, None].expand(-1, model.tokens.n_tokens, -1)
     by_role = [model.project(vector, role=role) for role in model.cfg.sources]
     logits = model.readout(stream)
-    if len(model.cfg.heads) > 1:
+    if len(model.cfg.heads) > 1 or not model.cfg.pooled_roles:  # or one probe, to which all of them are alike
         assert distance(torch.stack(by_role).mean(0), logits) <= 1e-12
     else:
         assert distance(sum(by_role) - (len(by_role) - 1) * model.b_U, logits) <= 1e-12
@@ -68,7 +70,7 @@ def test_a_model_without_a_classifier_never_makes_one_up(name):
     assert model.cfg.is_feature_model
     assert model.cfg.n_classes is None
     assert not [key for key in model.state_dict() if "head" in key]
-    assert model(pixels(model)).shape == (3, model.cfg.d_model * len(model.cfg.sources))
+    assert model(pixels(model)).shape == (3, model.cfg.d_pooled)
     for ask in (
         lambda: model.project(torch.zeros(32)),
         lambda: model.W_U,
@@ -83,7 +85,7 @@ def test_a_model_without_a_classifier_never_makes_one_up(name):
 @pytest.mark.parametrize("name", CORE)
 def test_a_new_head_reads_all_that_is_pooled(name):
     model = make(name)
-    width = model.cfg.d_model * len(model.cfg.sources)
+    width = model.cfg.d_pooled
     weight, bias = rand(3, width, seed=1), rand(3, seed=2)
     _, before = model.run_with_cache(pixels(model))
     model.set_head_(weight, bias, ("a", "b", "c"))
@@ -122,7 +124,35 @@ def test_another_readout_pools_other_tokens(name):
     assert distance(attributed, logits[:, 3]) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["siglip", "timm-map"])
+def test_a_probe_may_read_several_kinds_of_tokens():
+    """Perception Encoder's: CLS too. Then no part of what is pooled is of one kind, and an edit of one is refused."""
+    model = make("timm-pe-core")
+    x = pixels(model)
+    clean, acts = model.run_with_cache(x)
+    assert (model.cfg.sources, model.cfg.pooled_roles, model.cfg.d_pooled) == (("cls", "patches"), (), 32)
+    assert acts["hook_pool_pattern"].gt(0).all()
+    assert acts["hook_pool_pattern"].shape == (3, 2, 1, 17)
+    table = {name: shape for name, shape, _ in model.describe_hooks()}
+    assert table["hook_pool_pattern"] == "[batch, pool_head=2, probe=1, key=17]"
+    assert table["pool_mlp.hook_pre"] == "[batch, probe=1, d_pool_mlp=96]"
+    for refused in (
+        lambda: readout("cls").hooks(model),
+        lambda: drop_source("patches").hooks(model),
+        lambda: collect_stats(model, [x], ["pooled"]),
+    ):
+        with pytest.raises(ValueError, match="one probe reads .*cls and patches"):
+            refused()
+    with pytest.raises(ValueError, match="never 'dist'"):
+        readout("dist").hooks(model)
+    assert "cls alone, one at a time; the model's attends to the cls and patches" in what_it_reads(model, "cls")
+    with apply(model, new_head(rand(7, 32))):
+        assert model(x).shape == (3, 7)
+    last = "blocks.1.hook_resid_post"
+    with model.hooks([(last, lambda act, hook: act.mul(torch.arange(17)[:, None] > 0))]):
+        assert distance(model(x), clean) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["siglip", "timm-map", "aimv2-head"])
 def test_a_probe_that_pools_has_no_vector_per_class(name):
     """What is linear is defined, what is not says so and says what to use; the mean pools where it is asked to."""
     model = make(name)

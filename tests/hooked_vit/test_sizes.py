@@ -60,7 +60,7 @@ def test_the_layout_of_pixels(model):
     assert model.layout_for(x).grid == model.layout_for(16, 24).grid == (2, 3)
     with pytest.raises(ValueError, match=r"pixels are \[batch, 3, height, width\], got \(3, 16, 24\)"):
         model.layout_for(x[0])
-    with pytest.raises(ValueError, match="must be multiples of the patch size 8, got 16 x None"):
+    with pytest.raises(ValueError, match="must be multiples of the patch size 8, or the native 32 x 32, got 16 x None"):
         model.layout_for(16)
 
 
@@ -73,7 +73,7 @@ def test_hooks_are_described_at_the_processors_size(model):
     assert shapes()["embed.hook_patch"] == "[batch, patch=48, d_model=32]"
     assert shapes()["blocks.0.attn.hook_pattern"] == f"[batch, head=4, query={n}, key={n}]"
     assert shapes(32)["embed.hook_patch"] == shapes(*NATIVE)["embed.hook_patch"] == "[batch, patch=16, d_model=32]"
-    with pytest.raises(ValueError, match="multiples of the patch size 8, got 20 x 20"):
+    with pytest.raises(ValueError, match="multiples of the patch size 8, or the native 32 x 32, got 20 x 20"):
         model.describe_hooks(20)
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hooked_vit import HookedViT
+from hooked_vit import HookedViT, ViTConfig
 from hooked_vit.errors import NoHeadError
 
 FIRST = "blocks.0.hook_resid_pre"
@@ -26,6 +27,10 @@ class Part(NamedTuple):
     component: str
     layer: int | None = None
     head: int | None = None
+
+
+def _has_pool_mlp(cfg: ViTConfig) -> bool:
+    return cfg.attention_pool is not None and cfg.attention_pool.d_mlp is not None
 
 
 def directions(model: HookedViT) -> Float64[Tensor, "c e"]:
@@ -66,7 +71,7 @@ class JointReading:
         self.logits, self.acts = self._run(pixels, patterns)
         heads = [Part("attn", layer, h) for layer in range(model.cfg.n_layers) for h in range(model.cfg.n_heads)]
         others = [Part(kind, layer) for kind in ("attn_bias", "mlp") for layer in range(model.cfg.n_layers)]
-        pool = [Part("pool_mlp")] if model.cfg.attention_pool else []
+        pool = [Part("pool_mlp")] if _has_pool_mlp(model.cfg) else []
         self.parts = [*heads, Part("embed"), *others, *pool, Part("constant")]
         self.weights = self._weights(len(pixels))
         self.maps, self.constant = self._maps()
@@ -78,7 +83,7 @@ class JointReading:
         kinds = ["attn.hook_z", "hook_mlp_out", *(["attn.hook_pattern", "attn.hook_v"] if patterns else [])]
         names = [f"blocks.{layer}.{kind}" for layer in range(cfg.n_layers) for kind in kinds]
         names += [FIRST, "ln_final.hook_scale", *["hook_image_scale"] * cfg.unit_norm]
-        names += ["hook_pool_pattern", "hook_pool_mlp_out"] if cfg.attention_pool else []
+        names += ["hook_pool_pattern"] * bool(cfg.attention_pool) + ["hook_pool_mlp_out"] * _has_pool_mlp(cfg)
 
         def keep(act: Tensor, hook: Any) -> None:
             seen[hook.name] = act.double()
@@ -105,9 +110,11 @@ class JointReading:
         offset = norm.b.double()
         if cfg.attention_pool:
             value, out = model.pool_v.weight.double(), model.pool_o.weight.double()
-            v, o = value.unflatten(0, (cfg.n_heads, -1)), out.unflatten(1, (cfg.n_heads, -1))
+            by_head = (cfg.attention_pool.n_heads, -1)
+            v, o = value.unflatten(0, by_head), out.unflatten(1, by_head)
             maps = torch.einsum("dm,jkm,njk->jdn", normed, v, o)
-            constant = (value @ offset + model.pool_v.bias.double()) @ out.T + model.pool_o.bias.double()
+            constant = F.linear(offset, value, None if (bias := model.pool_v.bias) is None else bias.double())
+            constant = F.linear(constant, out, model.pool_o.bias.double())
         else:
             n = len(cfg.sources)
             maps = torch.zeros(n, d, n * d, dtype=torch.float64, device=eye.device)
@@ -133,7 +140,7 @@ class JointReading:
             biases.append(self.read(block.attn.b_O.double().expand(self.acts[FIRST].shape)))
             mlps.append(self.read(self.acts[f"blocks.{layer}.hook_mlp_out"]))
         others += [*biases, *mlps]
-        if self.model.cfg.attention_pool:
+        if _has_pool_mlp(self.model.cfg):
             out, projection = self.acts["hook_pool_mlp_out"].flatten(1), self._projection()
             others.append(out if projection is None else out @ projection.T)
         others.append(self.constant.expand(len(self.weights), -1))

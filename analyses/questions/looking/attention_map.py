@@ -61,7 +61,7 @@ def show(
     grid = model.layout_for(pixels).grid
     if tuple(values.shape) != grid:
         raise ValueError(f"there is one value per patch, {grid} of them; got {tuple(values.shape)}")
-    picture = Image.fromarray(colours_of(model, pixels[0]))
+    picture = Image.fromarray(colours_of(model, model.covered(pixels[0])))
     return overlay(picture, values, patch=model.cfg.patch_size, name=plain(name), title=plain(title))
 
 

@@ -128,6 +128,7 @@ def logit_terms(
     Arguments as in `logit_attribution`. Terms are computed in float64 from the run's activations.
     """
     model.b_U  # noqa: B018  # raises for a model without a classifier
+    model.logit_constant  # noqa: B018  # raises where a class score is no sum over tokens
     model.require_branches_are_sums("logit attribution")
     if by_source and model.cfg.attn_inner_norm:
         raise ValueError(

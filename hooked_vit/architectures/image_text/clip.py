@@ -105,6 +105,12 @@ register(
         "CLIP",
         TOWERS | MORE,
         examples={"CLIPModel": "openai/clip-vit-base-patch32"},
-        texts=Texts(classes=("CLIPModel",), padding=True, inputs=("input_ids", "attention_mask")),
+        texts=Texts(
+            classes=("CLIPModel",),
+            padding=True,
+            inputs=("input_ids", "attention_mask"),
+            # older configs say 2, which means the largest id
+            end=lambda theirs: None if (end := theirs.config.text_config.eos_token_id) == 2 else end,
+        ),
     )
 )

@@ -22,21 +22,21 @@ from hooked_vit.architectures.base import (
     vit_sizes,
 )
 from hooked_vit.architectures.image_text.clip import ENCODER_BLOCK
-from hooked_vit.config import ViTConfig
+from hooked_vit.config import ProbePooling, ViTConfig
 
 ROOT = "vision_model."
-MEAN: dict[str, Any] = {"sources": ("patches",), "attention_pool": False}
+MEAN: dict[str, Any] = {"sources": ("patches",), "attention_pool": None}
 
 
 def _vision(hf: ConfigReader, **readout: Any) -> ViTConfig:
     # without its pooling head a tower gives tokens only; their mean is what transformers' classifier would read
-    pools = hf.vision_use_head
+    pool = ProbePooling(n_heads=hf.num_attention_heads, d_mlp=hf.intermediate_size) if hf.vision_use_head else None
     return ViTConfig(
         **vit_sizes(hf),
         d_mlp=hf.intermediate_size,
         act_fn=hf.hidden_act,
         has_cls=False,
-        **MEAN | {"attention_pool": pools} | readout,
+        **MEAN | {"attention_pool": pool} | readout,
     )
 
 
@@ -96,10 +96,7 @@ register(
         irrelevant_tensors=("text_model.*", "logit_scale", "logit_bias"),
         foreign_size_flags={"interpolate_pos_encoding": True},
         prepare=prepare,
-        examples={
-            "SiglipVisionModel": "google/siglip-base-patch16-224",
-            "SiglipModel": "google/siglip2-base-patch16-224",
-        },
+        examples={"SiglipModel": "google/siglip-so400m-patch14-384"},
         # pads were read in training, so they are part of every caption
         texts=Texts(classes=("SiglipModel",), padding="max_length", inputs=("input_ids",)),
     )

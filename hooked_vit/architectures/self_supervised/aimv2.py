@@ -1,14 +1,16 @@
 """AIMv2 (Fini et al. 2025): RMS norms, gated MLPs without biases, no CLS; patches are normalised, then placed.
 
 Positions are learned for one image size, or sines and cosines for any (the checkpoints called native). Patches are
-averaged behind the final norm. In transformers the tokens lie in memory as the convolution left them, and sums over
-such a token round otherwise in the last bit; to compare bits, its tokens are copied into the usual order first.
+averaged behind the final norm, or a probe gathers them (the checkpoints called lit, beside a text tower). In
+transformers the tokens lie in memory as the convolution left them, and sums over such a token round otherwise in the
+last bit; to compare bits, its tokens are copied into the usual order first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -19,26 +21,25 @@ from hooked_vit.architectures.base import (
     Architecture,
     Asked,
     ConfigReader,
+    Texts,
+    image_side,
     linears,
     register,
 )
-from hooked_vit.config import ViTConfig
+from hooked_vit.config import ProbePooling, ViTConfig
 from hooked_vit.errors import UnsupportedModelError
 
 
-def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
-    """Aimv2VisionModel without its attention-pooling head."""
-    if hf.use_head:
-        raise UnsupportedModelError(
-            f"no hook graph for the attention-pooling head of {hf_class}; checkpoints without it say use_head=False"
-        )
-    bias, size = hf.qkv_bias, hf.image_size
+def _vision(hf: ConfigReader, **readout: Any) -> ViTConfig:
+    bias, heads = hf.qkv_bias, hf.num_attention_heads
+    # the probe is its own query; without the head the tokens' mean is what a classifier would read
+    pool = ProbePooling(n_heads=heads, d_mlp=None, query=False, bias=bias) if hf.use_head else None
     return ViTConfig(
         d_model=hf.hidden_size,
         n_layers=hf.num_hidden_layers,
-        n_heads=hf.num_attention_heads,
+        n_heads=heads,
         d_mlp=hf.intermediate_size,
-        image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+        image_size=hf.pair("image_size"),
         patch_size=hf.square("patch_size"),
         n_channels=hf.num_channels,
         act_fn=hf.hidden_act,
@@ -54,16 +55,36 @@ def config_from(hf: ConfigReader, hf_class: str) -> ViTConfig:
         has_cls=False,
         positions="sincos" if hf.is_native else "native",
         sources=("patches",),
-        **FEATURES,
+        attention_pool=pool,
+        **readout,
     )
 
 
+def vision_config(hf: ConfigReader, hf_class: str) -> ViTConfig:
+    """Aimv2VisionModel: what the probe of its head gathers, or the mean of the patches of a tower without it."""
+    return _vision(hf, **FEATURES)
+
+
+def full_config(hf: ConfigReader, hf_class: str) -> ViTConfig:
+    """Aimv2Model: its vision tower, projected."""
+    vision = hf.sub("vision_config")
+    if not vision.use_head:
+        raise UnsupportedModelError(
+            f"{hf_class} projects what its vision tower pools, and use_head=False pools nothing"
+        )
+    cfg = _vision(vision, n_classes=hf.projection_dim, outputs="embedding", head_bias=False)
+    vision.refuse_unread(TRAINING_ONLY)
+    return cfg
+
+
 @contextmanager
-def in_the_usual_order(theirs: Any, _: Tensor) -> Iterator[Asked]:
-    """Their model, its tokens copied into rows before block 0: the same numbers."""
-    copied = theirs.embeddings.register_forward_hook(lambda _module, _args, tokens: tokens.contiguous())
+def in_the_usual_order(theirs: Any, pixels: Tensor) -> Iterator[Asked]:
+    """The image side of their model, its tokens copied into rows before block 0: the same numbers."""
+    tower = getattr(theirs, "vision_model", theirs)
+    copied = tower.embeddings.register_forward_hook(lambda _module, _args, tokens: tokens.contiguous())
     try:
-        yield theirs, {}
+        with image_side(theirs, pixels) as asked:
+            yield asked
     finally:
         copied.remove()
 
@@ -82,16 +103,33 @@ WEIGHTS = {
     "blocks.{l}.mlp.fc_gate": "encoder.layers.{l}.ffn.gate_proj",
     "blocks.{l}.mlp.fc_out": "encoder.layers.{l}.ffn.down_proj",
     "ln_final": "rms_norm",
+    "pool_k": "head.k_proj",
+    "pool_v": "head.v_proj",
+    "pool_o": "head.output_proj",
+    "head": "visual_projection",
 }
 
 register(
     Architecture(
         name="aimv2",
-        classes={"Aimv2VisionModel": config_from},
-        keys=linears(WEIGHTS),
-        roots=("",),
-        irrelevant_config=TRAINING_ONLY,
+        classes={"Aimv2VisionModel": vision_config, "Aimv2Model": full_config},
+        keys=linears(WEIGHTS) | {"pool_probe": "head.cls_token"},
+        roots=("vision_model.", ""),
+        irrelevant_config=(*TRAINING_ONLY, "text_config", "logit_scale_init_value", "max_logit_scale"),
+        irrelevant_tensors=("text_model.*", "text_projection.*", "logit_scale"),
         as_read=in_the_usual_order,
-        examples={"Aimv2VisionModel": "apple/aimv2-large-patch14-224"},
+        # their pool has the fused kernel alone
+        eager_bound=lambda cfg: 3e-6 if cfg.attention_pool is not None else 0.0,
+        examples={
+            "Aimv2VisionModel": "apple/aimv2-large-patch14-224",
+            "Aimv2Model": "apple/aimv2-large-patch14-224-lit",
+        },
+        texts=Texts(
+            classes=("Aimv2Model",),
+            padding=True,
+            inputs=("input_ids", "attention_mask"),
+            end=attrgetter("config.text_config.eos_token_id"),
+            scale=lambda theirs: theirs.logit_scale.clamp(0.0, theirs.max_log_logit_scale).exp(),
+        ),
     )
 )

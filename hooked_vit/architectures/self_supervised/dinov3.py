@@ -97,9 +97,6 @@ register(
         irrelevant_tensors=("embeddings.mask_token",),
         # a model without registers holds a tensor of none
         prepare=lambda cfg, tensors: {key: tensor for key, tensor in tensors.items() if tensor.numel()},
-        examples={
-            "DINOv3ViTModel": "facebook/dinov3-vitb16-pretrain-lvd1689m",
-            BACKBONE: "facebook/dinov3-vits16-pretrain-lvd1689m",
-        },
+        examples={"DINOv3ViTModel": "facebook/dinov3-vitb16-pretrain-lvd1689m"},
     )
 )

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from hooked_vit.architectures.base import ConfigReader, linears
 from hooked_vit.architectures.timm._files import EVA, EVA_DEFAULTS, Settings, sizes_of
+from hooked_vit.architectures.timm._pool import acts, pool_settings, pooling, strange_pool
 from hooked_vit.config import Role, RotaryPositions, ViTConfig
 from hooked_vit.errors import UnsupportedModelError
 
-ROPES = {"RotaryEmbeddingCat": "cat", "RotaryEmbeddingDinoV3": "dinov3"}
+ROPES = {"RotaryEmbeddingCat": "cat", "RotaryEmbeddingDinoV3": "dinov3", "RotaryEmbeddingMixed": "mixed"}
 MLPS = ("Mlp", "GluMlp", "SwiGLU")
 BLOCKS = ("EvaBlock", "EvaBlockPostNorm")
 
@@ -26,15 +27,10 @@ KEYS = linears(
         "blocks.{l}.mlp.fc_gate": "blocks.{l}.mlp.fc1_g",
         "blocks.{l}.mlp.ln": "blocks.{l}.mlp.norm",
     }
-)
+) | {"blocks.{l}.attn.rotary.freqs": "blocks.{l}.attn.rope.freqs"}
 # tables that follow from the settings, in files of older versions; how weights lie in the file
 IRRELEVANT_TENSORS = ("rope.bands", "rope.periods", "rope.pos_embed*")
 IRRELEVANT_SETTINGS = ("qkv_fused",)
-
-
-def acts(module: Any) -> bool:
-    """True for a module that is there and does something."""
-    return module is not None and type(module).__name__ != "Identity"
 
 
 def settings_of(model: Any) -> Settings:
@@ -45,14 +41,15 @@ def settings_of(model: Any) -> Settings:
     block, rope = model.blocks[0], model.rope
     attn, mlp = block.attn, block.mlp
     every = [norm for b in model.blocks for norm in (b.norm1, b.norm2, b.attn.norm, b.mlp.norm)]
-    norms = [norm for norm in (*every, model.norm, model.fc_norm, model.norm_pre) if acts(norm)]
+    others = (model.norm, model.fc_norm, model.norm_pre, getattr(model.attn_pool, "norm", None))
+    norms = [norm for norm in (*every, *others) if acts(norm)]
     scales = [getattr(block, name, None) for name in ("gamma_1", "gamma_2")]
     unknown = [
         *(f"{part} of blocks" for part in ("q_norm", "k_norm", "gate") if acts(getattr(attn, part, None))),
         *(["fewer keys than queries"] if getattr(attn, "num_kv_groups", 1) != 1 else []),
         *(["heads of another width"] if attn.head_dim * attn.num_heads != model.embed_dim else []),
         *(["LayerScale on one branch"] if (scales[0] is None) != (scales[1] is None) else []),
-        *(["attention pooling"] if model.attn_pool is not None else []),
+        *strange_pool(model, "GELU"),
         *(f"{name} for layer norm" for name in sorted({type(n).__name__ for n in norms} - {"LayerNorm"})),
         *(f"{name} for blocks" for name in sorted({type(b).__name__ for b in model.blocks} - set(BLOCKS))),
         *([f"{type(mlp).__name__} for the MLP"] if type(mlp).__name__ not in MLPS else []),
@@ -84,6 +81,7 @@ def settings_of(model: Any) -> Settings:
             "use_post_transformer_norm": acts(model.norm),
             "use_fc_norm": acts(model.fc_norm),
             "eps": eps.pop(),
+            **pool_settings(model),
             **({"use_rot_pos_emb": True} | _rope_of(rope) if rope is not None else {}),
         }
     )
@@ -95,16 +93,16 @@ def _rope_of(rope: Any) -> dict[str, Any]:
         raise UnsupportedModelError(f"no hook graph for rotary positions with {other}")
     return {
         "rope_type": ROPES[type(rope).__name__],
-        "rope_grid_offset": rope.grid_offset,
+        "rope_grid_offset": getattr(rope, "grid_offset", 0.0),
         "rope_grid_indexing": rope.grid_indexing,
         "rope_temperature": rope.temperature,
-        "rope_rotate_half": rope.rotate_half,
+        "rope_rotate_half": getattr(rope, "rotate_half", False),
         "ref_feat_shape": getattr(rope, "ref_feat_shape", None),
     }
 
 
 def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
-    """Eva: with a norm behind its tokens, behind what is pooled of them, or none."""
+    """Eva: with a norm behind its tokens, behind what is pooled of them, or none; its probe reads the prefix too."""
     pool, bias = timm.global_pool, timm.qkv_bias
     prefix: tuple[Role, ...] = (
         *(("cls",) if timm.class_token else ()),
@@ -113,12 +111,18 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
     pooled_norm = pool == "avg" if timm.use_fc_norm is None else timm.use_fc_norm
     token_norm = not pooled_norm if timm.use_post_transformer_norm is None else timm.use_post_transformer_norm
     rules = [
-        (pool in ("token", "avg"), f"global_pool={pool!r}"),
+        (pool in ("token", "avg", "map"), f"global_pool={pool!r}"),
+        (
+            pool != "map" or not (pooled_norm or timm.swiglu_mlp),
+            "attention pooling with a norm behind it or gated MLPs",
+        ),
         (pool != "token" or timm.class_token, "global_pool='token' without a class token"),
         (timm.attn_type in ("eva", "rope"), f"attn_type={timm.attn_type!r}"),
         (not (pooled_norm and token_norm), "two final norms"),
     ]
     rotary = _rotary(timm, rules)
+    pool_heads, pool_ratio = timm.attn_pool_num_heads or timm.num_heads, timm.attn_pool_mlp_ratio or timm.mlp_ratio
+    reads: dict[str, tuple[Role, ...]] = {"token": ("cls",), "map": (*prefix, "patches")}
     if broken := [what for holds, what in rules if not holds]:
         raise UnsupportedModelError(f"no hook graph for timm's {timm_class} with {', '.join(broken)}")
     gated, width, multiple = timm.swiglu_mlp, int(timm.embed_dim * timm.mlp_ratio), timm.swiglu_align_to
@@ -151,7 +155,8 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
         rotary=rotary,
         ln_pre=timm.use_pre_transformer_norm,
         final_norm="pooled" if pooled_norm else "tokens" if token_norm else "none",
-        sources=("cls",) if pool == "token" else ("patches",),
+        sources=reads.get(pool, ("patches",)),
+        attention_pool=pooling(pool_heads, timm.embed_dim, pool_ratio) if pool == "map" else None,
         heads=(("head", (0,)),) if timm.num_classes else (),
         n_classes=timm.num_classes or None,
         class_names=names if timm.num_classes else None,
@@ -163,8 +168,12 @@ def _rotary(timm: ConfigReader, rules: list[tuple[bool, str]]) -> RotaryPosition
     base, halves, reference = float(timm.rope_temperature), timm.rope_rotate_half, timm.ref_feat_shape
     if not timm.use_rot_pos_emb:
         return None
-    centred = kind == "dinov3"
+    centred, learned = kind == "dinov3", kind == "mixed"
     rules += [
+        (
+            not (learned and (halves or offset or reference)),
+            "rope_type='mixed' in halves, with an offset or a reference",
+        ),
         (kind in ROPES.values(), f"rope_type={kind!r}"),
         (indexing in ("ij", "xy"), f"rope_grid_indexing={indexing!r}"),
         (not (centred and offset), f"rope_grid_offset={offset} for rope_type='dinov3'"),
@@ -178,13 +187,17 @@ def _rotary(timm: ConfigReader, rules: list[tuple[bool, str]]) -> RotaryPosition
         indices=not centred,
         offset=offset,
         reference=None if centred or reference is None else (reference[0], reference[1]),
+        learned=learned,
     )
 
 
 def prepare(cfg: ViTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Biases and gates that lie apart in some files and together in others, all apart."""
+    """Biases and gates that lie apart in some files and together in others, and all blocks' frequencies, all apart."""
     split: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
+        if key == "rope.freqs" and tensor.ndim == 4:
+            split |= {f"blocks.{l}.attn.rope.freqs": part for l, part in enumerate(tensor.unbind(1))}
+            continue
         for letter in "qkv":
             key = key.replace(f".attn.{letter}_bias", f".attn.{letter}.bias").replace(
                 f".attn.{letter}_proj.", f".attn.{letter}."

@@ -77,6 +77,8 @@ EVA_DEFAULTS: dict[str, Any] = {
     "use_pre_transformer_norm": False,
     "use_post_transformer_norm": None,
     "use_fc_norm": None,
+    "attn_pool_num_heads": None,
+    "attn_pool_mlp_ratio": None,
     "eps": 1e-6,
     "label_names": None,
 }

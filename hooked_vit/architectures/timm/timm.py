@@ -27,6 +27,7 @@ from hooked_vit.architectures.timm._files import (
     settings,
     sizes_of,
 )
+from hooked_vit.architectures.timm._pool import acts, pooling, strange_pool
 from hooked_vit.config import Role, ViTConfig
 from hooked_vit.errors import UnsupportedModelError
 
@@ -52,28 +53,29 @@ def settings_of(model: Any) -> Settings:
         raise UnsupportedModelError(f"no hook graph for a {type(model).__name__} with {', '.join(blocks)} for blocks")
     block, embed = model.blocks[0], model.patch_embed
     norms = {type(n).__name__ for b in model.blocks for n in (b.norm1, b.norm2)}
-    last = model.fc_norm if _acts(getattr(model, "fc_norm", None)) else model.norm
+    last = model.fc_norm if acts(getattr(model, "fc_norm", None)) else model.norm
     act, mlp = type(block.mlp.act).__name__, type(block.mlp).__name__
     unknown = [
         *(
             f"{part} of blocks"
             for part in ("q_norm", "k_norm", "norm", "gate")
-            if _acts(getattr(block.attn, part, None))
+            if acts(getattr(block.attn, part, None))
         ),
-        *(["norm inside the MLP"] if _acts(getattr(block.mlp, "norm", None)) else []),
-        *_strange_pool(model),
-        *(["two final norms"] if _acts(getattr(model, "fc_norm", None)) and _acts(model.norm) else []),
+        *(["norm inside the MLP"] if acts(getattr(block.mlp, "norm", None)) else []),
+        *strange_pool(model, act),
+        *(["a pool of other heads than its blocks"] if _pool_of_its_own(model) else []),
+        *(["two final norms"] if acts(getattr(model, "fc_norm", None)) and acts(model.norm) else []),
         *(f"{name} for layer norm" for name in sorted(norms - {"LayerNorm"})),
         *([f"activation {act}"] if act not in MODULES else []),
         *(f"{kind} for attention" for kind in sorted({type(b.attn).__name__ for b in model.blocks} - {"Attention"})),
         *([f"{mlp} for the MLP"] if mlp not in MLPS or getattr(block.mlp, "gate_last", False) else []),
-        *(["a norm of the patches"] if _acts(getattr(embed, "norm", None)) else []),
+        *(["a norm of the patches"] if acts(getattr(embed, "norm", None)) else []),
     ]
     if unknown:
         raise UnsupportedModelError(f"no hook graph for a {type(model).__name__} with {', '.join(unknown)}")
     eps = {norm.eps for b in model.blocks for norm in (b.norm1, b.norm2)}
     pool = getattr(model, "attn_pool", None)
-    eps |= {norm.eps for norm in (last, model.norm_pre) if _acts(norm)} | (
+    eps |= {norm.eps for norm in (last, model.norm_pre) if acts(norm)} | (
         {pool.norm.eps} if pool is not None else set()
     )
     if len(eps) != 1:
@@ -85,13 +87,13 @@ def settings_of(model: Any) -> Settings:
             "num_heads": block.attn.num_heads,
             "mlp_ratio": Fraction(block.mlp.fc1.out_features, model.embed_dim),
             "qkv_bias": block.attn.qkv.bias is not None,
-            "init_values": 1.0 if _acts(getattr(block, "ls1", None)) else None,
+            "init_values": 1.0 if acts(getattr(block, "ls1", None)) else None,
             "class_token": model.cls_token is not None,
             "no_embed_class": bool(model.no_embed_class),
             "reg_tokens": getattr(model, "num_reg_tokens", 0),
-            "pre_norm": _acts(model.norm_pre),
-            "final_norm": _acts(last),
-            "fc_norm": _acts(getattr(model, "fc_norm", None)),
+            "pre_norm": acts(model.norm_pre),
+            "final_norm": acts(last),
+            "fc_norm": acts(getattr(model, "fc_norm", None)),
             "pool_include_prefix": getattr(model, "pool_include_prefix", False),
             "mlp_layer": MLPS[mlp],
             "act_layer": MODULES[act],
@@ -101,25 +103,9 @@ def settings_of(model: Any) -> Settings:
     )
 
 
-def _strange_pool(model: Any) -> list[str]:
-    """What an attention pool in memory has that timm's `map` has not."""
-    pool = getattr(model, "attn_pool", None)
-    if pool is None:
-        return []
-    odd = [
-        type(pool).__name__ != "AttentionPoolLatent",
-        *(_acts(getattr(pool, part, None)) for part in ("q_norm", "k_norm")),
-        getattr(pool, "pos_embed", None) is not None,
-        getattr(pool, "latent_len", 1) != 1 or getattr(pool, "pool", "token") != "token",
-        getattr(pool, "num_heads", None) != model.blocks[0].attn.num_heads,
-        type(getattr(getattr(pool, "mlp", None), "act", None)) is not type(model.blocks[0].mlp.act),
-        not _acts(getattr(pool, "norm", None)) or not hasattr(getattr(pool, "q", None), "weight"),
-    ]
-    return ["another attention pooling than `map`"] if any(odd) else []
-
-
-def _acts(module: Any) -> bool:
-    return module is not None and type(module).__name__ != "Identity"
+def _pool_of_its_own(model: Any) -> bool:
+    pool, block = getattr(model, "attn_pool", None), model.blocks[0]
+    return pool is not None and getattr(pool, "num_heads", None) != block.attn.num_heads
 
 
 def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
@@ -174,7 +160,7 @@ def config_from(timm: ConfigReader, timm_class: str) -> ViTConfig:
         ln_pre=timm.pre_norm,
         final_norm="none" if not timm.final_norm else "pooled" if fc_norm else "tokens",
         sources=sources,
-        attention_pool=pool == "map",
+        attention_pool=pooling(timm.num_heads, timm.embed_dim, timm.mlp_ratio) if pool == "map" else None,
         heads=heads if timm.num_classes else (),
         n_classes=timm.num_classes or None,
         class_names=names if timm.num_classes else None,

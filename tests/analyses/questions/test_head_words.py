@@ -23,7 +23,16 @@ from tests.tiny import CLASSES, IMAGE, Letters, make, make_hf, pixels, processor
 
 NAMES = ("cat", "dog", "a very old sheep", "newt")
 TEXTS = ("clip-full", "siglip-full")
-CLASSIFIERS = ("vit", "deit-teacher", "dinov2", "registers", "clip-classifier", "siglip-classifier", "timm-map")
+CLASSIFIERS = (
+    "vit",
+    "deit-teacher",
+    "dinov2",
+    "registers",
+    "clip-classifier",
+    "siglip-classifier",
+    "timm-map",
+    "timm-pe-core",
+)
 
 
 def prompted(name: str) -> HookedViT:
@@ -221,9 +230,10 @@ def test_some_of_the_texts() -> None:
 
 def test_a_tower_without_texts_reads_them_with_its_checkpoint(tmp_path: Path) -> None:
     """As the command line gives it: a folder, and texts."""
-    vocabulary = {"[PAD]": 0, "[UNK]": 1, "cat": 2, "dog": 3}
+    vocabulary = {"[PAD]": 0, "[END]": 1, "cat": 2, "dog": 3, "[UNK]": 4}
     built = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     built.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    built.post_processor = tokenizers.processors.TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 1)])
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=built, pad_token="[PAD]", unk_token="[UNK]")
     hf = make_hf("clip-full")
     hf.save_pretrained(tmp_path)

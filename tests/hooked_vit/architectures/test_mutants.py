@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hooked_vit import HookedViT
+from hooked_vit import HookedViT, architectures
 from hooked_vit.components.embedding import offsets
 from hooked_vit.components.mlp import ACTIVATIONS
 from hooked_vit.components.norms import LayerNorm, NoNorm, RMSNorm
@@ -370,7 +370,7 @@ def the_probe_behind_its_query_matrix(model, _):
     model.pool_q.forward = lambda probe: probe
 
 
-@mutant("siglip", "timm-map")
+@mutant("siglip", "timm-map", "timm-pe-core", "aimv2-head")
 def the_probe_on_the_skip_path(model, _):
     read = model.pool_o.forward
     model.pool_o.forward = lambda z: read(z) + model.pool_probe
@@ -412,7 +412,7 @@ def no_skip_path_in_the_pool(model, _):
     model.pool_mlp.forward = lambda x: mlp(x) - attended.pop()
 
 
-@mutant("siglip", "timm-map")
+@mutant("siglip", "timm-map", "timm-pe-core", "aimv2-head")
 def keys_and_values_of_the_pool_swapped(model, _):
     model.pool_k, model.pool_v = model.pool_v, model.pool_k
 
@@ -426,9 +426,72 @@ def one_head_in_the_pool(model, _):
 @mutant("siglip", "timm-map", "siglip-headless")
 def the_other_pooling(model, _):
     if model.cfg.attention_pool:
-        replace_cfg(model, attention_pool=False)
+        replace_cfg(model, attention_pool=None)
     else:
         model._pool = lambda x, role: x[:, 0]
+
+
+@mutant("timm-pe-core")
+def a_probe_that_reads_patches_alone(model, _):
+    replace_cfg(model, sources=("patches",))
+
+
+@mutant("timm-pe-core", "aimv2-head", "aimv2-full")
+def other_heads_in_the_pool(model, _):
+    pool = model.cfg.attention_pool
+    replace_cfg(model, attention_pool=replace(pool, n_heads=8))
+
+
+@mutant("aimv2-head")
+def a_probe_that_is_read_as_a_token(model, _):
+    """Multiplied by a matrix before it asks."""
+    model.pool_q = nn.Linear(model.cfg.d_model, model.cfg.d_model)
+    replace_cfg(model, attention_pool=replace(model.cfg.attention_pool, query=True))
+
+
+@mutant("aimv2-head", "aimv2-full")
+def no_output_bias_in_the_pool(model, _):
+    model.pool_o.bias = None
+
+
+@mutant("aimv2-head", "aimv2-full")
+def the_pool_in_front_of_the_final_norm(model, _):
+    model.ln_final = NoNorm(model.cfg.d_model)
+
+
+def each_rotary(model):
+    return [block.attn.rotary for block in model.blocks]
+
+
+@mutant("timm-rope-mixed")
+def learned_frequencies_of_rows_for_columns(model, _):
+    for rotary in each_rotary(model):
+        rotary.freqs.data = rotary.freqs.data.flip(0)
+
+
+@mutant("timm-rope-mixed")
+def learned_frequencies_of_one_block_for_all(model, _):
+    first, *others = each_rotary(model)
+    for rotary in others:
+        rotary.freqs.data = first.freqs.data
+
+
+@mutant("timm-rope-mixed")
+def learned_frequencies_of_one_head_for_all(model, _):
+    for rotary in each_rotary(model):
+        rotary.freqs.data = rotary.freqs.data[:, :1].expand_as(rotary.freqs).clone()
+
+
+@mutant("timm-rope-mixed")
+def frequencies_that_nobody_learned(model, _):
+    for rotary in each_rotary(model):
+        rotary.positions = replace(rotary.positions, learned=False)
+
+
+@mutant("timm-rope-mixed")
+def partners_half_a_head_apart(model, _):
+    for rotary in each_rotary(model):
+        rotary.positions = replace(rotary.positions, interleaved=False)
 
 
 @mutant("siglip-classifier")
@@ -631,7 +694,8 @@ def nothing_kept():
 def test_mutant_is_caught(name, mutate, size, monkeypatch):
     hf = make_hf(name)
     model = HookedViT.from_hf(hf)
-    check = partial(assert_parity, hf, model, pixels(model, size))
+    bound = architectures.get(model.cfg.architecture).eager_bound(model.cfg)
+    check = partial(assert_parity, hf, model, pixels(model, size), at_most=bound)
     check()
     with monkeypatch.context() as patch, torch.no_grad():
         mutate(model, patch)

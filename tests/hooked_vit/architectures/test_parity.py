@@ -26,8 +26,9 @@ from tests.tiny import (
 EVERY_SIZE = [pytest.param(name, size, id=f"{name}-{size_ids(size)}") for name in TINY for size in sizes(name)]
 
 
-# both position biases: transformers adds them to the scores one after the other, and we their sum
-EXCEPTIONS = {"data2vec": 3e-6}
+# both position biases: transformers adds them to the scores one after the other, and we their sum; AIMv2's pool has the
+# fused kernel alone
+EXCEPTIONS = {"data2vec": 3e-6, "aimv2-head": 3e-6, "aimv2-full": 3e-6}
 
 
 def every_model():
@@ -82,7 +83,7 @@ def test_fused_kernel_to_rounding(name):
         assert_parity(hf, model, pixels(model, size), at_most=1e-12, kernel="eager")
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", [name for name in CORE if name not in EXCEPTIONS])
 def test_bfloat16(name):
     """The same kernels round alike, in half precision too; at the native size, where no family upcasts."""
     hf = make_hf(name).bfloat16()

@@ -130,8 +130,9 @@ def test_settings_no_graph_has(settings, says):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"global_pool": "map"}, "global_pool='map'"),
-        ({"rope_type": "mixed"}, "rope_type='mixed'"),
+        ({"global_pool": "map"}, "attention pooling with a norm behind it or gated MLPs"),
+        ({"rope_type": "mrope"}, "rope_type='mrope'"),
+        ({"rope_type": "mixed", "rope_rotate_half": True}, "rope_type='mixed' in halves"),
         ({"rope_type": "dinov3", "rope_grid_offset": 1.0}, "rope_grid_offset=1.0 for rope_type='dinov3'"),
         ({"rope_grid_indexing": "yx"}, "rope_grid_indexing='yx'"),
         ({"attn_type": "linear"}, "attn_type='linear'"),
@@ -150,7 +151,7 @@ def test_parts_of_an_eva_in_memory_that_have_no_place():
         (lambda m: setattr(m.blocks[0].attn, "gate", torch.nn.Linear(2, 2)), "gate of blocks"),
         (lambda m: setattr(m.blocks[0].attn, "num_kv_groups", 2), "fewer keys than queries"),
         (lambda m: setattr(m.blocks[0], "gamma_1", torch.nn.Parameter(torch.ones(32))), "LayerScale on one branch"),
-        (lambda m: setattr(m, "attn_pool", torch.nn.Linear(2, 2)), "attention pooling"),
+        (lambda m: setattr(m, "attn_pool", torch.nn.Linear(2, 2)), "another attention pooling than `map`"),
         (lambda m: setattr(m.blocks[1], "norm2", torch.nn.RMSNorm(32)), "RMSNorm for layer norm"),
         (lambda m: setattr(m.blocks[1].mlp.norm, "eps", 1e-3), r"norms that differ in their eps: \[1e-06, 0.001\]"),
         (lambda m: setattr(m.rope, "in_pixels", True), "rotary positions with {'in_pixels': True}"),
@@ -226,7 +227,7 @@ def test_a_folder_as_on_the_hub(tmp_path):
     ("changes", "says"),
     [
         ({"architecture": "resnet50"}, "timm builds 'resnet50' from parts this version has no graph for"),
-        ({"architecture": "vit_so400m_patch14_siglip_384"}, "no graph for"),
+        ({"architecture": "vit_7b_patch16_rope_256"}, "no graph for"),
         (
             {"global_pool": "avg"},
             "config.json says global_pool='avg', and timm builds vit_base_patch16_224 with 'token'",

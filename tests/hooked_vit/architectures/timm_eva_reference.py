@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.hooked_vit.architectures import timm_reference
-from tests.hooked_vit.architectures.timm_reference import GELU, GluMlp, Identity, Mlp, PatchEmbed, VisionTransformer
+from tests.hooked_vit.architectures.timm_reference import (
+    GELU,
+    AttentionPoolLatent,
+    GluMlp,
+    Identity,
+    Mlp,
+    PatchEmbed,
+    VisionTransformer,
+)
 
 
 class Rope:
@@ -53,6 +61,31 @@ class RotaryEmbeddingCat(Rope):
 class RotaryEmbeddingDinoV3(Rope):
     def places(self, n: int, axis: int) -> Tensor:
         return 2 * math.pi * (2 * ((torch.arange(n) + 0.5) / n) - 1)
+
+
+class RotaryEmbeddingMixed(nn.Module):
+    """Learned frequencies: [columns and rows, blocks, heads, pairs]; neighbouring dimensions are a pair."""
+
+    def __init__(self, depth: int, heads: int, width: int, temperature: float, indexing: str) -> None:
+        super().__init__()
+        self.temperature, self.grid_indexing = temperature, indexing
+        self.freqs = nn.Parameter(torch.zeros(2, depth, heads, width // 2))
+
+    def at(self, block: int) -> Mixed:
+        return Mixed(self.freqs[:, block], self.grid_indexing)
+
+
+class Mixed(Rope):
+    def __init__(self, freqs: Tensor, indexing: str) -> None:
+        self.freqs, self.indexing, self.rotate_half = freqs, indexing, False
+
+    def angles(self, grid: tuple[int, int]) -> Tensor:
+        rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
+        first, second = (columns, rows) if self.indexing == "xy" else (rows, columns)
+        # timm does this in float32 always; in a float64 model, and there alone, the same formula in float64
+        freqs = self.freqs if self.freqs.dtype == torch.float64 else self.freqs.float()
+        both = (first.reshape(-1, 1)[None] * freqs[0][:, None]) + (second.reshape(-1, 1)[None] * freqs[1][:, None])
+        return both[..., None].expand(*both.shape, 2).flatten(2)
 
 
 class EvaAttention(nn.Module):
@@ -166,6 +199,8 @@ class Eva(VisionTransformer):
         use_pre_transformer_norm: bool = False,
         use_post_transformer_norm: bool | None = None,
         use_fc_norm: bool | None = None,
+        attn_pool_num_heads: int | None = None,
+        attn_pool_mlp_ratio: float | None = None,
         eps: float = 1e-6,
         architecture: str = "eva02_base_patch14_224",
     ) -> None:
@@ -183,9 +218,12 @@ class Eva(VisionTransformer):
         placed = 0 if no_embed_class else self.num_prefix_tokens
         n = placed + self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, n, embed_dim)) if use_abs_pos_emb else None
-        rope = {"cat": RotaryEmbeddingCat, "dinov3": RotaryEmbeddingDinoV3}[rope_type]
+        rope = {"cat": RotaryEmbeddingCat, "dinov3": RotaryEmbeddingDinoV3}.get(rope_type)
         turning = (rope_temperature, rope_rotate_half, rope_grid_indexing, rope_grid_offset, ref_feat_shape)
-        self.rope = rope(embed_dim // num_heads, *turning) if use_rot_pos_emb else None
+        self.rope = rope(embed_dim // num_heads, *turning) if rope and use_rot_pos_emb else None
+        if rope_type == "mixed":
+            width = embed_dim // num_heads
+            self.rope = RotaryEmbeddingMixed(depth, num_heads, width, rope_temperature, rope_grid_indexing)
         self.norm_pre = nn.LayerNorm(embed_dim, eps) if use_pre_transformer_norm else Identity()
         hidden = int(embed_dim * mlp_ratio)
 
@@ -211,7 +249,8 @@ class Eva(VisionTransformer):
         before = not after if use_post_transformer_norm is None else use_post_transformer_norm
         self.norm = nn.LayerNorm(embed_dim, eps) if before else Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps) if after else Identity()
-        self.attn_pool = None
+        pooling = (attn_pool_num_heads or num_heads, int(embed_dim * (attn_pool_mlp_ratio or mlp_ratio)))
+        self.attn_pool = AttentionPoolLatent(embed_dim, *pooling, GELU(), eps) if global_pool == "map" else None
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else Identity()
 
     def stream(self, x: Tensor) -> Tensor:
@@ -222,12 +261,17 @@ class Eva(VisionTransformer):
         prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         return self.norm_pre(torch.cat([*prefix, x], dim=1))
 
+    def read(self, x: Tensor) -> Tensor:
+        """Its attention pooling reads CLS and registers too."""
+        return super().read(x) if self.attn_pool is None else self.head(self.attn_pool(self.norm(x)))
+
     def states(self, x: Tensor) -> tuple[Tensor, ...]:
         """The stream entering each block, and leaving the last one."""
         p = self.patch_embed.patch_size[0]
         grid, found = (x.shape[2] // p, x.shape[3] // p), [self.stream(x)]
-        for block in self.blocks:
-            found.append(block(found[-1], self.rope, grid))
+        for i, block in enumerate(self.blocks):
+            rope = self.rope.at(i) if isinstance(self.rope, RotaryEmbeddingMixed) else self.rope
+            found.append(block(found[-1], rope, grid))
         return tuple(found)
 
 

@@ -20,7 +20,7 @@ from tests.tiny import TINY, make, pixels, tiny
         (lambda x: x[:, :1], r"got \(3, 1, 32, 32\)"),
         (lambda x: x.movedim(1, -1), r"got \(3, 32, 32, 3\)"),
         (lambda x: x.to(torch.uint8), r"must be normalised floats, got torch.uint8; use model.preprocess"),
-        (lambda x: x[..., :31], "multiples of the patch size 8, got 32 x 31"),
+        (lambda x: x[..., :31], "multiples of the patch size 8, or the native 32 x 32, got 32 x 31"),
         (lambda x: x[..., :0], "got 32 x 0"),
         (lambda x: x.index_fill(0, torch.tensor([0, 2]), float("nan")), r"NaN or infinity in images \[0, 2\]"),
         (lambda x: x.index_fill(0, torch.tensor([1]), float("-inf")), r"NaN or infinity in images \[1\]"),
@@ -54,7 +54,7 @@ SIZES = {
     ("setting", "says"),
     [
         ({"n_heads": 5}, "d_model 32 must be a multiple of n_heads 5"),
-        ({"patch_size": 7}, r"image_size \(16, 16\) must be a multiple of patch_size 7"),
+        ({"patch_size": 17}, r"an image of \(16, 16\) pixels holds no patch of 17"),
         ({"rel_pos_shared": True, "image_size": (16, 24)}, "needs a square native image"),
         ({"rel_pos_per_layer": True, "n_registers": 1}, r"got the prefix \('cls', 'registers'\)"),
         ({"sources": ()}, "at least one source"),

@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 # bodies of every family, as towers; MAE's hides patches at random
 BODIES = ("vit-model", "deit-model", "beit-model", "beit-model-cls", "dinov2-model", "registers-model", "clip-model")
 BODIES += ("msn-model", "ijepa-model", "data2vec-model", "data2vec-model-cls")
-BODIES += ("aimv2-model", "metaclip-2-model", "chinese-clip-model", "altclip-model")
+BODIES += ("aimv2-model", "siglip-headless", "metaclip-2-model", "chinese-clip-model", "altclip-model")
 
 
 class Whole(torch.nn.Module):
@@ -39,10 +39,17 @@ class Whole(torch.nn.Module):
 @pytest.fixture
 def llava():
     """A tiny LLaVA with a CLIP tower, its config spelled as on the hub, and a question about an image."""
+    return llava_with({"model_type": "clip_vision_model", "projection_dim": 768, "vocab_size": 32000})
+
+
+def llava_with(tower, **settings):
     torch.manual_seed(0)
-    vision = SIZE | MLP | {"model_type": "clip_vision_model", "projection_dim": 768, "vocab_size": 32000}
     config = transformers.LlavaConfig(
-        vision_config=vision, text_config=LANGUAGE, image_token_index=IMAGE_TOKEN, image_seq_length=16
+        vision_config=SIZE | MLP | tower,
+        text_config=LANGUAGE,
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=16,
+        **settings,
     )
     vlm = transformers.LlavaForConditionalGeneration(config).eval()
     vlm.set_attn_implementation("eager")
@@ -74,6 +81,34 @@ def test_a_language_model_answers_as_before_and_otherwise_when_its_tower_is_edit
     assert vlm.model.vision_tower is tower
     assert torch.equal(vlm(**asked).logits, want)
     assert torch.equal(vlm.generate(**asked, max_new_tokens=4, do_sample=False), words[0])
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+@torch.no_grad()
+def test_a_siglip_tower_inside_a_language_model(layer):
+    """LLaVA reads all of its tokens, there being no CLS: of the last block, or of the one before."""
+    tower = {"model_type": "siglip_vision_model", "vision_use_head": False}
+    vlm, asked = llava_with(tower, vision_feature_select_strategy="full", vision_feature_layer=layer)
+    model = HookedViT.from_hf(vlm.model.vision_tower)
+    model.set_attention("eager")
+    assert (model.cfg.hf_class, model.cfg.has_cls) == ("SiglipVisionModel", False)
+    want = vlm(**asked).logits
+    said = vlm.generate(**asked, max_new_tokens=4, do_sample=False)
+    first = vlm.model.vision_tower.encoder.layers[0].self_attn
+    handle = first.register_forward_hook(lambda _m, _a, out: (2 * out[0], *out[1:]))
+    doubled = vlm(**asked).logits
+    handle.remove()
+    with in_place(vlm, "model.vision_tower", model):
+        assert torch.equal(vlm(**asked).logits, want)
+        assert torch.equal(vlm.generate(**asked, max_new_tokens=4, do_sample=False), said)
+        with model.hooks([("blocks.0.hook_attn_out", lambda act, hook: 2 * act)]):
+            assert torch.equal(vlm(**asked).logits, doubled)
+        with apply(model, zero_attention("patches", "patches", layers=1, keep_self=True)) as run:
+            edited = vlm(**asked).logits
+            vlm.generate(**asked, max_new_tokens=2, do_sample=False)
+        assert run.fired
+        # the stream that enters the last block is no longer changed by it
+        assert ((edited - want).abs().max() > 1e-4) == (layer == -1)
 
 
 @torch.no_grad()

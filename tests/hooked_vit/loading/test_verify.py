@@ -17,7 +17,7 @@ from tests.tiny import TINY, make, make_hf, pixels
 CASES = (
     *("vit", "vit-wide", "vit-model", "deit-teacher", "deit-model", "beit-mean-both", "beit-model-cls", "beit-masked"),
     *("dinov2-swiglu", "registers-model", "clip-full", "clip-projection", "clip-classifier", "clip-model"),
-    *("aimv2-model", "aimv2-biased"),
+    *("aimv2-model", "aimv2-biased", "aimv2-head", "aimv2-full"),
     *("msn", "msn-model", "mae", "mae-model", "ijepa", "ijepa-model"),
     *("data2vec", "data2vec-shared", "data2vec-model", "data2vec-model-cls"),
     *("metaclip-2-model", "metaclip-2-full", "metaclip-2-projection", "metaclip-2-classifier"),

@@ -6,15 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
-from hooked_vit import HookedViT, zero_shot_head
+from analyses.questions.class_space.measures.projection import text_prototypes
+from hooked_vit import HookedViT, architectures, zero_shot_head
 from hooked_vit.errors import CheckpointError, NonlinearReadoutError, UnsupportedModelError
+from hooked_vit.loading.zero_shot import text_embeddings
 from interventions import apply, readout, shuffle_cls, sweep
 from tests.tiny import Letters, distance, make_hf, pixels
 
 NAMES = ("cat", "dog", "a very old sheep", "newt")
 BOTH = ("clip-full", "siglip-full")
+WITH_TEXTS = (*BOTH, "metaclip-2-full", "chinese-clip-full", "altclip-full", "aimv2-full")
 
 
 def whole(name: str):
@@ -35,16 +39,23 @@ def inputs(name: str, texts: list[str]) -> dict[str, Tensor]:
     return Letters()(texts, padding=True, return_tensors="pt")
 
 
+def test_every_family_with_a_text_tower_is_asked():
+    assert {type(make_hf(name)).__name__ for name in WITH_TEXTS} == set(architectures.with_texts())
+    bare = {cls for cls in architectures.supported_classes() if cls.endswith("Model") and "Vision" not in cls}
+    paired = {cls for cls in bare if "text_config" in getattr(transformers, cls).config_class.sub_configs}
+    assert paired == set(architectures.with_texts())
+
+
 @pytest.mark.parametrize("size", [(32, 32), (48, 40)])
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", WITH_TEXTS)
 def test_logits_are_those_of_the_whole_model(name, size):
     """Temperature, bias and both normalisations; to rounding, for here the temperature is part of the weights."""
     hf, model = prompted(name)
     x = pixels(model, size)
     with torch.no_grad():
-        said = [
-            hf(pixel_values=x, interpolate_pos_encoding=size != (32, 32), **inputs(name, [f"a {one}"])) for one in NAMES
-        ]
+        foreign = {} if size == (32, 32) else architectures.for_class(type(hf).__name__).foreign_size_flags
+        # together, so that the short ones are padded
+        said = [hf(pixel_values=x, **foreign, **inputs(name, [f"a {one}" for one in NAMES]))]
         logits, acts = model.run_with_cache(x)
     want = torch.cat([out.logits_per_image for out in said], dim=1)
     assert distance(logits, want) <= 1e-12
@@ -126,7 +137,7 @@ def test_interventions_see_prompts_as_classes():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("clip-model", "CLIPVisionModel has no text tower.*CLIPModel, SiglipModel"),
+        ("clip-model", "CLIPVisionModel has no text tower.*CLIPModel, .*SiglipModel"),
         ("siglip", "SiglipVisionModel has no text tower"),
         ("vit", "ViTForImageClassification has no text tower"),
     ],
@@ -162,20 +173,76 @@ def test_what_no_prompt_can_be_made_of():
         HookedViT.from_hf(make_hf("clip-classifier")).set_text_head_(torch.ones(2, 32), 1.0)
 
 
-def test_a_checkpoint_brings_its_tokenizer(tmp_path):
-    """Built from a folder as hubs hold it: config, weights and tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+WORDS = ("[PAD]", "[END]", "a", "cat", "dog", "newt", "[UNK]", "[CLS]", "[SEP]")
 
-    hf = make_hf("clip-full")
+
+def words(*, ends: bool = True):
+    """A tokenizer of whole words that ends a text as CLIP's does."""
+    built = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    built.pre_tokenizer = pre_tokenizers.Whitespace()
+    if ends:
+        built.post_processor = processors.TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 1)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=built, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def pieces():
+    """XLM-R's, of a few pieces."""
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return transformers.XLMRobertaTokenizer(vocab=[*vocab, *((f"\u2581{word}", -1.0) for word in WORDS[2:6])])
+
+
+TOKENIZERS = {
+    "clip-full": words,
+    "siglip-full": words,
+    "metaclip-2-full": words,
+    "aimv2-full": words,
+    "chinese-clip-full": lambda: transformers.BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}),
+    "altclip-full": pieces,
+}
+
+
+@pytest.mark.parametrize("name", WITH_TEXTS)
+def test_a_checkpoint_brings_its_tokenizer(name, tmp_path):
+    """Built from a folder as hubs hold it: config, weights and tokenizer; prompts of several lengths, so pads count."""
+    hf = make_hf(name)
+    if name == "altclip-full":  # XLM-R's own number of the pad
+        hf.config.text_config.pad_token_id = hf.text_model.roberta.embeddings.padding_idx = 1
     hf.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="came without a tokenizer"):
         zero_shot_head(tmp_path, NAMES)
-    words = {word: i for i, word in enumerate(("[PAD]", "[END]", "a", "cat", "dog", "[UNK]"))}
-    built = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    built.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=built, pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer = TOKENIZERS[name]()
     tokenizer.save_pretrained(tmp_path)
-    model = zero_shot_head(tmp_path, ("cat", "dog"), ("a {}",), dtype=torch.float64)
-    want = zero_shot_head(hf.double(), ("cat", "dog"), ("a {}",), tokenizer=tokenizer)
+    prompts = ("a {}", "a a a {}")
+    model = zero_shot_head(tmp_path, ("cat", "newt"), prompts, dtype=torch.float64)
     assert model.cfg.name == str(tmp_path)
-    assert torch.equal(model(x := pixels(model)), want(x))
+    hf = type(hf).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    length = {"padding": "max_length", "max_length": 64} if name == "siglip-full" else {"padding": True}
+    x, want = pixels(model), []
+    with torch.no_grad():
+        for word in ("cat", "newt"):
+            asked = tokenizer([prompt.format(word) for prompt in prompts], return_tensors="pt", **length)
+            asked = {key: ids for key, ids in asked.items() if name != "siglip-full" or key == "input_ids"}
+            if name != "chinese-clip-full":
+                asked.pop("token_type_ids", None)
+            else:
+                assert "token_type_ids" in asked
+            embeds = F.normalize(hf.get_text_features(**asked).pooler_output, dim=-1)
+            want.append(F.normalize(embeds.mean(0), dim=-1))
+    assert distance(F.normalize(model.head.weight, dim=-1), torch.stack(want)) <= 1e-12
+    assert distance(text_embeddings(hf, tokenizer, ("cat", "newt"), prompts), torch.stack(want)) <= 1e-12
+    assert distance(text_prototypes(hf, tokenizer, ("cat", "newt"), prompts), torch.stack(want)) <= 1e-12
+    assert model(x).shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["clip-full", "metaclip-2-full", "aimv2-full"])
+def test_a_tower_read_at_the_end_of_a_text_needs_one(name):
+    """transformers would read the first token instead."""
+    with pytest.raises(ValueError, match="read at the token 1 that ends a text.*without it"):
+        zero_shot_head(make_hf(name), ("cat", "dog"), tokenizer=words(ends=False))
+
+
+def test_positions_of_altclip_are_counted_from_behind_its_pads():
+    hf = make_hf("altclip-full")
+    hf.config.text_config.max_position_embeddings = 20
+    with pytest.raises(ValueError, match="reads 19 tokens, and a prompt"):
+        zero_shot_head(hf, ("c" * 19, "d"), ("{}",), tokenizer=Letters())

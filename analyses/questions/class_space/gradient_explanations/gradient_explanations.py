@@ -136,7 +136,11 @@ class _Study:
             objects = _object_patches(self.model, batch, layout.grid) if extra else None
             self._measure(maps, attended, objects)
             for i in range(min(examples - shown, len(pixels))):
-                self._show(pixels[i], int(batch.index[i]), {of: (c[i], maps[of][i]) for of, c in classes.items()})
+                self._show(
+                    self.model.covered(pixels[i]),
+                    int(batch.index[i]),
+                    {of: (c[i], maps[of][i]) for of, c in classes.items()},
+                )
             shown += len(pixels)
 
     def _maps(self, pixels: Tensor, classes: Tensor) -> Float[Tensor, "b layers heads n"]:
@@ -217,7 +221,7 @@ def _object_patches(model: HookedViT, batch: Batch, grid: tuple[int, int]) -> Bo
 
 
 def _as_png(pixels: Float[Tensor, "c h w"]) -> str:
-    """The picture as the model sees it, stretched to 0..255, as a data URL."""
+    """The picture as the model's patches see it, stretched to 0..255, as a data URL."""
     low, high = pixels.min(), pixels.max()
     picture = ((pixels - low) / (high - low).clamp(min=1e-12) * 255).round().byte().expand(3, -1, -1)
     buffer = io.BytesIO()

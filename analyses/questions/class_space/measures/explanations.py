@@ -112,6 +112,7 @@ def overlay(pixels: Float[Tensor, "c h w"], heat: Float[Tensor, "rows cols"]) ->
     >>> overlay(torch.rand(3, 8, 8), torch.tensor([[0.0, 1.0]])).shape
     (8, 8, 3)
 
+    A map has a place for each patch, so the picture is what patches cover, `model.covered(pixels)`.
     Picture and map are each stretched to 0..1, the map enlarged bilinearly and coloured, both added and divided by the
     maximum. Source: methods §21 (the published pictures).
     """

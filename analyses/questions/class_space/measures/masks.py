@@ -195,10 +195,8 @@ def masked_batches(
             yield pixels, labels, published_patches(batch, grid), batch.index
             continue
         maps = aligned_masks(model, class_maps(batch))
-        if maps.shape[1:] != pixels.shape[2:]:
-            raise ValueError(
-                f"masks are moved to {tuple(maps.shape[1:])} pixels and images to {tuple(pixels.shape[2:])}"
-            )
+        if maps.shape[1:] != (seen := model.covered(pixels).shape[2:]):
+            raise ValueError(f"masks are moved to {tuple(maps.shape[1:])} pixels and images to {tuple(seen)}")
         yield pixels, labels, label_cells(maps, grid, labelling.rule, labelling.tau), batch.index
 
 

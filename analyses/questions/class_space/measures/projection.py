@@ -20,6 +20,7 @@ from torch import Tensor
 from analyses.statistics.ranks import rank
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.errors import NoHeadError
+from hooked_vit.loading.zero_shot import text_embeddings
 
 KINDS = ("cls", "dist", "patches")
 """Tokens whose class content is measured: CLS, the distillation token, image tokens; registers have none to show."""
@@ -183,7 +184,6 @@ def class_answers(model: HookedViT, output: Float[Tensor, "b n"], rules: Rules =
     return output if rules.prototypes is None else _cosines(output, rules.prototypes)
 
 
-@torch.no_grad()
 def text_prototypes(
     tower: Any, processor: Any, names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
 ) -> Float[Tensor, "c p"]:
@@ -191,19 +191,11 @@ def text_prototypes(
 
     >>> text_prototypes(transformers.CLIPModel.from_pretrained(name), processor, data.class_names)  # doctest: +SKIP
 
-    `tower` has `get_text_features`, `processor` turns `text` into its inputs. A prototype is the mean, over the
-    templates, of unit-length embeddings. Source: Radford et al. 2021, section 3.1.4.
-    Raises ValueError for no names, and for a template without a place for the name.
+    `tower` is a whole model of images and texts, `processor` its processor or its tokenizer. A prototype is the mean,
+    over the templates, of unit-length embeddings, each prompt padded as in training. Source: Radford et al. 2021,
+    section 3.1.4. Raises what `text_embeddings` raises.
     """
-    if not names or not templates or any("{}" not in template for template in templates):
-        raise ValueError(f"prototypes need class names, and templates with {{}}; got {len(names)} and {templates!r}")
-    rows = []
-    for name in names:
-        inputs = processor(text=[t.format(name) for t in templates], return_tensors="pt", padding=True)
-        features = tower.get_text_features(**inputs)
-        features = getattr(features, "pooler_output", features)
-        rows.append(F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1))
-    return torch.stack(rows)
+    return text_embeddings(tower, getattr(processor, "tokenizer", processor), names, templates)
 
 
 EMBEDDING = -1

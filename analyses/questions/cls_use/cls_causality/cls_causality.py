@@ -221,16 +221,17 @@ def _cls_readout(model: HookedViT) -> str:
     """How a CLS-only readout relates to the full one."""
     if model.cfg.sources == ("cls",):
         return "same"
-    return "differs" if "cls" in model.cfg.sources else "none"
+    return "differs" if "cls" in model.cfg.pooled_roles else "none"
 
 
 def _describe(answers: Answers) -> dict[str, Any]:
     cfg = answers.model.cfg
     reads = " and ".join(cfg.sources)
+    never = "by one probe" if "cls" in cfg.sources else "never CLS"
     green = {
         "same": f"{cfg.architecture}: its readout is CLS alone, so the green curve would be the orange one",
         "differs": "",
-        "none": f"{cfg.architecture}: its readout reads {reads}, never CLS, so there is no CLS-only readout to show",
+        "none": f"{cfg.architecture}: its readout reads {reads}, {never}, so there is no CLS-only readout to show",
     }[_cls_readout(answers.model)]
     return {
         **answers.about(),

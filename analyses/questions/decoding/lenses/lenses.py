@@ -136,6 +136,8 @@ def what_it_reads(model: HookedViT, tokens: str) -> str:
     ''
     """
     sources = model.cfg.sources
+    if model.cfg.attention_pool is not None:
+        return f"the probe is given {tokens} alone, one at a time; the model's attends to the {' and '.join(sources)}"
     if sources == (tokens,):
         several = int(model.tokens.mask(tokens).sum()) > 1
         if several and model.cfg.final_norm not in ("pooled", "none"):

@@ -99,7 +99,7 @@ def top_images(
             for j, feature in enumerate(features):
                 here = maps[i, :, j].reshape(layout.grid)
                 if tops[feature].wants(value := float(here.max())):
-                    tops[feature].add(Seen(value, first + i, label, here, colours_of(model, pixels[i])))
+                    tops[feature].add(Seen(value, first + i, label, here, colours_of(model, model.covered(pixels[i]))))
         first += len(pixels)
     return tops
 

@@ -57,7 +57,7 @@ def read_view(
         "name": name,
         "title": title,
         "about": f"{model.cfg.hf_class or 'HookedViT'}, {model.cfg.n_layers} layers, {model.cfg.n_heads} heads",
-        "picture": as_url(colours_of(model, pixels[0])),
+        "picture": as_url(colours_of(model, model.covered(pixels[0]))),
         "grid": list(layout.grid),
         "tokens": _tokens(layout),
         "reads": list(model.cfg.sources),

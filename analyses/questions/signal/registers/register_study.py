@@ -99,7 +99,7 @@ class RegisterStudy:
             layout = self.model.layout_for(*pixels.shape[2:])
             sites = {f"{s} {i}": x for i, resid in enumerate(streams) for s, x in readouts(resid, layout).items()}
             classes.update(sites if self.own is not None else {**sites, "head": pooled}, batch.labels)
-            contents = patch_contents(shown_pixels(self.model, pixels), layout)
+            contents = patch_contents(self.model.covered(shown_pixels(self.model, pixels)), layout)
             for layer, resid in enumerate(streams):
                 images, tokens, held = self.pairs(resid, layer, layout, contents, batch)
                 if len(images):
@@ -140,7 +140,7 @@ class RegisterStudy:
             pixels = self.model.preprocess(batch.images)
             layout = self.model.layout_for(*pixels.shape[2:])
             logits, streams = read_stream(self.answers.model, pixels)
-            shown = shown_pixels(self.model, pixels)
+            shown = self.model.covered(shown_pixels(self.model, pixels))
             objects = aligned_masks(self.model, batch.extra["mask"]) if extra else None
             traits = patch_traits(shown, layout, objects)
             self.census["trained"].update([token_norms(x) for x in streams], layout, traits)

@@ -14,7 +14,7 @@ from tests.analyses.questions.class_space.reference import ReferenceViT
 from tests.tiny import CLASSES, GRAPHS, IMAGE, make, make_hf, pixels
 
 HEADED = tuple(
-    name for name in GRAPHS if name not in ("clip-projection", "dinov3", "aimv2-model", "siglip", "timm-map")
+    name for name in GRAPHS if name not in ("clip-projection", "dinov3", "aimv2-head", "siglip", "timm-pe-core")
 )
 """One of each kind that answers with classes, each a sum over tokens."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -37,8 +38,8 @@ from analyses.questions.class_space.measures.random_prototypes import permuted_c
 from analyses.questions.class_space.measures.rank_counts import RankCounts, SignedRankCounts
 from analyses.questions.class_space.measures.updates import Scores
 from hooked_vit import HookedViT, TokenLayout, ViTConfig
-from hooked_vit.errors import NoHeadError
-from tests.tiny import CLASSES, FAMILIES, IMAGE, make_hf, pixels, tiny
+from hooked_vit.errors import NoHeadError, UnsupportedModelError
+from tests.tiny import CLASSES, FAMILIES, IMAGE, Letters, make_hf, pixels, tiny
 
 PROCESSOR = ViTImageProcessorPil(size={"height": IMAGE, "width": IMAGE})
 CLASSIFIERS = tuple(name for name in FAMILIES if name != "clip-projection")
@@ -118,17 +119,19 @@ def test_an_embedding_is_scored_by_cosines_with_prototypes() -> None:
 
 
 def test_prototypes_come_from_a_text_tower() -> None:
-    class Tower:
-        def get_text_features(self, ids: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.one_hot(ids, 4).float() * 3
-
-    def processor(text: list[str], **_: object) -> dict[str, torch.Tensor]:
-        return {"ids": torch.tensor([{"a cat": 0, "the cat": 1, "a dog": 2, "the dog": 2}[t] for t in text])}
-
-    found = text_prototypes(Tower(), processor, ["cat", "dog"], ("a {}", "the {}"))
-    assert torch.allclose(found, torch.tensor([[0.5**0.5, 0.5**0.5, 0, 0], [0, 0, 1.0, 0]]))
-    with pytest.raises(ValueError, match="templates with {}"):
-        text_prototypes(Tower(), processor, ["cat"], ("a cat",))
+    """Padded as its family was trained: SigLIP reads pads too. Which family how: test_zero_shot."""
+    whole = make_hf("siglip-full")
+    found = text_prototypes(whole, SimpleNamespace(tokenizer=Letters()), ["cat", "dog"], ("a {}", "the {}"))
+    for row, name in zip(found, ("cat", "dog"), strict=True):
+        texts = [f"a {name}", f"the {name}"]
+        asked = Letters()(texts, padding="max_length", max_length=64, return_tensors="pt")
+        with torch.no_grad():
+            each = torch.nn.functional.normalize(whole.get_text_features(asked["input_ids"]).pooler_output, dim=-1)
+        assert torch.allclose(row, torch.nn.functional.normalize(each.mean(0), dim=-1), atol=1e-6)
+    with pytest.raises(ValueError, match="a sentence with {}"):
+        text_prototypes(whole, Letters(), ["cat"], ("a cat",))
+    with pytest.raises(UnsupportedModelError, match="no text tower"):
+        text_prototypes(make_hf("clip-model"), Letters(), ["cat"])
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ why it cannot be had."""
 from __future__ import annotations
 
 import pytest
+import torch
 
 from analyses import (
     attention_knockouts,
@@ -12,6 +13,7 @@ from analyses import (
     class_values,
     gradient_explanations,
     key_values,
+    logit_attribution,
     residual_updates,
 )
 from analyses.questions.class_space.measures.projection import Rules, check_rules
@@ -47,6 +49,14 @@ def test_a_vector_per_class_is_refused_with_what_to_use_instead(case: tuple[str,
     before = model.run.n_forwards
     with pytest.raises(NonlinearReadoutError, match=rf"{READOUTS[name]}.*model.project\(x, role\)"):
         analysis({name: model}, noisy(8))
+    assert model.run.n_forwards == before
+
+
+def test_a_logit_is_not_attributed_to_parts_of_the_stream(case: tuple[str, HookedViT]) -> None:
+    name, model = case
+    before = model.run.n_forwards
+    with pytest.raises(NonlinearReadoutError, match=READOUTS[name]):
+        logit_attribution(model, torch.zeros(1, 3, *model.cfg.image_size))
     assert model.run.n_forwards == before
 
 
