@@ -18,7 +18,7 @@ from analyses.running.results import REPORT, Result
 from analyses.running.text import visible
 
 ROWS = 60
-TOLD = {"summary", "notes", "table", "analysis", "versions"}
+TOLD = {"summary", "notes", "table", "analysis", "versions", "small", "corrected"}
 """Entries of `meta` that have a place of their own in the report."""
 
 # Nothing from anywhere else, whatever a figure or a model name may contain.
@@ -48,6 +48,7 @@ li { margin-bottom: 4px; }
 .kind, footer, caption, summary { color: var(--soft); font-size: 14px; }
 .found { background: var(--wash); border-left: 4px solid #1f77b4; border-radius: 4px; }
 .found { padding: 14px 20px; margin: 0 0 24px; }
+.found.small { border-left-color: #b00020; }
 .found ul { margin: 0; max-width: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
@@ -151,6 +152,8 @@ def _text(value: Any, whole: bool = False) -> str:
 def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -> str:
     meta = result.meta
     parts = [f'<p class="kind">hooked-vit{_kind(meta)}</p>', f"<h1>{escape(title)}</h1>"]
+    if small := meta.get("small"):
+        parts.append(f'<div class="found small">{_bullets(small)}</div>')
     if found := meta.get("summary"):
         parts.append(f'<div class="found">{_bullets(found)}</div>')
     parts.append(_prose(intro))
@@ -162,6 +165,8 @@ def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -
     parts += ["<h2>Key numbers</h2>", _table(columns, rows, remark)]
     if notes := meta.get("notes"):
         parts += ["<h2>To keep in mind</h2>", _bullets(notes)]
+    if corrected := meta.get("corrected"):
+        parts += ["<h2>Many tests: what is corrected over what</h2>", _bullets(corrected)]
     parts += ["<h2>What ran</h2>", _what_ran(meta)]
     parts.append(
         f"<footer>All {len(result.frame)} measurements are in <code>result.parquet</code> beside this file, what ran "

@@ -30,6 +30,7 @@ from analyses.running.locks import hold_folder, scratch_folder
 from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
 from interventions.vocabulary import indices
 
@@ -61,7 +62,7 @@ def random_readouts(
 
     The frame has one row per model, layer, mode, measure, split and seed: `value`, `low`, `high`, `n`. Measures:
     accuracy (one draw per image), accuracy_mean_of_draws, agreement (share of pairs of draws with one answer),
-    difference (`mode` says of which two; paired bootstrap), chance (the most frequent class), and per `epoch` loss,
+    difference (`mode` says of which two; paired interval), chance (the most frequent class), and per `epoch` loss,
     fit_accuracy and validation_accuracy. Source: methods §6, lab note 2.
     Raises ValueError for a model without CLS, fewer training images than classes, settings out of range; OSError
     where the disk has no room, before anything is run, and InUseError where another process has `keep_in`.
@@ -115,6 +116,7 @@ def random_readouts(
         "cached": {"as": cache_dtype, "needed": size(needed), "kept": keep_in is not None},
         "repro": repro,
     })  # fmt: skip
+    result.meta["corrected"] = [uncorrected("better and worse", "layers, comparisons and models")]
     result.meta |= {"summary": _in_words(result), "notes": notes, "table": summary_table(result).to_dict("records")}
     return result
 

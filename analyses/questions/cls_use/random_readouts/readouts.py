@@ -20,7 +20,7 @@ from analyses.questions.cls_use.random_readouts.networks import (
 )
 from analyses.questions.cls_use.random_readouts.store import Plan, Stream, streams
 from analyses.questions.cls_use.random_readouts.training import Draws, Training, evaluate, train
-from analyses.statistics.intervals import bootstrap, paired_bootstrap, rate_row
+from analyses.statistics.intervals import RATE, mean_intervals, paired_difference, rate_row
 from hooked_vit import HookedViT
 
 PLACEMENTS: dict[str, Placement] = {
@@ -127,14 +127,14 @@ class ModelReadouts:
             mean = rate_row(int(tested.mean.sum()), len(tested.mean))
             self._add("accuracy_mean_of_draws", "test", mean, **place)
             agreement = tested.agreement.double().numpy()
-            low, high = bootstrap({0: agreement}, seed=seed)[0]
+            low, high = mean_intervals({0: agreement}, bounds=RATE)[0]
             number = {"value": agreement.mean(), "low": low, "high": high, "n": len(agreement)}
             self._add("agreement", "test", number, **place)
         return tested
 
     def _compare(self, layer: int, tested: Mapping[str, Draws], seed: int) -> None:
         for a, b in COMPARED:
-            value, low, high = paired_bootstrap(tested[a].one.double(), tested[b].one.double(), seed=seed)
+            value, low, high = paired_difference(tested[a].one.double(), tested[b].one.double())
             number = {"value": value, "low": low, "high": high, "n": len(tested[a].one)}
             self._add("difference", "test", number, layer=layer, mode=f"{a} - {b}", seed=seed)
 
