@@ -21,7 +21,7 @@ from analyses.running.models import load_model
 from analyses.running.notice import notice
 from analyses.running.report import Section, write_report
 from analyses.running.results import Result
-from analyses.running.small import said_small
+from analyses.statistics.small import said_small
 
 NOT_ALL_THERE = "this machine lacks what the recipe needs, and nothing was run"
 

@@ -12,7 +12,7 @@ from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as
 from analyses.running.notice import notice
 from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain
-from analyses.running.small import said_small
+from analyses.statistics.small import said_small
 
 P = ParamSpec("P")
 

@@ -264,5 +264,5 @@ SAME_AS = {
     "difference_of": "group_difference",
 }
 """Functions that hand on what another one gives."""
-NO_INTERVAL = {"check_confidence"}
+NO_INTERVAL = {"check_confidence", "corrected", "uncorrected"}
 MODULES = (intervals, comparisons, scores, significance)

@@ -14,8 +14,8 @@ from analyses.running.catalogue import REGISTERED, registered_analyses
 from analyses.running.registry import analysis
 from analyses.running.report import write_report
 from analyses.running.results import Result
-from analyses.running.small import WIDE, half_width, said_small
 from analyses.statistics.intervals import wilson
+from analyses.statistics.small import WIDE, half_width, said_small
 from tests.analyses.everything import results
 
 INTERVALS_DECIDE = ("random-readouts", "low-frequency", "head-ablation")
