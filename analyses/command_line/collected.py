@@ -97,7 +97,7 @@ def write_collected(folders: Sequence[str | Path], page: str | Path) -> Path:
     return page
 
 
-SAID = {"models", "summary", "notes", "table", "versions", "analysis", "command", "parts", "read"}
+SAID = {"models", "summary", "notes", "table", "versions", "analysis", "command", "parts", "read", "small", "corrected"}
 
 
 def _results_of(folder: str | Path) -> list[Path]:

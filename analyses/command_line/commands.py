@@ -192,7 +192,9 @@ def _print_result(console: Console, entry: Analysis, result: Result) -> None:
 
     columns, rows, remark = key_numbers(result, ROWS)
     terminal.print_table(console, columns, rows, entry.summary)
-    for sentence in [*([remark] if remark else []), *result.meta.get("summary", [])]:
+    about = result.meta
+    said = [*about.get("small", []), *about.get("summary", []), *about.get("corrected", [])]
+    for sentence in [*([remark] if remark else []), *said]:
         terminal.say(console, sentence)
     for name, told in result.meta.get("read", {}).items():
         terminal.say(console, f"read of {name}: {told}")

@@ -23,7 +23,7 @@ from analyses.probes.reading import Site, SiteReader
 from analyses.probes.targets import Target, TargetData, target_data
 from analyses.running.files import check_writable, committed, write_together
 from analyses.running.notes import note_other_model
-from analyses.statistics.intervals import rate_row
+from analyses.statistics.intervals import RATE, mean_row, rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
 from interventions import Intervention, apply
@@ -38,14 +38,15 @@ BY_BATCH = 1_000_003  # a prime: seeds of two runs do not meet within a million 
 class Evaluation:
     """What probes said of images: per site how often they were right, and how high they ranked the true class.
 
-    `hits` images whose true class came first and alone; `score` and `squares` sums of 1 − rank / classes over images
-    and of its square, by site; `ranks` the rank in every image [n], where it was asked for; `counts` images per class.
+    `hits` images whose true class came first and alone; `score`, `squares` and `cubes` sums of 1 − rank / classes over
+    images, of its square and its cube, by site; `ranks` in every image [n], where asked for; `counts` images per class.
     """
 
     counts: tuple[int, ...]
     hits: dict[str, int]
     score: dict[str, float]
     squares: dict[str, float]
+    cubes: dict[str, float]
     ranks: dict[str, Float64[Tensor, "n"]] = field(default_factory=dict)
 
     @property
@@ -59,14 +60,12 @@ class Evaluation:
         return max(self.counts) / self.n
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row per site and measure: role, layer, accuracy with its Wilson interval, identifiability with 1.96 s.e."""
+        """A row per site and measure: role, layer, accuracy and identifiability with their intervals."""
         for site, hits in self.hits.items():
             place = Site.parse(site)._asdict()
             yield {**place, "measure": "accuracy", **rate_row(hits, self.n)}
-            mean = self.score[site] / self.n
-            spread = 1.96 * (max(0.0, self.squares[site] / self.n - mean**2) / self.n) ** 0.5
-            bounds = {"value": mean, "low": mean - spread, "high": mean + spread, "n": self.n}
-            yield {**place, "measure": "identifiability", **bounds}
+            read = mean_row(self.score[site], self.squares[site], self.cubes[site], self.n, bounds=RATE)
+            yield {**place, "measure": "identifiability", **read}
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -220,7 +219,7 @@ def evaluate_probes(
     targets = [(columns or {}).get(key, 0) for key in fitted]
     n_classes = one.target.n_classes
     counts = torch.zeros(n_classes, dtype=torch.int64)
-    sums = {site: torch.zeros(3, len(fitted), dtype=torch.float64) for site in panels}
+    sums = {site: torch.zeros(4, len(fitted), dtype=torch.float64) for site in panels}
     ranks: dict[str, list[Tensor]] = {site: [] for site in panels}
     for i, batch in enumerate(data.batches(batch_size, what)):
         edit = for_batch(intervention, i, batch.labels[:, 0])
@@ -230,7 +229,7 @@ def evaluate_probes(
         for site, panel in panels.items():
             pos = _ranks(panel, features[site], labels, site)
             score = identifiability(pos, n_classes)
-            sums[site] += torch.stack([correct(pos).double().sum(0), score.sum(0), score.square().sum(0)])
+            sums[site] += torch.stack([correct(pos).double().sum(0), *(score.pow(k).sum(0) for k in (1, 2, 3))])
             if per_image:
                 ranks[site].append(pos)
         counts += batch.labels[:, 0].bincount(minlength=n_classes)
@@ -243,6 +242,7 @@ def evaluate_probes(
             {site: int(total[0, j]) for site, total in sums.items()},
             {site: float(total[1, j]) for site, total in sums.items()},
             {site: float(total[2, j]) for site, total in sums.items()},
+            {site: float(total[3, j]) for site, total in sums.items()},
             {site: pos[:, j] for site, pos in kept.items()},
         )
         for j, key in enumerate(fitted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData
 from analyses.probes.fitted import FittedProbes
 from analyses.probes.probe import Probe
@@ -47,20 +49,22 @@ def fit_with_controls(
     permutations: int = 0,
     components: int | None = None,
     sizes: Sequence[int] = (),
+    control: ControlTask | None = None,
     name: str = "",
 ) -> Fits:
     """`fit_probes`, and from the same pass probes of permuted labels, of principal components, and of fewer images.
 
     >>> fits = fit_with_controls(model, data, Probing(), permutations=5, sizes=(100, 500))  # doctest: +SKIP
 
-    Probes of permuted labels have the penalty of those of the labels. `sizes` are numbers of images; the smaller ones
-    are contained in the larger, drawn at random.
+    Probes of permuted labels and of a `control` task have the penalty of those of the labels. `sizes` are numbers of
+    images; the smaller ones are contained in the larger, drawn at random.
     Raises, beyond `fit_probes`, ValueError for sizes above the number of images, and permutations of a stream.
     """
     if permutations < 0 or (components is not None and components < 1):
         raise ValueError(f"there are 0 or more permutations and 1 or more components; got {permutations}, {components}")
     reader = SiteReader(model, how.roles, layers=how.layers, seed=how.seed)
-    data = data.with_permutations(permutations, how.seed)
+    data = data.with_permutations(permutations, how.seed).with_control(control)
+    further = permutations + (control is not None)
     draw = _Draw(data, how, sizes)
     widths = {str(s): model.cfg.d_pooled if s.role == HEAD_INPUT else model.cfg.d_model for s in reader.sites}
     what = f"{name}: fitting probes" if name else "fitting probes"
@@ -74,10 +78,10 @@ def fit_with_controls(
             yield reader.read(model.preprocess(batch.images), batch.index)[1], batch.labels
 
     if how.probe == "ridge":
-        gathered = _Gathered(how, data.target.n_classes, 1 + permutations)
+        gathered = _Gathered(how, data.target.n_classes, 1 + further)
         for x, labels in features():
             gathered.add(x, labels, *draw(len(labels)))
-        return gathered.fits(fitted, components, draw.sizes)
+        return _told(gathered.fits(fitted, components, draw.sizes), control)
     if data.n is None:
         raise ValueError(f"{how.probe} probes go through features again, so that their number must be known; load n=…")
     with feature_store(widths, data.n, memory=how.memory, scratch=how.scratch) as store:
@@ -87,7 +91,14 @@ def fit_with_controls(
             kept.append(labels)
             stages.append(draw(len(labels))[0])
         stored = StoredFits(how, store, torch.cat(kept), data.target.n_classes, what)
-        return stored.fits(fitted, components, draw.sizes, torch.cat(stages))
+        return _told(stored.fits(fitted, components, draw.sizes, torch.cat(stages)), control)
+
+
+def _told(fits: Fits, control: ControlTask | None) -> Fits:
+    """The fits with the last target by its name, where it is a control task."""
+    if control is None:
+        return fits
+    return replace(fits, permuted=fits.permuted[:-1], control=fits.permuted[-1])
 
 
 class _Draw:

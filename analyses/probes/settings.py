@@ -51,10 +51,12 @@ class Probing:
 class Fits:
     """Probes from one pass: on the labels, on `permuted` labels, on principal components (`pca`), on fewer images.
 
-    `curve` holds them by number of images; sizes with images of one class only are left out.
+    `control` are those of a control task, where there was one. `curve` holds them by number of images; sizes with
+    images of one class only are left out.
     """
 
     probes: FittedProbes
     permuted: list[FittedProbes]
     pca: FittedProbes | None
     curve: dict[int, FittedProbes]
+    control: FittedProbes | None = None

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData, as_data
 from analyses.data.imagedata import Batch
 from analyses.data.sets import common_names, count_classes
@@ -53,6 +54,7 @@ class TargetData:
     def __init__(self, parts: Sequence[ImageData], target: Target) -> None:
         self.parts, self.target = tuple(parts), target
         self._permuted: Int64[Tensor, "n k"] | None = None
+        self._control: ControlTask | None = None
 
     @property
     def n(self) -> int | None:
@@ -93,6 +95,13 @@ class TargetData:
         copy = TargetData(self.parts, self.target)
         draws = [np.random.default_rng([seed, i]).permutation(len(labels)) for i in range(k)]
         copy._permuted = torch.stack([labels[torch.from_numpy(order)] for order in draws], dim=1) if k else None
+        copy._control = self._control
+        return copy
+
+    def with_control(self, task: ControlTask | None) -> TargetData:
+        """The same images with one more target, behind all others: the answers of a control task."""
+        copy = TargetData(self.parts, self.target)
+        copy._permuted, copy._control = self._permuted, task
         return copy
 
     def batches(self, batch_size: int, what: str) -> Iterator[TargetBatch]:
@@ -108,6 +117,8 @@ class TargetData:
                     if self._permuted is not None:
                         # By place in the pass: an image left out on the way moves the rest, and they stay as random.
                         answers = torch.cat([answers, self._permuted[done : done + len(answers)]], dim=1)
+                    if self._control is not None:
+                        answers = torch.cat([answers, self._control.answers(batch.images)[:, None]], dim=1)
                     yield TargetBatch(batch.images, answers, batch.index * len(self.parts) + number)
                     done += len(answers)
                     bar.update()

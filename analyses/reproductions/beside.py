@@ -43,9 +43,9 @@ def rows_beside(
                 place = "" if told.by is None else f" at {told.by} {at}"
                 raise RecipeError(f"{where}: {told.rows!r} means {len(row)} rows of {model}{place}; it has to be one")
             found = row.iloc[0]
-            low, high = (
-                found[edge] if edge in row and pd.notna(found[edge]) else found["value"] for edge in ("low", "high")
-            )
+            # a number without an interval has none: it agrees where it is the published one
+            low, high = (float(found[edge]) if edge in row else float("nan") for edge in ("low", "high"))
+            ends = (float(found["value"]),) * 2 if pd.isna(low) or pd.isna(high) else (low, high)
             yield {
                 "what": told.what,
                 "model": model,
@@ -54,11 +54,11 @@ def rows_beside(
                 "published": published,
                 "reading": told.reading * (0.01 if told.percent else 1.0),
                 "value": float(found["value"]),
-                "low": float(low),
-                "high": float(high),
+                "low": low,
+                "high": high,
                 "n": found["n"] if "n" in row and pd.notna(found["n"]) else None,
                 "difference": float(found["value"]) - published,
-                "agrees": bool(low - _slack(told, published) <= published <= high + _slack(told, published)),
+                "agrees": bool(ends[0] - _slack(told, published) <= published <= ends[1] + _slack(told, published)),
                 "source": told.source,
             }
 

@@ -22,6 +22,7 @@ from analyses.running.models import load_model
 from analyses.running.notice import notice
 from analyses.running.report import Section, write_report
 from analyses.running.results import Result
+from analyses.statistics.small import said_small
 
 NOT_ALL_THERE = "this machine lacks what the recipe needs, and nothing was run"
 
@@ -46,9 +47,16 @@ def run_recipe(recipe: Recipe, out: str | Path, *, device: str = "cpu", say: Cal
             say(step.name)
             results[step.name] = _run_step(recipe, step, out / step.name, device)
         result = compare(recipe, results)
+        result.meta["small"] = [notice(sentence) for sentence in said_small(result.frame, {})]
         return write_report(
             result, out, title=recipe.title, intro=_intro(recipe), sections=lambda: _sections(result.frame)
         )
+
+
+ONE_BY_ONE = (
+    "Every interval is for one number. They are not corrected for how many there are: of a hundred that are right, "
+    "five leave out the published value."
+)
 
 
 def _sections(frame: pd.DataFrame) -> list[Section]:
@@ -70,7 +78,7 @@ def compare(recipe: Recipe, results: dict[str, Result]) -> Result:
         for row in rows_beside(f"{recipe.name}, step {step.name}", value, step.models, results[step.name].frame)
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS).astype({"at": "Int64", "n": "Int64"})
-    notes = [*recipe.not_reproduced, *_notes(recipe)]
+    notes = [*recipe.not_reproduced, *_notes(recipe), ONE_BY_ONE]
     meta: dict[str, Any] = {
         "recipe": recipe.name,
         "source": recipe.source,
@@ -156,7 +164,8 @@ def _in_words(frame: pd.DataFrame) -> Iterator[str]:
         worst = part.loc[part["difference"].abs().idxmax()]
         at = worst["model"] if pd.isna(worst["at"]) else f"{worst['model']} at {worst['by']} {worst['at']}"
         yield (
-            f"{what} ({step}): {int(part['agrees'].sum())} of {len(part)} published values lie in our intervals; the "
+            f"{what} ({step}): {int(part['agrees'].sum())} of {len(part)} published values lie in our intervals, each "
+            f"by itself; the "
             f"largest difference is {worst['difference']:+.3f} ({at}: {worst['published']:.3f} published, "
             f"{worst['value']:.3f} here)."
         )
@@ -170,7 +179,7 @@ def _table(frame: pd.DataFrame) -> list[dict[str, Any]]:
             "at": "" if pd.isna(row["at"]) else f"{row['by']} {row['at']}",
             "published": row["published"],
             "ours": row["value"],
-            "interval": f"{row['low']:.3f} – {row['high']:.3f}",
+            "interval": "none" if pd.isna(row["low"]) else f"{row['low']:.3f} – {row['high']:.3f}",
             "difference": row["difference"],
             "agrees": row["agrees"],
         }

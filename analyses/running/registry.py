@@ -9,9 +9,10 @@ from typing import Any, ParamSpec, overload
 
 from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
-from analyses.running.notice import heard_remarks
+from analyses.running.notice import heard_remarks, notice
 from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain
+from analyses.statistics.small import said_small
 
 P = ParamSpec("P")
 
@@ -46,8 +47,8 @@ def analysis(
     'image-count'
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
-    `analysis`, `versions`, `computing` and `read`, by model which tokens were read and through whose head; its `notes`
-    gain what was remarked on meanwhile.
+    `analysis`, `versions`, `computing`, `read`, by model which tokens were read and through whose head, and `small`,
+    what is too small to be quoted without saying so (`said_small`); its `notes` gain what was remarked on meanwhile.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
     a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
@@ -82,6 +83,7 @@ def analysis(
                 result.meta["read"] = read
             if remarks:
                 result.meta["notes"] = [*result.meta.get("notes", []), *remarks]
+            result.meta["small"] = [notice(sentence) for sentence in said_small(result.frame, result.meta)]
             return result
 
         run.analysis_name = key  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from analyses.running.results import REPORT, Result
 from analyses.running.text import visible
 
 ROWS = 60
-TOLD = {"summary", "notes", "read", "table", "analysis", "versions"}
+TOLD = {"summary", "notes", "read", "table", "analysis", "versions", "small", "corrected"}
 """Entries of `meta` that have a place of their own in the report."""
 
 # Nothing from anywhere else, whatever a figure or a model name may contain.
@@ -48,6 +48,7 @@ li { margin-bottom: 4px; }
 .kind, footer, caption, summary { color: var(--soft); font-size: 14px; }
 .found { background: var(--wash); border-left: 4px solid #1f77b4; border-radius: 4px; }
 .found { padding: 14px 20px; margin: 0 0 24px; }
+.found.small { border-left-color: #b00020; }
 .found ul { margin: 0; max-width: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
@@ -164,7 +165,8 @@ def told(result: Result, intro: str = "", sections: Sequence[Section] = (), leve
         return f"<h{level}>{escape(text)}</h{level}>"
 
     meta = result.meta
-    parts = [f'<div class="found">{_bullets(found)}</div>'] if (found := meta.get("summary")) else []
+    parts = [f'<div class="found small">{_bullets(small)}</div>'] if (small := meta.get("small")) else []
+    parts += [f'<div class="found">{_bullets(found)}</div>'] if (found := meta.get("summary")) else []
     parts.append(_prose(intro))
     parts += [_figure(figure)] if (figure := _own_figure(result)) is not None else []
     for section in sections:
@@ -173,6 +175,8 @@ def told(result: Result, intro: str = "", sections: Sequence[Section] = (), leve
     parts += [heading("Key numbers"), _table(*key_numbers(result))]
     if notes := meta.get("notes"):
         parts += [heading("To keep in mind"), _bullets(notes)]
+    if corrected := meta.get("corrected"):
+        parts += [heading("Many tests: what is corrected over what"), _bullets(corrected)]
     if read := meta.get("read"):
         parts += [heading("What was read"), _bullets([f"{name}: {what}" for name, what in read.items()])]
     return [*parts, heading("What ran"), _what_ran(meta)]

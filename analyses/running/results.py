@@ -118,7 +118,8 @@ class Result:
         """
         frame, types = join_frames({name: part.frame for name, part in parts.items()})
         about = {name: {"columns": types[name], "meta": part.meta} for name, part in parts.items()}
-        return cls(frame, {**(meta or {}), "parts": about})
+        said = [f"{name}: {sentence}" for name, part in parts.items() for sentence in part.meta.get("corrected", [])]
+        return cls(frame, {**(meta or {}), **({"corrected": said} if said else {}), "parts": about})
 
     def part(self, name: str) -> Result:
         """The result that `joined` took in under this name: its rows, its columns and their types, its `meta`.

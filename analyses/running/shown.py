@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,8 @@ import plotly.graph_objects as go
 from analyses.running.results import Result
 from analyses.running.text import visible
 
+SMALL_LINE = 22  # pixels of a line on what is small
+TOP = 100  # plotly's own margin
 WRITTEN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
 
 
@@ -43,13 +46,28 @@ def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def drawn_plain(draw: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
-    """Let a function that draws a result draw it with plain texts."""
+    """Let a function that draws a result draw it with plain texts, and say in the picture what is small."""
 
     @functools.wraps(draw)
     def figure(result: Result, *args: Any, **kwargs: Any) -> go.Figure:
-        return draw(shown(result), *args, **kwargs)
+        plain_result = shown(result)
+        return _warned(draw(plain_result, *args, **kwargs), plain_result.meta.get("small") or [])
 
     return figure
+
+
+def _warned(fig: go.Figure, small: list[str]) -> go.Figure:
+    """The figure with what is small below its title, so that whoever copies the picture copies it too."""
+    if not small:
+        return fig
+    lines = [f"<sup><b>{line}</b></sup>" for sentence in small for line in wrap(sentence, 170)]
+    more, top, height = SMALL_LINE * len(lines), fig.layout.margin.t, fig.layout.height
+    fig.update_layout(
+        title_text="<br>".join([*filter(None, [fig.layout.title.text]), *lines]),
+        margin_t=(TOP if top is None else top) + more,
+        height=None if height is None else height + more,
+    )
+    return fig
 
 
 def _has_text(column: pd.Series) -> bool:

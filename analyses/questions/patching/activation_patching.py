@@ -109,7 +109,7 @@ def activation_patching(
             **measured,
             "n_empty": empty[patch.group],
         }
-        for (way, patch), measured in tally.rows(seed)
+        for (way, patch), measured in tally.rows()
     ]
     frame = pd.DataFrame(rows).astype({"head": "Int64"})
     meta = {

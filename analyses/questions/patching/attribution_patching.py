@@ -97,14 +97,14 @@ def attribution_patching(
         for run in patched_runs(model, base, donor, sample, groups, under=under, desc=f"exact patches, {way}"):
             part = None if classes is None else (classes[0][run.images], classes[1][run.images])
             exact.add((way, run.patch), run.logits, reference(way, run.base, run.donor, part))
-    known = {key: row["value"] for key, row in exact.rows(seed)}
+    known = {key: row["value"] for key, row in exact.rows()}
     rows = [
         {
             **{"site": patch.site, "layer": patch.layer, "group": patch.group, "head": patch.head, "direction": way},
             **measured,
             "exact": known.get((way, patch), np.nan),
         }
-        for (way, patch), measured in estimates.rows(seed)
+        for (way, patch), measured in estimates.rows()
     ]
     frame = pd.DataFrame(rows).astype({"head": "Int64"})
     agreed = agreement(frame)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from analyses.questions.patching.figures import terms_figure
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.intervals import ends_of_sums
 from hooked_vit import HookedViT
 
 Classes = Int[Tensor, "_"] | int | None
@@ -74,6 +75,7 @@ def logit_attribution(
         raise ValueError("an attribution needs at least one image; got none")
     sums: dict[tuple, Tensor] = {}
     squares: dict[tuple, Tensor] = {}
+    cubes: dict[tuple, Tensor] = {}
     total, error = 0.0, 0.0
     for first in tqdm(range(0, len(pixels), batch_size), desc="logit attribution", delay=2, leave=False):
         part = slice(first, first + batch_size)
@@ -94,9 +96,10 @@ def logit_attribution(
             key = term[:4]
             sums[key] = sums.get(key, 0) + values.sum(0).cpu()
             squares[key] = squares.get(key, 0) + values.square().sum(0).cpu()
+            cubes[key] = cubes.get(key, 0) + values.pow(3).sum(0).cpu()
         total += float(logit.sum())
         error = max(error, float((explained - logit).abs().max()))
-    frame = _frame(sums, squares, len(pixels), split=tokens != "none")
+    frame = _frame((sums, squares, cubes), len(pixels), split=tokens != "none")
     meta = {
         "model": model.cfg.name or model.cfg.architecture,
         "readout": list(model.cfg.sources),
@@ -223,14 +226,16 @@ def _ids(model: HookedViT, classes: Tensor | int, n: int) -> Int[Tensor, "b"]:
     return ids
 
 
-def _frame(sums: dict[tuple, Tensor], squares: dict[tuple, Tensor], n: int, *, split: bool) -> pd.DataFrame:
-    """One row per term, or per term and token: mean over images and the interval around it."""
+def _frame(powers: tuple[dict[tuple, Tensor], ...], n: int, *, split: bool) -> pd.DataFrame:
+    """One row per term, or per term and token: mean over images and the interval around it; a constant is known."""
     columns: dict[str, list[Any]] = {name: [] for name in ("component", "layer", "head", "neuron", "token")}
-    for key, total in sums.items():
+    for key, total in powers[0].items():
         places = range(len(total)) if split and key[0] != "constant" else [None] * len(total)
         for name, values in zip(columns, [*([part] * len(total) for part in key), places], strict=True):
             columns[name] += values
-    mean, square = (torch.cat(list(parts.values())).numpy() / n for parts in (sums, squares))
-    spread = 1.96 * np.sqrt(np.maximum(0.0, square - mean**2) / n)
-    frame = pd.DataFrame({**columns, "value": mean, "low": mean - spread, "high": mean + spread, "n": n})
+    sums, squares, cubes = (torch.cat(list(parts.values())).double().numpy() for parts in powers)
+    low, high = ends_of_sums(sums, squares, cubes, n)
+    known = np.array(columns["component"]) == "constant"
+    low, high = (np.where(known, sums / n, end) for end in (low, high))
+    frame = pd.DataFrame({**columns, "value": sums / n, "low": low, "high": high, "n": n})
     return frame.astype(dict.fromkeys(("layer", "head", "neuron", "token"), "Int64"))

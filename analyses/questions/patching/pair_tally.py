@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.questions.patching.patching_metrics import EPS, Metric, Reference, measure
-from analyses.statistics.intervals import bootstrap, wilson
+from analyses.statistics.intervals import RATE, mean_intervals
 
 
 class Tally:
@@ -68,23 +68,27 @@ class Tally:
         """All values of one key so far, in the order of the pairs, NaN where the denominator was too small."""
         return torch.cat(self._values[key, metric])
 
-    def rows(self, seed: int = 0) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def rows(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """(key, measurement) for every key and metric.
 
-        `value` is the mean over the `n` pairs that have one, `low` and `high` its 95 % interval (Wilson's for a rate,
-        a percentile bootstrap over pairs otherwise), `base` and `donor` the metric's mean in the two runs themselves,
-        `n_dropped` the pairs whose denominator was below eps and `n_excluded` those left out by the caller.
+        `value` is the mean over the `n` pairs that have one, `low` and `high` its 95 % interval (Wilson's for a rate),
+        `base` and `donor` the metric's mean in the two runs themselves, `n_dropped` the pairs whose denominator was
+        below eps and `n_excluded` those left out by the caller.
         """
         rates = {metric.name: metric.rate for metric in self.metrics}
         columns = {key: torch.cat(parts).numpy() for key, parts in self._values.items()}
-        intervals = bootstrap(columns, seed=seed)
+        intervals = {
+            key: ends
+            for rate, bounds in ((True, RATE), (False, None))
+            for key, ends in mean_intervals(
+                {key: x for key, x in columns.items() if rates[key[1]] == rate}, bounds=bounds
+            ).items()
+        }
         for (key, name), values in columns.items():
             known = np.isfinite(values)
             n = int(known.sum())
             ends = torch.cat(self._ends[key, name]).numpy()[known]
             low, high = intervals[key, name]
-            if rates[name] and n:
-                _, low, high = wilson(int(values[known].sum()), n)
             yield (
                 key,
                 {

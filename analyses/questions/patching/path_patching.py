@@ -93,7 +93,7 @@ def path_patching(
             "direction": direction,
             **measured,
         }
-        for i, measured in tally.rows(seed)
+        for i, measured in tally.rows()
     ]
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
     meta = {

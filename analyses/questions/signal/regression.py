@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.questions.signal.similarity import CrossMoments
-from analyses.statistics.intervals import RESAMPLES
+from analyses.statistics.comparisons import ratio_interval
 
 PENALTIES = tuple(10.0**k for k in range(-10, 3))
 """Tried by default, in units of the features' mean variance per direction: the same for features of any scale."""
@@ -121,58 +121,32 @@ class Explained(NamedTuple):
     high: NDArray[np.float64]
 
 
-def r_squared(
-    errors: NDArray[np.float64], targets: NDArray[np.float64], *, n_resamples: int = RESAMPLES, seed: int = 0
-) -> Explained:
+def r_squared(errors: NDArray[np.float64], targets: NDArray[np.float64]) -> Explained:
     """R² of each of k columns, from squared errors [n, k] of images a map was not fitted on, and targets [n, k].
 
     >>> y = np.array([[0.0], [1.0], [2.0]])
     >>> r_squared((y - 1) ** 2, y).value.tolist()
     [0.0]
 
-    1 − Σ error² / Σ (target − mean)², the mean being that of these images, so that it can be below 0.
+    1 − Σ error² / Σ (target − mean)², the mean being that of these images, so that it can be below 0. The interval is
+    that of a ratio (`ratio_interval`).
     """
-    value, draws = _shares(errors, targets, n_resamples, seed)
-    return _with_interval(1 - value, 1 - draws)
+    spread = (targets - targets.mean(0)) ** 2
+    found = np.array([ratio_interval(a, b)[:3] for a, b in zip(errors.T, spread.T, strict=True)]).T
+    return Explained(1 - found[0], 1 - found[2], 1 - found[1])
 
 
-def r_squared_gain(
-    errors: NDArray[np.float64],
-    others: NDArray[np.float64],
-    targets: NDArray[np.float64],
-    *,
-    n_resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Explained:
+def r_squared_gain(errors: NDArray[np.float64], others: NDArray[np.float64], targets: NDArray[np.float64]) -> Explained:
     """By how much R² of the maps with `errors` [n, k] exceeds that of the maps with errors `others`, averaged over k.
 
     >>> y = np.array([[0.0], [1.0], [2.0]])
     >>> float(r_squared_gain(0 * y, (y - 1) ** 2, y).value)
     1.0
 
-    The interval is paired: both maps are of the same images.
+    The interval is paired, as both maps are of the same images: that of a ratio, every column by its own variance.
     """
-    value, draws = _shares(others - errors, targets, n_resamples, seed)
-    return _with_interval(value.mean(), draws.mean(1))
-
-
-def _shares(
-    errors: NDArray[np.float64], targets: NDArray[np.float64], n_resamples: int, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Σ errors / Σ (target − mean)² per column: of all images, and of images drawn with replacement."""
-    n = len(errors)
-    # about their mean, or the variance of a draw would be a small difference of large sums
-    centred = targets - targets.mean(0)
-
-    def share(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        spread = weights @ centred**2 - (weights @ centred) ** 2 / n
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(spread > 0, (weights @ errors) / spread, np.nan)
-
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
-    return share(np.ones((1, n)))[0], share(drawn)
-
-
-def _with_interval(value: Any, draws: NDArray[np.float64]) -> Explained:
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    return Explained(*map(np.asarray, (value, low, high)))
+    spread = (targets - targets.mean(0)) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = np.where(spread.any(0), spread.mean(0), np.nan)
+        value, low, high, _ = ratio_interval(*(np.nan_to_num((x / scale).mean(1)) for x in (others - errors, spread)))
+    return Explained(*(np.asarray(x if np.isfinite(scale).all() else np.nan) for x in (value, low, high)))

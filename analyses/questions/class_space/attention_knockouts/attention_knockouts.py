@@ -30,6 +30,7 @@ from analyses.questions.class_space.attention_knockouts.knockout import (
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import corrected
 from hooked_vit import HookedViT
 
 PUBLISHED = ("self_only", "no_cls")
@@ -97,6 +98,10 @@ def attention_knockouts(
     )
     result.meta["table"] = summary_table(result.frame).to_dict("records")
     result.meta["summary"] = in_words(result)
+    result.meta["corrected"] = [
+        corrected("rate_change", "Holm", "all knockouts of one model, by kind of token, the random ones by themselves"),
+        corrected("accuracy_change", "Holm", "all knockouts of one model, the random ones by themselves"),
+    ]
     result.meta["notes"] = [
         f"{name} has no such tokens, so these knockouts are left out: {', '.join(missing)}."
         for name, (_, missing, _) in plans.items()

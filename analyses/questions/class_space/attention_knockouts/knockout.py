@@ -15,7 +15,7 @@ from torch import Tensor
 from analyses.questions.class_space.measures.image_means import ImageMeans, interval_rows
 from analyses.questions.class_space.measures.last_block import Ending, read_ending
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules, image_tokens
-from analyses.statistics.intervals import rate_row
+from analyses.statistics.intervals import CHANGE, rate_row
 from analyses.statistics.significance import holm, mcnemar, sign_flip_test
 from hooked_vit import HookedViT
 from hooked_vit.errors import nearest
@@ -228,12 +228,12 @@ def _rows(
         )
 
     for measure, means in (("rate", rates), ("identifiability", values)):
-        for (run, kind), row in means.rows(seed):
+        for (run, kind), row in means.rows():
             yield named(measure, run, kind, row)
     answers = {run: torch.cat(parts).numpy() for run, parts in right.items()}
     for run, hits in answers.items():
         yield named("accuracy", run, None, rate_row(int(hits.sum()), len(hits)))
-    for (name, place), row in mass.rows(seed):
+    for (name, place), row in mass.rows():
         yield named("attention_mass", Run(name, "clean", None, place), None, row)
 
     columns = rates.columns()
@@ -245,12 +245,12 @@ def _rows(
         for control, kind in dict.fromkeys((run.control, kind) for run, kind in differences):
             family = [key for key in differences if (key[0].control, key[1]) == (control, kind)]
             p = [
-                sign_flip_test(differences[key], seed=seed, alternative="two-sided")
+                sign_flip_test(differences[key], seed=seed, alternative="two-sided", bounds=CHANGE)
                 if kind is not None
                 else mcnemar(answers[key[0]], answers[clean])
                 for key in family
             ]
             tests |= {key: (raw, held) for key, raw, held in zip(family, p, holm(p), strict=True)}
-        for (run, kind), row in interval_rows(differences, seed):
+        for (run, kind), row in interval_rows(differences, bounds=CHANGE):
             raw, held = tests[run, kind]
             yield named(measure, run, kind, row) | {"p": raw, "p_adjusted": held}

@@ -23,11 +23,12 @@ from analyses.questions.class_space.class_projection.figure import (
     rate_figure,
     summary_table,
 )
-from analyses.questions.class_space.class_projection.identifiability import measure_identifiability
+from analyses.questions.class_space.class_projection.identifiability import TESTED, measure_identifiability
 from analyses.questions.class_space.measures.projection import Rules
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import corrected
 from hooked_vit import HookedViT
 
 
@@ -100,6 +101,9 @@ def class_projection(
     )
     result.meta["table"] = summary_table(frame).astype(object).where(lambda t: t.notna(), None).to_dict("records")
     result.meta["summary"], result.meta["notes"] = in_words(result), _notes(subjects.by_name, repro)
+    tested = "above_random" if repro else ", ".join(TESTED)
+    over = "the layers of one measure, one kind of token and one model"
+    result.meta["corrected"] = [corrected(tested, "not corrected, as published," if repro else "Holm", over)]
     return result
 
 

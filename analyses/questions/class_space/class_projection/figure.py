@@ -173,6 +173,8 @@ def in_words(result: Result) -> list[str]:
                 f"{row['model']}: of the {row['n_wrong']} images it answers wrongly, "
                 f"{row['at_least_one_when_wrong']:.1%} hold an image token that names the right class."
             )
+        if told := _tested(result.frame, row["model"]):
+            sentences.append(told)
         since = row["above_random_from"]
         sentences.append(
             f"{row['model']}: image tokens are above the random model from layer {since} on."
@@ -180,6 +182,18 @@ def in_words(result: Result) -> list[str]:
             else f"{row['model']}: image tokens of the last layer are not above the random model."
         )
     return sentences
+
+
+def _tested(frame: pd.DataFrame, model: str) -> str:
+    """What of the last layer's rates is above random weights and chance; nothing where it was not tested."""
+    told = []
+    for measure, name in (("rate", "image tokens that put the class first"), ("at_least_one", "images with one")):
+        for control, other in (("random", "random weights"), ("chance", "chance")):
+            rows = picked(frame, model=model, measure=f"{measure}_above_{control}", tokens="patches")
+            if len(rows):
+                p = rows.loc[rows.layer.idxmax(), "p_adjusted"]
+                told.append(f"{name} are {'' if p < LEVEL else 'not '}above {other} (p = {p:.3f} after Holm)")
+    return f"{model}, last layer: {'; '.join(told)}." if told else ""
 
 
 def _chance(frame: pd.DataFrame, model: str) -> float:

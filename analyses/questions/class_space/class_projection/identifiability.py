@@ -32,12 +32,16 @@ from analyses.questions.class_space.measures.projection import (
 from analyses.questions.class_space.measures.random_prototypes import permuted_classes, with_random_prototypes
 from analyses.questions.class_space.measures.rank_counts import RankCounts, SignedRankCounts
 from analyses.questions.class_space.measures.updates import Scores, read_updates
-from analyses.statistics.intervals import rate_row
+from analyses.statistics.intervals import CHANGE, RATE, rate_row
 from analyses.statistics.ranks import chance, correct, identifiability, rank
-from analyses.statistics.significance import holm, sign_flip_test
+from analyses.statistics.significance import above_chance, holm, sign_flip_test
 from hooked_vit import HookedViT
 
 SITES = {"post": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
+
+
+TESTED = ("above_random", *(f"{x}_above_{y}" for x in ("rate", "at_least_one") for y in ("random", "chance")))
+"""Measures that have a p-value."""
 
 
 class Key(NamedTuple):
@@ -141,9 +145,9 @@ class Identifiability:
 
     def rows(self, seed: int = 0) -> Iterator[dict[str, Any]]:
         """A row per measure, site, layer, kind of token and control, with intervals over images."""
-        yield from self._named("identifiability", self._means.rows(seed))
-        yield from self._named("rate", self._rates.rows(seed))
-        yield from self._named("change_rate", self._changes.rows(seed))
+        yield from self._named("identifiability", self._means.rows())
+        yield from self._named("rate", self._rates.rows())
+        yield from self._named("change_rate", self._changes.rows())
         rates = self._rates.columns()
         for key, values in rates.items():
             if key.tokens == "patches" and key.site == "resid_post":
@@ -185,23 +189,59 @@ class Identifiability:
             yield {"measure": measure, "control": "chance", "value": value}
 
     def _tests(self, seed: int) -> Iterator[dict[str, Any]]:
-        """Trained above random, block by block: per image, Holm over blocks; or as published."""
-        columns = self._means.columns()
-        seeds = sorted({key.seed for key in columns if key.control == "random"})
-        for role in dict.fromkeys(key.tokens for key in columns) if seeds else ():
-            trained = [k for k in columns if k.tokens == role and k.control == "trained" and k.site == "resid_post"]
-            above = {
-                key: columns[key] - np.mean([columns[key._replace(control="random", seed=s)] for s in seeds], axis=0)
-                for key in sorted(trained, key=lambda k: k.layer)
-            }
-            if self.published:
-                p = [self._pairs[key.layer, role].p_greater() for key in above]
-                adjusted = p
-            else:
-                p = [sign_flip_test(difference, seed=seed) for difference in above.values()]
-                adjusted = holm(p)
-            for (key, row), raw, corrected in zip(interval_rows(above, seed), p, adjusted, strict=True):
-                yield {"measure": "above_random", **key._asdict(), **row, "p": raw, "p_adjusted": corrected}
+        """Trained above random weights and above chance, block by block: per image, Holm over blocks; or as published.
+
+        Each measure, kind of token and comparison is a family of its own.
+        """
+        means, rates = self._means.columns(), self._rates.columns()
+        found = {key: (values > 0).astype(float) for key, values in rates.items() if key.tokens == "patches"}
+        for name, columns in (("", means), ("rate_", rates), ("at_least_one_", found)):
+            for role in dict.fromkeys(key.tokens for key in columns):
+                trained = sorted((key for key in columns if _is_tested(key, role)), key=_layer_of)
+                yield from self._above_random(f"{name}above_random", columns, trained, role, seed)
+                if name and not self.published:
+                    yield from self._above_chance(f"{name}above_chance", columns, trained, seed)
+
+    def _above_random(
+        self, measure: str, columns: dict[Key, np.ndarray], trained: Sequence[Key], role: str, seed: int
+    ) -> Iterator[dict[str, Any]]:
+        seeds = sorted({key.seed for key in columns if key.control == "random" and key.seed is not None})
+        if not seeds or (self.published and measure != "above_random"):
+            return
+        above = {
+            key: columns[key] - np.mean([columns[key._replace(control="random", seed=s)] for s in seeds], axis=0)
+            for key in trained
+        }
+        if self.published:
+            p = [self._pairs[key.layer, role].p_greater() for key in above]
+        else:
+            p = [sign_flip_test(difference, seed=seed, bounds=CHANGE) for difference in above.values()]
+        adjusted = p if self.published else holm(p)
+        for (key, row), raw, held in zip(interval_rows(above, bounds=CHANGE), p, adjusted, strict=True):
+            yield {"measure": measure, **key._asdict(), **row, "p": raw, "p_adjusted": held}
+
+    def _above_chance(
+        self, measure: str, columns: dict[Key, np.ndarray], trained: Sequence[Key], seed: int
+    ) -> Iterator[dict[str, Any]]:
+        luck = chance(self.n_classes)
+        if measure.startswith("at_least_one"):
+            # tokens of one image agree, which only makes it rarer that one of them is right by luck
+            luck = 1 - (1 - luck) ** self._n_tokens["patches"]
+            p = [above_chance(int(columns[key].sum()), len(columns[key]), luck) for key in trained]
+        else:
+            p = [sign_flip_test(columns[key] - luck, seed=seed, bounds=CHANGE) for key in trained]
+        rows = interval_rows({key: columns[key] for key in trained}, bounds=RATE)
+        for (key, row), raw, held in zip(rows, p, holm(p), strict=True):
+            shifted = {part: row[part] - luck for part in ("value", "low", "high")}
+            yield {"measure": measure, **key._asdict(), **row, **shifted, "p": raw, "p_adjusted": held}
+
+
+def _layer_of(key: Key) -> int:
+    return key.layer
+
+
+def _is_tested(key: Key, role: str) -> bool:
+    return key.tokens == role and key.control == "trained" and key.site == "resid_post"
 
 
 def measure_identifiability(
@@ -221,7 +261,8 @@ def measure_identifiability(
 
     Rows hold measure, control, seed, site, layer (−1 for the stream that enters block 0), tokens, value, low, high, n.
     Measures: identifiability and its box plot, rate, at_least_one, change_rate, accuracy, at_least_one_when_wrong,
-    above_random (with p and p_adjusted). Controls: random weights, a permuted head, chance.
+    and with p and p_adjusted above_random, rate_above_random, rate_above_chance, at_least_one_above_random and
+    at_least_one_above_chance. Controls: random weights, a permuted head, chance.
     Raises NoHeadError for a model without a head, ValueError for a label that is no class of it.
     """
     n_classes = check_rules(model, rules)

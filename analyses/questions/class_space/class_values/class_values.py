@@ -2,7 +2,7 @@
 
 The output of attention and of an MLP is a sum of value vectors, the rows of their output matrices. For every class: the
 largest cosine of any value vector of the layer with the class's row of the head. Dashed lines are what as many random
-directions reach, dotted ones a model with random weights; stars mark layers above the latter (Wilcoxon's paired test
+directions reach, dotted ones a model with random weights; stars mark layers above the latter (a paired sign-flip test
 over classes, Holm over layers). Below: the value vectors that point at a class most, the classes they promote, and the
 images in which their coefficient is largest, with the token where it is.
 
@@ -35,6 +35,7 @@ from analyses.questions.class_space.measures.memories import PARTS, TopImage, pr
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import corrected
 from hooked_vit import HookedViT
 
 TOP_CLASSES = 5
@@ -107,6 +108,7 @@ def class_values(
     )
     result.meta["table"] = summary_table(result)
     result.meta["summary"], result.meta["notes"] = in_words(result)
+    result.meta["corrected"] = [corrected("agreement", "Holm", "the layers of one part, one role and one model")]
     return result
 
 

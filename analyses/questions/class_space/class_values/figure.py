@@ -144,7 +144,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         "the dashed line, not across attention and MLP.",
         "A value vector says what a memory adds, not when: one that promotes a class and is most active in images of "
         "other classes moderates what the stream says there.",
-        "Wilcoxon's test takes classes as independent.",
+        "The sign-flip test takes classes as independent.",
     ]
     if result.meta["fold_gain"]:
         notes.append("Gains are folded in: the final norm's into classes, LayerScale or a norm behind into values.")

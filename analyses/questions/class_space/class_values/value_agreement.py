@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import wilcoxon
 
 from analyses.controls.random_weights import with_random_weights
 from analyses.questions.class_space.measures.image_means import interval_rows
 from analyses.questions.class_space.measures.memories import PARTS, expected_largest_cosine, promotion, value_vectors
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
 from analyses.questions.class_space.measures.random_prototypes import with_random_prototypes
-from analyses.statistics.significance import holm
+from analyses.statistics.significance import holm, sign_flip_test
 from hooked_vit import HookedViT
 
 Scores = dict[tuple[int, str, str], np.ndarray]
@@ -49,9 +48,9 @@ def measure_value_agreement(
     >>> rows = measure_value_agreement(model)  # doctest: +SKIP
 
     Rows hold measure, control, seed, layer, part, tokens, value, low, high, n (classes): `agreement` is the mean over
-    classes, with an interval over classes and, against the mean of the random models, Wilcoxon's one-sided paired test
-    over classes (`p`, and `p_adjusted` by Holm over layers); `agreement_of_class` one value per class. Control `random`
-    are models with random weights and a head of their own, `chance` random directions.
+    classes, with an interval over classes and, against the mean of the random models, the one-sided sign-flip
+    test over classes (`p`, and `p_adjusted` by Holm over layers); `agreement_of_class` one value per class. Control
+    `random` are models with random weights and a head of their own, `chance` random directions.
     """
     check_rules(model, rules)
     trained = value_agreement(model, rules, fold_gain=fold_gain)
@@ -59,10 +58,10 @@ def measure_value_agreement(
         s: value_agreement(with_random_weights(model, s), with_random_prototypes(rules, s), fold_gain=fold_gain)
         for s in random_seeds
     }
-    p_values = {key: _above(values, [r[key] for r in random.values()]) for key, values in trained.items()}
+    p_values = {key: _above(values, [r[key] for r in random.values()], seed) for key, values in trained.items()}
     adjusted = _adjusted(p_values) if random else {}
     rows: list[dict[str, Any]] = []
-    for key, row in interval_rows(trained, seed):
+    for key, row in interval_rows(trained):
         at = {"seed": None, "layer": key[0], "part": key[1], "tokens": key[2]}
         tested = {"p": p_values[key], "p_adjusted": adjusted[key]} if random else {}
         rows.append({"measure": "agreement", "control": "trained", **at, **row, **tested})
@@ -72,17 +71,16 @@ def measure_value_agreement(
         each = {"measure": "agreement_of_class", "control": "trained", **at, "n": 1}
         rows += [{**each, "class": c, "value": float(value)} for c, value in enumerate(trained[key])]
     for s, scores in random.items():
-        for (layer, part, role), row in interval_rows(scores, seed):
+        for (layer, part, role), row in interval_rows(scores):
             at = {"seed": s, "layer": layer, "part": part, "tokens": role}
             rows.append({"measure": "agreement", "control": "random", **at, **row})
     return rows
 
 
-def _above(trained: np.ndarray, random: Sequence[np.ndarray]) -> float:
+def _above(trained: np.ndarray, random: Sequence[np.ndarray], seed: int) -> float:
     if not random:
         return float("nan")
-    difference = trained - np.mean(random, axis=0)
-    return float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
+    return sign_flip_test(trained - np.mean(random, axis=0), seed=seed)
 
 
 def _adjusted(p: dict[tuple[int, str, str], float]) -> dict[tuple[int, str, str], float]:

@@ -17,6 +17,7 @@ from analyses.questions.class_space.measures.masks import CLASS, CONTEXT, counts
 from analyses.questions.class_space.measures.projection import AS_TRAINED, EMBEDDING, Rules, check_rules, token_ranks
 from analyses.questions.class_space.measures.rank_counts import RankCounts
 from analyses.questions.class_space.measures.updates import Scores, read_updates
+from analyses.statistics.intervals import CHANGE
 from analyses.statistics.ranks import correct, identifiability
 from analyses.statistics.significance import holm, permutation_p, sign_flip_test
 from hooked_vit import HookedViT
@@ -75,7 +76,7 @@ class ContextTally:
     def rows(self, seed: int = 0) -> Iterator[dict[str, Any]]:
         """A row per measure, layer and group; `difference` is class minus context, with p-values."""
         for measure, means in (("identifiability", self._means), ("rate", self._rates)):
-            for (layer, group), row in means.rows(seed):
+            for (layer, group), row in means.rows():
                 yield {"measure": measure, "layer": layer, "tokens": group, **row}
         for (layer, group), counts in self._ranks.items():
             for name, value in counts.box(self.n_classes)._asdict().items():
@@ -97,8 +98,10 @@ class ContextTally:
                 yield {"measure": "difference", "layer": layer, "value": observed, "p": tail, "p_adjusted": tail}
             return
         p = [permutation_p(differences[la][found].mean(), self._null[la] / found.sum()) for la in layers]
-        signs = [sign_flip_test(differences[la][found], seed=seed) for la in layers]
-        for (layer, row), raw, held, sign in zip(interval_rows(differences, seed), p, holm(p), signs, strict=True):
+        signs = [sign_flip_test(differences[la][found], seed=seed, bounds=CHANGE) for la in layers]
+        for (layer, row), raw, held, sign in zip(
+            interval_rows(differences, bounds=CHANGE), p, holm(p), signs, strict=True
+        ):
             tests = {"p": raw, "p_adjusted": held, "p_sign_flip": sign}
             yield {"measure": "difference", "layer": layer, **row, **tests}
 

@@ -28,6 +28,7 @@ from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, Labellin
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import corrected
 from hooked_vit import HookedViT
 
 
@@ -90,4 +91,9 @@ def context_tokens(
     )
     result.meta["table"] = summary_table(result.frame).to_dict("records")
     result.meta["summary"], result.meta["notes"] = in_words(result), notes(result)
+    method = "not corrected, as published," if repro else "Holm"
+    result.meta["corrected"] = [
+        corrected("difference", method, "the layers of one model (p_sign_flip is not corrected)"),
+        corrected("logit_change", method, "the layers of one part of one model"),
+    ]
     return result

@@ -33,7 +33,7 @@ class LogitChange:
 
     def __init__(self, published: bool = False) -> None:
         self.published = published
-        self._differences = ImageMeans()
+        self._differences = ImageMeans(bounds=None)
         self._changes: dict[int, list[Tensor]] = defaultdict(list)
         self._labels: list[Tensor] = []
 
@@ -62,7 +62,7 @@ class LogitChange:
             mine = {key: values for key, values in columns.items() if key[1] == part}
             known = [values[np.isfinite(values)] for values in mine.values()]
             p = [sign_flip_test(values, seed=seed, alternative="two-sided") for values in known]
-            for ((layer, _), row), raw, held in zip(interval_rows(mine, seed), p, holm(p), strict=True):
+            for ((layer, _), row), raw, held in zip(interval_rows(mine), p, holm(p), strict=True):
                 yield {"measure": "logit_change", "layer": layer, "part": part, **row, "p": raw, "p_adjusted": held}
 
     def _pooled(self, seed: int) -> Iterator[dict[str, Any]]:

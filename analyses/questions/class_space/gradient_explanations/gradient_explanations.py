@@ -36,7 +36,7 @@ from analyses.questions.class_space.measures.masks import CLASS, class_maps, lab
 from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import bootstrap
+from analyses.statistics.intervals import mean_intervals
 from hooked_vit import HookedViT
 
 Key = tuple[str, str | None, int | None, int | None]  # measure, whose map, layer, head
@@ -72,7 +72,7 @@ def gradient_explanations(
     `layer` a row is about the global map, without `head` about the sum over heads. `site` as in `gradient_maps`;
     `repro=True` scores the softmax of the class scores as if it were logits, as the published code does.
 
-    Measures, means over images with 95 % bootstrap intervals: `strength`, a map's share of the absolute importance of
+    Measures, means over images with 95 % intervals: `strength`, a map's share of the absolute importance of
     all; `other_class`, the correlation over patches of both classes' maps; `attention`, that of the map with what CLS
     attends to; and, where the data has a column `mask`, `on_object`, whether the most important patch shows an object
     of the image's class (`of` "attention": the patch CLS attends to most), with `chance`, the share of patches that do.
@@ -188,7 +188,7 @@ class _Study:
 
     def rows(self, seed: int) -> Iterator[dict[str, Any]]:
         columns = {key: torch.cat(parts).double().numpy() for key, parts in self.values.items()}
-        intervals = bootstrap(columns, seed=seed)
+        intervals = mean_intervals(columns)
         for (measure, of, layer, head), values in columns.items():
             known = values[np.isfinite(values)]
             if not len(known):

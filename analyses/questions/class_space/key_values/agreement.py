@@ -27,6 +27,8 @@ from analyses.questions.class_space.measures.projection import (
     project_role,
 )
 from analyses.questions.class_space.measures.updates import top_class
+from analyses.statistics.comparisons import group_difference
+from analyses.statistics.intervals import RATE
 from analyses.statistics.ranks import correct, rank
 from analyses.statistics.significance import holm, permutation_test
 from hooked_vit import HookedViT
@@ -154,7 +156,7 @@ class KeyValues:
         """
         labels, right = torch.cat(self.labels), torch.cat(self.right).numpy()
         columns = self.means.columns()
-        plain, by_class = dict(self.means.rows(seed)), dict(self.means.rows(seed, labels))
+        plain, by_class = dict(self.means.rows()), dict(self.means.rows(labels))
         for key, row in by_class.items():
             layer, part, role, measure, control, definition = key
             if role == "first":
@@ -212,7 +214,9 @@ def _agreements(table: MemoryTable, active: Int[Tensor, "b t k"], labels: Int[Te
 
 
 def difference(values: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Mean of images that are right minus mean of those that are wrong, 95 % interval (Welch), group sizes.
+    """Mean of images that are right minus mean of those that are wrong, 95 % interval, group sizes.
+
+    Values are shares of tokens; a group of few images has an interval as wide as they leave it (`group_difference`).
 
     >>> difference(np.array([1.0, 0.0]), np.array([True, False]))["value"]
     1.0
@@ -220,10 +224,8 @@ def difference(values: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     a, b = values[right], values[~right]
     row: dict[str, Any] = {"n": len(values), "n_right": len(a), "n_wrong": len(b), "value": float("nan")}
     if len(a) and len(b):
-        row["value"] = float(a.mean() - b.mean())
-    if len(a) > 1 and len(b) > 1:
-        half = 1.96 * float(np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)))
-        row |= {"low": row["value"] - half, "high": row["value"] + half}
+        value, low, high = group_difference(a, b, bounds=RATE)
+        row |= {"value": value, "low": low, "high": high}
     return row
 
 

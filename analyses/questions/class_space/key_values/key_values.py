@@ -32,6 +32,7 @@ from analyses.questions.class_space.key_values.figure import (
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import corrected
 from hooked_vit import HookedViT
 
 COLUMNS = ("model", "architecture", "layer", "part", "tokens", "measure", "control", "definition", "class")
@@ -109,4 +110,7 @@ def key_values(
     )
     result.meta["table"] = summary_table(result)
     result.meta["summary"], result.meta["notes"] = in_words(result)
+    over = "the layers of one part, one kind of token and one model"
+    method = "not corrected, as published," if repro else "Holm"
+    result.meta["corrected"] = [corrected("right_minus_wrong", method, over)]
     return result

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.statistics.intervals import bootstrap
+from analyses.statistics.comparisons import class_mean_intervals
+from analyses.statistics.intervals import RATE, Bounds, mean_intervals
 
 
 class ImageMeans:
-    """Values per image by key; NaN where an image has none.
+    """Values per image by key; NaN where an image has none. `bounds` are those of a value, for its interval.
 
     >>> means = ImageMeans()
     >>> means.add("a", torch.tensor([0.0, 1.0]))
@@ -23,7 +24,8 @@ class ImageMeans:
     [('a', 0.5, 2)]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds | None = RATE) -> None:
+        self.bounds = bounds
         self._values: dict[Hashable, list[Tensor]] = defaultdict(list)
 
     def add(self, key: Hashable, values: Float[Tensor, "b"]) -> None:
@@ -34,19 +36,25 @@ class ImageMeans:
         """Key -> values [n], in the order they came."""
         return {key: torch.cat(parts).numpy() for key, parts in self._values.items()}
 
-    def rows(self, seed: int = 0, labels: Int[Tensor, "n"] | None = None) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """(key, value, low, high, n): the mean over images and its 95 % bootstrap interval over images.
+    def rows(self, labels: Int[Tensor, "n"] | None = None) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """(key, value, low, high, n): the mean over images and its 95 % interval over images.
 
-        With `labels` it is the mean over classes of class means, and images are drawn within their class; every image
-        must have a value then.
+        With `labels` it is the mean over classes of class means, for other classes and other images of them; every
+        image must have a value then.
         """
         columns = self.columns()
-        yield from interval_rows(columns if labels is None else _by_class(columns, labels), seed)
+        if labels is None:
+            yield from interval_rows(columns, bounds=self.bounds)
+            return
+        for key, (value, low, high) in class_mean_intervals(columns, labels.numpy(), bounds=self.bounds).items():
+            yield key, {"value": value, "low": low, "high": high, "n": len(labels)}
 
 
-def interval_rows(columns: Mapping[Any, np.ndarray], seed: int = 0) -> Iterator[tuple[Any, dict[str, Any]]]:
+def interval_rows(
+    columns: Mapping[Any, np.ndarray], *, bounds: Bounds | None = None
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     """(key, value, low, high, n) of columns of values per image, NaN left out."""
-    intervals = bootstrap(columns, seed=seed)
+    intervals = mean_intervals(columns, bounds=bounds)
     for key, values in columns.items():
         known = values[np.isfinite(values)]
         low, high = intervals[key]
@@ -61,14 +69,3 @@ def group_mean(values: Float[Tensor, "b n"], here: Tensor) -> Float[Tensor, "b"]
     [1.5, nan]
     """
     return torch.where(here, values, 0.0).sum(1) / here.sum(1)
-
-
-def _by_class(columns: Mapping[Any, np.ndarray], labels: Int[Tensor, "n"]) -> dict[Any, np.ndarray]:
-    """Columns whose mean is that over classes of class means, and which vary as far as images of one class do."""
-    _, inverse, counts = (x.numpy() for x in labels.unique(return_inverse=True, return_counts=True))
-    weight = len(labels) / (len(counts) * counts[inverse])
-    found = {}
-    for key, values in columns.items():
-        means = np.bincount(inverse, values) / counts
-        found[key] = means.mean() + weight * (values - means[inverse])
-    return found

@@ -121,8 +121,8 @@ class ClassSimilarity:
             self.shares.add((layer, part, role), (update > before).double().mean(1))
 
     def rows(self, seed: int = 0) -> Iterator[dict[str, Any]]:
-        """One row per layer, part and role: the mean share over images, with a bootstrap interval over images."""
-        for (layer, part, role), row in self.shares.rows(seed):
+        """One row per layer, part and role: the mean share over images, with an interval over images."""
+        for (layer, part, role), row in self.shares.rows():
             yield {"measure": "class_similarity", "layer": layer, "part": part, "tokens": role, **row}
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analyses.statistics.intervals import mean_intervals
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
 
@@ -128,3 +129,16 @@ def published_area(accuracy: NDArray[np.floating], grid: list[int], n: int) -> N
     greatest = inner.max(-1)
     terms = inner.sum(-1) / np.where(greatest > 0, greatest, 1)
     return np.asarray(terms / (inner.shape[-1] + 1))
+
+
+def around_published_area(hits: NDArray[np.floating], grid: list[int], n: int) -> tuple[float, float]:
+    """The interval of the published area, which is no mean, from what it would be without each image [images, steps].
+
+    Source: Efron & Tibshirani 1993, chapter 11 (jackknife); methods §28.
+    """
+    images = len(hits)
+    if images < 2:
+        return float("nan"), float("nan")
+    whole = published_area(hits.mean(0), grid, n)
+    without = published_area((hits.sum(0) - hits) / (images - 1), grid, n)
+    return mean_intervals({0: whole + (images - 1) * (without.mean() - without)})[0]

@@ -42,6 +42,7 @@ from analyses.questions.class_space.perturbation_tests.figure import (
 from analyses.questions.class_space.perturbation_tests.lrp import check_propagates, lrp_rollout
 from analyses.questions.class_space.perturbation_tests.perturbation import (
     area,
+    around_published_area,
     permutations,
     published_area,
     ranked,
@@ -57,8 +58,8 @@ from analyses.questions.class_space.perturbation_tests.position_probes import (
 from analyses.running.notes import about_data, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import RESAMPLES, bootstrap, paired_bootstrap, rate_row
-from analyses.statistics.significance import holm, sign_flip_test
+from analyses.statistics.intervals import CHANGE, RATE, mean_intervals, paired_difference, rate_row
+from analyses.statistics.significance import corrected, holm, sign_flip_test
 from hooked_vit import HookedViT
 
 ORDERS = ("gradient", "chefer", "rollout", "attention_last", "attention_mean", "projection", "probe")
@@ -140,6 +141,8 @@ def perturbation_tests(
     }
     result = Result(frame, meta)
     result.meta["table"] = summary_table(result)
+    differences = "auc_minus_random and auc_minus_gradient"
+    result.meta["corrected"] = [corrected(differences, "Holm", "all orders and directions of one model")]
     result.meta["summary"], result.meta["notes"] = in_words(result), cautions(answers, repro, few is not None)
     return result
 
@@ -248,7 +251,7 @@ class _Study:
         n = len(self.labels)
         for (order, direction), hits in right.items():
             columns = dict(enumerate(hits.T))
-            drawn = bootstrap(columns, seed=self.seed) if order == RANDOM else {}
+            drawn = mean_intervals(columns, bounds=RATE) if order == RANDOM else {}
             for step, k in enumerate(self.grid):
                 place = {"order": order, "direction": direction, "removed": k, "fraction": k / self.n_patches}
                 rate = rate_row(int(hits[:, step].sum()), n)
@@ -264,15 +267,14 @@ class _Study:
     def _areas(self, right: dict[tuple[str, str | None], np.ndarray]) -> Iterator[dict[str, Any]]:
         n, fractions = len(self.labels), np.array(self.grid) / self.n_patches
         areas = {key: area(hits, fractions) for key, hits in right.items()}
-        intervals = bootstrap(areas, seed=self.seed)
-        draws = np.random.default_rng(self.seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
+        intervals = mean_intervals(areas, bounds=RATE)
         for key, hits in right.items():
             place = {"order": key[0], "direction": key[1], "n": n}
             low, high = intervals[key]
             yield {"measure": "auc", **place, "value": areas[key].mean(), "low": low, "high": high}
             value = float(published_area(hits.mean(0), self.grid, self.n_patches))
-            low, high = np.quantile(published_area(draws @ hits, self.grid, self.n_patches), [0.025, 0.975])
-            yield {"measure": "auc_published", **place, "value": value, "low": low, "high": high}
+            ends = dict(zip(("low", "high"), around_published_area(hits, self.grid, self.n_patches), strict=True))
+            yield {"measure": "auc_published", **place, "value": value, **ends}
         differences = list(self._differences(areas))
         for row, p in zip(differences, holm([row["p"] for row in differences]), strict=True):
             yield {**row, "p": p}
@@ -283,15 +285,15 @@ class _Study:
                 reference = areas.get((other, None if other == RANDOM else direction))
                 if reference is None or order in (other, RANDOM):
                     continue
-                value, low, high = paired_bootstrap(values, reference, seed=self.seed)
-                p = sign_flip_test(values - reference, seed=self.seed, alternative="two-sided")
+                value, low, high = paired_difference(values, reference, bounds=CHANGE)
+                p = sign_flip_test(values - reference, seed=self.seed, alternative="two-sided", bounds=CHANGE)
                 place = {"measure": f"auc_minus_{other}", "order": order, "direction": direction}
                 yield {**place, "value": value, "low": low, "high": high, "n": len(values), "p": p}
 
     def _positions(self, found: Positions) -> Iterator[dict[str, Any]]:
         columns = {("patches", *key): values for key, values in found.right.items()}
         columns |= {("cls", *key): values for key, values in found.cls.items()}
-        intervals = bootstrap(columns, seed=self.seed)
+        intervals = mean_intervals(columns, bounds=RATE)
         for (tokens, kind, site, layer), values in columns.items():
             low, high = intervals[tokens, kind, site, layer]
             place = {"measure": f"{kind}_accuracy", "site": SITES[site], "layer": layer, "tokens": tokens}

@@ -100,7 +100,7 @@ class Composition:
             for kind, parts in kinds.items():
                 for part, members in parts.items():
                     shares.add((layer, role, kind, part), counts[:, members].sum(1) / counts.sum(1))
-        for (layer, role, kind, part), row in shares.rows(seed):
+        for (layer, role, kind, part), row in shares.rows():
             at = {"layer": layer, "part": part, "tokens": role}
             members = kinds[kind][part]
             count = int(cells[layer, role][:, members].sum())

@@ -54,7 +54,7 @@ def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
                 part = _pick(rows, measure, control, kept)
                 row[f"{measure}_{control}"] = float(part.value.mean()) if len(part) else None
         change = _pick(rows, "rate_change", "removed", kept)
-        row["p"] = float(change.p.iloc[0]) if len(change) else None
+        row["p_adjusted"] = float(change.p_adjusted.iloc[0]) if len(change) else None
         row["skipped"] = int(rows[rows.measure == "skipped"].value.sum())
         row["images"] = int(_pick(rows, "accuracy", "clean", kept).n.max()) if row["rate_clean"] is not None else 0
         table.append(row)

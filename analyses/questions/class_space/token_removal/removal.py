@@ -15,9 +15,10 @@ from analyses.questions.class_space.measures.image_means import ImageMeans, inte
 from analyses.questions.class_space.measures.last_block import Ending, read_ending
 from analyses.questions.class_space.measures.masks import CLASS, CONTEXT
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
-from analyses.statistics.intervals import RESAMPLES, rate_row
+from analyses.statistics.comparisons import ratio_interval
+from analyses.statistics.intervals import CHANGE, RATE, rate_row
 from analyses.statistics.ranks import correct
-from analyses.statistics.significance import mcnemar, sign_flip_test
+from analyses.statistics.significance import holm, mcnemar, sign_flip_test
 from hooked_vit import HookedViT, TokenLayout
 from interventions import apply, get
 
@@ -90,41 +91,45 @@ class RemovalTally:
         hits, tokens = self._hits.columns(), self._tokens.columns()
         with np.errstate(invalid="ignore"):
             rates = {run: hits[run] / tokens[run] for run in hits}
-        for run, row in interval_rows(rates, seed):
+        for run, row in interval_rows(rates, bounds=RATE):
             yield {"measure": "rate", **run._asdict(), **row}
         for run in hits:
-            yield {"measure": "rate_micro", **run._asdict(), **pooled_rate(hits[run], tokens[run], seed)}
+            yield {"measure": "rate_micro", **run._asdict(), **pooled_rate(hits[run], tokens[run])}
         right = {run: torch.cat(parts).numpy() for run, parts in self._right.items()}
         for run, answers in right.items():
             yield {"measure": "accuracy", **run._asdict(), **rate_row(int(answers.sum()), len(answers))}
+        tested: list[dict[str, Any]] = []
         for run in hits:
             clean = Run(run.kept, "clean")
             if run == clean or clean not in hits or len(rates[clean]) != len(rates[run]):
                 continue
             change = rates[run] - rates[clean]
             known = change[np.isfinite(change)]
-            p = sign_flip_test(known, seed=seed, alternative="two-sided") if len(known) else float("nan")
-            (_, row), *_ = interval_rows({run: change}, seed)
-            yield {"measure": "rate_change", **run._asdict(), **row, "p": p}
+            p = sign_flip_test(known, seed=seed, alternative="two-sided", bounds=CHANGE) if len(known) else float("nan")
+            (_, row), *_ = interval_rows({run: change}, bounds=CHANGE)
+            tested.append({"measure": "rate_change", **run._asdict(), **row, "p": p})
             lost = right[run].astype(float) - right[clean]
-            (_, row), *_ = interval_rows({run: lost}, seed)
-            yield {"measure": "accuracy_change", **run._asdict(), **row, "p": mcnemar(right[run], right[clean])}
+            (_, row), *_ = interval_rows({run: lost}, bounds=CHANGE)
+            p = mcnemar(right[run], right[clean])
+            tested.append({"measure": "accuracy_change", **run._asdict(), **row, "p": p})
+        for measure in ("rate_change", "accuracy_change"):
+            family = [row for row in tested if row["measure"] == measure and np.isfinite(row["p"])]
+            for row, held in zip(family, holm([row["p"] for row in family]), strict=True):
+                row["p_adjusted"] = held
+        yield from tested
 
 
-def pooled_rate(hits: np.ndarray, tokens: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Share of all tokens of all images that are hits, with a 95 % bootstrap interval over images.
+def pooled_rate(hits: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
+    """Share of all tokens of all images that are hits, with the 95 % interval of a ratio over images.
 
     >>> pooled_rate(np.array([1.0, 0.0]), np.array([1.0, 3.0]))["value"]
     0.25
     """
     if not tokens.sum():
         return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    n = len(hits)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
-    with np.errstate(invalid="ignore"):
-        rates = (drawn @ hits) / (drawn @ tokens)
-    low, high = np.nanquantile(rates, [0.025, 0.975])
-    return {"value": float(hits.sum() / tokens.sum()), "low": float(low), "high": float(high), "n": n}
+    value, *ends, _ = ratio_interval(hits, tokens)
+    low, high = np.clip(ends, *RATE)
+    return {"value": value, "low": float(low), "high": float(high), "n": len(hits)}
 
 
 def measure_removal(

@@ -21,6 +21,7 @@ from analyses.questions.class_space.token_removal.figure import in_words, notes,
 from analyses.questions.class_space.token_removal.removal import measure_removal
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import corrected
 from hooked_vit import HookedViT
 
 
@@ -73,4 +74,7 @@ def token_removal(
     )
     result.meta["table"] = summary_table(result.frame).to_dict("records")
     result.meta["summary"], result.meta["notes"] = in_words(result), notes(result)
+    result.meta["corrected"] = [
+        corrected("rate_change and accuracy_change", "Holm", "the runs of one model, each measure by itself")
+    ]
     return result

@@ -31,7 +31,7 @@ from analyses.questions.cls_use.causality_vs_decodability.figure import (
 from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import bootstrap, rate_row
+from analyses.statistics.intervals import CHANGE, mean_intervals, rate_row
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
 from interventions import Intervention, shuffle_tokens, sweep
@@ -63,7 +63,7 @@ def causality_vs_decodability(
     `gap`: decodability − probe_floor − causal_effect, which compares like with like: what the probe and what the model
     lose when the tokens are another image's. It is 0 where all that is decodable is used, above 0 where some is not,
     below 0 where the model loses more than a linear probe reads.
-    All are shares of images; the last two have paired bootstrap intervals over images, the first is a rate with its
+    All are shares of images; the last two have paired intervals over images, the first is a rate with its
     Wilson interval. Without a layer: `clean`, and `chance` (the most frequent class). `shuffled`, per seed, is the
     accuracy the effect comes from; `shuffle_floor` is what it would be if the model's answer were another image's.
 
@@ -150,7 +150,9 @@ class _Study:
             read, luck = columns["decodability", layer], columns["probe_floor", layer]
             columns["gap", layer] = read - luck - columns["causal_effect", layer]
         estimated = {key: values for key, values in columns.items() if key[0] in ("causal_effect", "gap")}
-        intervals = bootstrap(estimated)
+        intervals: dict[Any, tuple[float, float]] = {}
+        for measure, bounds in (("causal_effect", CHANGE), ("gap", None)):
+            intervals |= mean_intervals({k: x for k, x in estimated.items() if k[0] == measure}, bounds=bounds)
         for (measure, behind), values in columns.items():
             at = {"measure": measure, "layer": behind, "seed": None}
             mean = float(values.mean())

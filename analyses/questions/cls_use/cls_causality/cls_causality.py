@@ -29,7 +29,7 @@ from analyses.questions.cls_use.cls_causality.figure import lens_figure, main_fi
 from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import rate_row
+from analyses.statistics.intervals import RATE, mean_row, rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
 from interventions import Intervention, readout, shuffle_cls, sweep
@@ -165,7 +165,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.hits: dict[tuple, int] = defaultdict(int)
-        self.sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
         self.n = 0
         self.expected_by_luck = 0.0
         self.per_class: dict[int, int] = defaultdict(int)
@@ -177,6 +177,7 @@ class _Tally:
         total = self.sums[measure, layer, None]
         total[0] += float(values.sum())
         total[1] += float(values.square().sum())
+        total[2] += float(values.pow(3).sum())
 
     def add_floor(self, predicted: Tensor, labels: Tensor) -> None:
         """P(prediction for image j is the label of image i), i and j uniform: a readout of a random image's CLS."""
@@ -190,17 +191,12 @@ class _Tally:
     def rows(self) -> Iterator[dict[str, Any]]:
         for (measure, layer, seed), hits in self.hits.items():
             yield {"measure": measure, "layer": layer, "seed": seed, **rate_row(hits, self.n)}
-        for (measure, layer, seed), (total, squares) in self.sums.items():
-            mean = total / self.n
-            spread = 1.96 * (max(0.0, squares / self.n - mean**2) / self.n) ** 0.5
+        for (measure, layer, seed), (total, squares, cubes) in self.sums.items():
             yield {
                 "measure": measure,
                 "layer": layer,
                 "seed": seed,
-                "value": mean,
-                "low": mean - spread,
-                "high": mean + spread,
-                "n": self.n,
+                **mean_row(total, squares, cubes, self.n, bounds=RATE),
             }
         for measure, value in (
             ("floor", self.expected_by_luck / self.n),

@@ -34,6 +34,7 @@ from analyses.running.locks import hold_folder, scratch_folder
 from analyses.running.notes import PROBES_READ, about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
 from interventions.vocabulary import indices
 
@@ -146,6 +147,7 @@ def random_readouts(
     })  # fmt: skip
     notes = [*about_readouts(result, splits), *notes]
     result.meta |= {"summary": in_words(result), "notes": notes, "table": summary_table(result).to_dict("records")}
+    result.meta["corrected"] = [uncorrected("better and worse", "layers, comparisons and models")]
     return result
 
 

@@ -37,7 +37,7 @@ from analyses.questions.cls_use.random_readouts.training import (
     evaluate,
     train_at_best_rate,
 )
-from analyses.statistics.intervals import bootstrap, paired_bootstrap, rate_row
+from analyses.statistics.intervals import RATE, mean_intervals, paired_difference, rate_row
 from hooked_vit import HookedViT
 
 CACHING = 128  # images at a time through the whole model
@@ -169,7 +169,7 @@ class ModelReadouts:
             mean = rate_row(int(tested.mean.sum()), len(tested.mean))
             self._add("accuracy_mean_of_draws", "test", mean, **place)
             agreement = tested.agreement.double().numpy()
-            low, high = bootstrap({0: agreement}, seed=seed)[0]
+            low, high = mean_intervals({0: agreement}, bounds=RATE)[0]
             number = {"value": agreement.mean(), "low": low, "high": high, "n": len(agreement)}
             self._add("agreement", "test", number, **place)
         self._add("learning_rate", "validation", {"value": done.lr, "n": len(validated.one)}, **place)
@@ -199,7 +199,7 @@ class ModelReadouts:
     def _difference(
         self, layer: int, a: tuple[str, Tensor], b: tuple[str, Tensor], seed: int | None, status: str
     ) -> None:
-        value, low, high = paired_bootstrap(a[1].double(), b[1].double(), seed=seed or 0)
+        value, low, high = paired_difference(a[1].double(), b[1].double())
         number = {"value": value, "low": low, "high": high, "n": len(a[1])}
         self._add("difference", "test", number, layer=layer, mode=f"{a[0]} - {b[0]}", seed=seed, status=status)
 

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +32,8 @@ from analyses.questions.cls_use.restoration.figure import (
 from analyses.running.notes import PROBES_READ, about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import RESAMPLES, rate_row
+from analyses.statistics.comparisons import ratio_interval
+from analyses.statistics.intervals import rate_row
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
 from interventions import shuffle_tokens
@@ -69,7 +69,7 @@ def restoration(
     is linearly there in any code. `repro` is the published figure's setting: refit, one permutation.
 
     The frame: `accuracy` by `shuffled_layer` (missing: none), `probe_layer` and `seed`, with its 95 % Wilson interval;
-    `restoration` (M[ℓ,p] − M[p,p]) / (M[none,p] − M[p,p]) for p > ℓ, over all seeds, with a bootstrap interval over
+    `restoration` (M[ℓ,p] − M[p,p]) / (M[none,p] − M[p,p]) for p > ℓ, over all seeds, with an interval over
     images, left out where the denominator is below 0.05; `floor`, what M[p,p] is on average over all permutations,
     exactly; and `chance` (the most frequent class). Where the two roles differ, M[p,p] loses nothing, and the floor
     takes its place. Memory grows with the images by a number per cell of the matrix.
@@ -240,29 +240,4 @@ class _Matrix:
                 over, under = hits[shuffled, probed] - floor, hits[None, probed] - floor
                 if under.mean() >= LEAST_LOSS:
                     cells[shuffled, probed] = (over, under)
-        return ratio_intervals(cells)
-
-
-def ratio_intervals(
-    cells: Mapping[Any, tuple[np.ndarray, np.ndarray]], *, n_resamples: int = RESAMPLES, seed: int = 0
-) -> dict[Any, tuple[float, float, float]]:
-    """mean(a) / mean(b) over images for pairs of columns [n], with 95 % percentile bootstrap intervals.
-
-    >>> ratio_intervals({"half": (np.ones(4), np.full(4, 2.0))})
-    {'half': (0.5, 0.5, 0.5)}
-
-    All cells share their draws of images. Source: Efron & Tibshirani 1993, chapter 13; methods §28.
-    """
-    if not cells:
-        return {}
-    over, under = (np.stack([pair[i] for pair in cells.values()], axis=1) for i in (0, 1))
-    n, rng = len(over), np.random.default_rng(seed)
-    ratios = []
-    for _ in range(n_resamples):
-        drawn = rng.multinomial(n, np.full(n, 1 / n)).astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios.append((drawn @ over) / (drawn @ under))
-    with np.errstate(invalid="ignore"):  # between two draws in which nothing was lost there is no number
-        low, high = np.nanquantile(ratios, [0.025, 0.975], axis=0)
-    values = over.mean(0) / under.mean(0)
-    return {key: (float(v), float(a), float(b)) for key, v, a, b in zip(cells, values, low, high, strict=True)}
+        return {place: ratio_interval(*pair)[:3] for place, pair in cells.items()}

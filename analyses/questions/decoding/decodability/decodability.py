@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
-from scipy.stats import t as student
 
+from analyses.controls.control_task import ControlTask
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
 from analyses.data.sets import two_sets
@@ -42,10 +42,12 @@ from analyses.questions.decoding.decodability.figure import (
 from analyses.running.notes import PROBES_READ, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import rate_row, wilson
+from analyses.statistics.comparisons import another_rate, difference_of
+from analyses.statistics.intervals import paired_difference, rate_row, wilson
+from analyses.statistics.ranks import correct
 from hooked_vit import HookedViT
 
-CONTROLS = ("permuted", "random_weights", "pca", "selectivity")
+CONTROLS = ("permuted", "random_weights", "pca", "selectivity", "memorised")
 STEPS = 5  # of a learning curve, each with twice the images of the one before
 
 
@@ -79,9 +81,10 @@ def decodability(
     with "none"): `permuted`, accuracy of `permutations` probes of permuted labels, between `low` and `high` another one
     would fall (no row where features are the same in every image, and all classes score alike); `random_weights`,
     accuracy on `random_models` models of the same configuration, by `seed`; `pca`, accuracy from `components` principal
-    components, the same for every layer and model; `control_task`, accuracy of the permuted probes on the images they
-    were fitted on, and `selectivity`, accuracy minus that (Hewitt & Liang 2019, every image being a type of its own).
-    `chance` is the share of the most frequent class.
+    components, the same for every layer and model; `control_task`, accuracy on new images of a probe fitted to answers
+    drawn at random for every type of picture (`ControlTask`), and `selectivity`, accuracy minus that on the same
+    images (Hewitt & Liang 2019); `memorised`, accuracy of the permuted probes on the images they were fitted on, and
+    `beyond_memorised`, accuracy minus that. `chance` is the share of the most frequent class.
     Raises ValueError for roles no model has, targets and controls there are not, and fewer than two classes.
     """
     if unknown := [c for c in controls if c not in (*CONTROLS, "none")]:
@@ -182,7 +185,7 @@ class _Study:
     ) -> None:
         self.measured, self.fitted, self.controls = measured, fitted, controls
         self.embedding, self.probe, self.seed, self.batch_size = embedding, probe, seed, batch_size
-        dealt = "permuted" in controls or "selectivity" in controls
+        dealt = "permuted" in controls or "memorised" in controls
         self.permutations = permutations if dealt else 0
         self.random_models = random_models if "random_weights" in controls else 0
         self.components = components if "pca" in controls else None
@@ -194,9 +197,10 @@ class _Study:
         """Rows of a model, without its name."""
         layers = (*([EMBEDDING] * self.embedding), *range(model.cfg.n_layers))
         how = Probing(roles=roles, layers=layers, probe=self.probe, seed=self.seed, batch_size=self.batch_size)
+        control = self._control_task()
         fits = fit_with_controls(
             model, self.fitted, how, permutations=self.permutations, components=self.components, sizes=self.sizes,
-            name=name,
+            control=control, name=name,
         )  # fmt: skip
         self.notes += [f"{name}: {note}" for note in fits.probes.notes]
         permuted: dict[Any, FittedProbes] = {("permuted", i): p for i, p in enumerate(fits.permuted)}
@@ -217,11 +221,17 @@ class _Study:
             for key in (key for key in every if key[0] == "curve"):
                 yield from _accuracy(said[key], "learning_curve", key[1])
             yield from _accuracy(said["probe"], "learning_curve", n_fit)
-        if "selectivity" in self.controls:
+        if fits.control is not None:
+            both = {"probe": fits.probes, "control": fits.control}
+            task = self._apply(
+                model, both, self.measured.with_control(control), f"{name}: control task", {"control": 1}, True
+            )
+            yield from _selectivity(task["probe"], task["control"], n_fit)
+        if "memorised" in self.controls:
             dealt = self.fitted.with_permutations(self.permutations, self.seed)
             columns = {key: 1 + i for i, key in enumerate(permuted)}
-            own = self._apply(model, permuted, dealt, f"{name}: control task", columns)
-            yield from _selectivity(said["probe"], [own[key] for key in permuted], n_fit)
+            own = self._apply(model, permuted, dealt, f"{name}: permuted labels by heart", columns)
+            yield from _beyond_memorised(said["probe"], [own[key] for key in permuted], n_fit)
         for i in range(self.random_models):
             drawn = self.seed * 1000 + i
             random = with_random_weights(model, drawn)
@@ -232,10 +242,22 @@ class _Study:
         place = {"role": None, "layer": None, "measure": "chance", "seed": None, "n_fit": None}
         yield {**place, "value": chance, "low": chance, "high": chance, "n": said["probe"].n}
 
+    def _control_task(self) -> ControlTask | None:
+        """Raises ValueError for a stream, whose labels are not known beforehand."""
+        if "selectivity" not in self.controls:
+            return None
+        labels = self.fitted.labels
+        if labels is None:
+            raise ValueError(f"a control task needs the labels beforehand, and {self.fitted.name} is a stream")
+        return ControlTask.drawn(labels.numpy(), self.seed)
+
     def _apply(
-        self, model: HookedViT, probes: Mapping[Any, FittedProbes], data: TargetData, what: str, columns: Any = None
-    ) -> dict[Any, Evaluation]:
-        return evaluate_probes(model, probes, data, columns=columns, batch_size=self.batch_size, what=what)
+        self, model: HookedViT, probes: Mapping[Any, FittedProbes], data: TargetData, what: str, columns: Any = None,
+        per_image: bool = False,
+    ) -> dict[Any, Evaluation]:  # fmt: skip
+        return evaluate_probes(
+            model, probes, data, columns=columns, batch_size=self.batch_size, per_image=per_image, what=what
+        )
 
 
 def _rows(said: Evaluation, n_fit: int) -> Iterator[dict[str, Any]]:
@@ -251,26 +273,28 @@ def _accuracy(said: Evaluation, measure: str, n_fit: int, seed: int | None = Non
 
 def _permuted(said: Sequence[Evaluation], n_fit: int, varies: set[str]) -> Iterator[dict[str, Any]]:
     """The mean over permutations, and where the accuracy of one more would fall: by permutation, and by image."""
-    k, n = len(said), said[0].n
+    n = said[0].n
     for site in [site for site in said[0].hits if site in varies]:
-        values = pd.Series([s.hits[site] / n for s in said])
-        around = wilson(round(values.mean() * n), n)
-        reach = student.ppf(0.975, k - 1) * values.std() * (1 + 1 / k) ** 0.5 if k > 1 else 0.0
-        low, high = max(0.0, values.mean() - reach), min(1.0, values.mean() + reach)
-        bounds = {"value": values.mean(), "low": min(low, around.low), "high": max(high, around.high), "n": n}
+        value, low, high = another_rate([s.hits[site] for s in said], n)
+        bounds = {"value": value, "low": low, "high": high, "n": n}
         yield {**Site.parse(site)._asdict(), "measure": "permuted", "seed": None, "n_fit": n_fit, **bounds}
 
 
-def _selectivity(said: Evaluation, own: Sequence[Evaluation], n_fit: int) -> Iterator[dict[str, Any]]:
-    """Accuracy on the control task, and what is left of the accuracy after it (interval: Newcombe 1998, method 10)."""
+def _selectivity(task: Evaluation, control: Evaluation, n_fit: int) -> Iterator[dict[str, Any]]:
+    """Accuracy on the control task, and by how much that on the task is above it: test against test, paired."""
+    for site, hits in control.hits.items():
+        place = {**Site.parse(site)._asdict(), "seed": None, "n_fit": n_fit}
+        yield {**place, "measure": "control_task", **rate_row(hits, control.n)}
+        right = [correct(said.ranks[site]).numpy() for said in (task, control)]
+        value, low, high = paired_difference(*right)
+        yield {**place, "measure": "selectivity", "value": value, "low": low, "high": high, "n": control.n}
+
+
+def _beyond_memorised(said: Evaluation, own: Sequence[Evaluation], n_fit: int) -> Iterator[dict[str, Any]]:
+    """How many random labels the probe learns by heart, and by how much it is right more often on new images."""
     for site, hits in said.hits.items():
         place = {**Site.parse(site)._asdict(), "seed": None, "n_fit": n_fit}
-        memorised = sum(o.hits[site] for o in own) / len(own)
-        control = rate_row(round(memorised), own[0].n)
-        yield {**place, "measure": "control_task", **control}
-        task = rate_row(hits, said.n)
-        difference = task["value"] - control["value"]
-        below = ((task["value"] - task["low"]) ** 2 + (control["high"] - control["value"]) ** 2) ** 0.5
-        above = ((task["high"] - task["value"]) ** 2 + (control["value"] - control["low"]) ** 2) ** 0.5
-        bounds = {"value": difference, "low": difference - below, "high": difference + above, "n": said.n}
-        yield {**place, "measure": "selectivity", **bounds}
+        by_heart = round(sum(o.hits[site] for o in own) / len(own))
+        yield {**place, "measure": "memorised", **rate_row(by_heart, own[0].n)}
+        value, low, high = difference_of(wilson(hits, said.n), wilson(by_heart, own[0].n))
+        yield {**place, "measure": "beyond_memorised", "value": value, "low": low, "high": high, "n": said.n}

@@ -45,14 +45,14 @@ def main_figure(result: Result) -> go.Figure:
 
 
 def control_figure(result: Result) -> go.Figure:
-    """One panel per model: on its first role, accuracy, from few components, and what the probe memorises."""
+    """One panel per model, on its first role: accuracy, from few components, on the control task, and by heart."""
     role = next(iter(_roles(result)))
-    least = float(result.frame.loc[result.frame.measure == "selectivity", "low"].min())
+    least = float(result.frame.loc[result.frame.measure.isin(["selectivity", "beyond_memorised"]), "low"].min())
     fig = model_panels(
         result,
         f"How much is the probe's own doing? Probes on {_name(role)}",
-        "Orange: how well the probe learns labels drawn at random by heart. Green: what it reads beyond that. "
-        "95 % intervals over images",
+        "Control task: an answer drawn at random for every type of picture, the same for new images. Green: accuracy "
+        "less that, on the same images. Orange: labels drawn at random for every image, by heart. 95 % intervals",
         y="accuracy",
         y_range=(min(0.0, least) if least == least else 0.0, 1.03),
     )
@@ -63,8 +63,9 @@ def control_figure(result: Result) -> go.Figure:
         for measure, label, colour, dash in (
             ("accuracy", "accuracy on new images", BLUE, "solid"),
             ("pca", f"the same from {k} principal components", BLUE, "dash"),
-            ("control_task", "accuracy on random labels, on the images it was fitted on", ORANGE, "solid"),
-            ("selectivity", "selectivity: solid blue − orange", GREEN, "solid"),
+            ("control_task", "accuracy on the control task, on new images", BROWN, "solid"),
+            ("selectivity", "selectivity: accuracy − control task", GREEN, "solid"),
+            ("memorised", "random labels by heart, on the images it was fitted on", ORANGE, "solid"),
         ):
             curve(fig, at, mine[mine.measure == measure], label, colour, dash=dash)
     return fig

@@ -34,7 +34,7 @@ from analyses.questions.decoding.lenses.translators import Translators, fit_tran
 from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import bootstrap, rate_row
+from analyses.statistics.intervals import mean_intervals, rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
 
@@ -68,7 +68,7 @@ def lenses(
     `chance`. `model` is the model's own answer.
 
     Measures: `accuracy` (Wilson interval), `identifiability` 1 − rank of the true class / classes, and `kl`, the
-    divergence of the reading from the model's answer in nats (bootstrap intervals over images). What a head reads whose
+    divergence of the reading from the model's answer in nats (intervals over images). What a head reads whose
     family does not read these tokens is in `meta["notes"]`. Raises ValueError for a role a model has not, fewer than
     two classes, and labels a head does not know.
     """
@@ -228,7 +228,7 @@ class _Bench:
     def _rows(self, columns: dict[Key, Tensor], labels: Tensor) -> Iterator[dict[str, Any]]:
         n = len(labels)
         means = {key: values.double().numpy() for key, values in columns.items() if key[0] != "accuracy"}
-        intervals = bootstrap(means)
+        intervals = mean_intervals(means)
         for key, values in columns.items():
             measure, reader, layer = key
             at = {"measure": measure, "reader": reader, "layer": layer}

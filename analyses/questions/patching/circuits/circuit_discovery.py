@@ -36,7 +36,7 @@ from analyses.questions.patching.patching_metrics import (
 )
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import bootstrap
+from analyses.statistics.intervals import mean_intervals
 from analyses.statistics.ranks import rank_correlation
 from hooked_vit import HookedViT
 from interventions.circuits import Circuit, Graph, identity
@@ -200,15 +200,12 @@ class _Study:
                     cut[kept[:, 0], kept[:, 1]] = 0
                     logits = cut_logits(self.model, part.clean, cut, values)
                     tally.add((order, draw, k), logits, part.reference)
-        rows = [
-            {"order": order, "draw": draw, "edges": k, **measured}
-            for (order, draw, k), measured in tally.rows(self.seed)
-        ]
+        rows = [{"order": order, "draw": draw, "edges": k, **measured} for (order, draw, k), measured in tally.rows()]
         return pd.DataFrame(rows).astype({"draw": "Int64"})
 
     def table(self, effects: np.ndarray, sizes: np.ndarray, cuts: np.ndarray) -> pd.DataFrame:
         """One row per edge."""
-        ends = bootstrap({i: effects[:, i] for i in range(self.n_edges)}, seed=self.seed)
+        ends = mean_intervals({i: effects[:, i] for i in range(self.n_edges)})
         senders, receivers = zip(*self.graph.edges, strict=True)
         return pd.DataFrame(
             {

@@ -31,7 +31,7 @@ from analyses.questions.patching.patching_metrics import EPS, METRICS, reference
 from analyses.running.notes import about_data, about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import bootstrap, rate_row
+from analyses.statistics.intervals import mean_intervals, rate_row
 from hooked_vit import HookedViT, zoo
 
 COLUMNS = ("mask", "pair", "removed", "count")
@@ -241,11 +241,11 @@ class _Study:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         nothing = {"group": None, "depth": None, "direction": None, "cumulative": None}
-        for (group, depth, way, cumulative), row in self.tally.rows(self.seed):
+        for (group, depth, way, cumulative), row in self.tally.rows():
             place = {"group": group, "depth": depth, "direction": way, "cumulative": cumulative}
             yield {"measure": row.pop("metric"), **place, **row}
         errors = {key: torch.cat(parts).double().numpy() for key, parts in self.errors.items()}
-        intervals = bootstrap(errors, seed=self.seed)
+        intervals = mean_intervals(errors)
         for key, error in errors.items():
             place = {**nothing, "group": key[0], "depth": key[1]}
             yield {"measure": "probe_accuracy", **place, **rate_row(int((error == 0).sum()), len(error))}

@@ -43,8 +43,9 @@ from analyses.questions.patching.head_ablation.ranking import sizes, stability_r
 from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import bootstrap, rate_row
+from analyses.statistics.intervals import CHANGE, Bounds, mean_intervals, rate_row
 from analyses.statistics.ranks import correct, rank
+from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
 from interventions.wiring import Outputs, mean_outputs, outputs_of
 
@@ -75,7 +76,7 @@ def head_ablation(
     `head` knows none of the data's classes gets a ridge head on what its checkpoint reads, fitted on `fit_data`.
 
     The frame: `drop`, what ablating a part (`layer` and `head`; no head: the MLP) takes from the margin, the logit of
-    the right class minus the mean of the others, with a 95 % bootstrap interval over images, and `accuracy_drop`; for
+    the right class minus the mean of the others, with a 95 % interval over images, and `accuracy_drop`; for
     every `way` and `effect`, resampling averaged over seeds. `stability` and the agreements are rank correlations over
     heads (see `stability_rows`). `together_drop` and `together_accuracy` ablate `k` heads at once in the `order`
     "ranked" (by the total drop on every second image) or "random" (`draws` of them), measured on the other images.
@@ -114,6 +115,7 @@ def head_ablation(
     table = summary_table(result).astype(object)
     result.meta["table"] = table.where(table.notna(), None).to_dict("records")
     result.meta["summary"], result.meta["notes"] = in_words(result)
+    result.meta["corrected"] = [uncorrected("dots, an interval that holds 0", "heads, layers, ways and models")]
     return result
 
 
@@ -208,16 +210,16 @@ class _Study:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         margins, right = (torch.cat(parts) for parts in zip(*self.clean, strict=True))
-        yield from _described({("margin",): margins.numpy()}, ("measure",), self.seed)
+        yield from _described({("margin",): margins.numpy()}, ("measure",))
         yield {"measure": "accuracy", **rate_row(int(right.sum()), len(right))}
-        for measure, kept in (("drop", self.drops), ("accuracy_drop", self.lost)):
+        for measure, kept, bounds in (("drop", self.drops, None), ("accuracy_drop", self.lost, CHANGE)):
             columns = {
                 (measure, effect, way, part.kind, part.layer, part.head): self._over_seeds(kept, effect, way, part)
                 for effect in EFFECTS
                 for way in WAYS
                 for part in self.parts
             }
-            yield from _described(columns, ("measure", "effect", "way", "part", "layer", "head"), self.seed)
+            yield from _described(columns, ("measure", "effect", "way", "part", "layer", "head"), bounds)
         seeds = [(way, seed) for way in WAYS for seed in (range(self.seeds) if way == "resample" else [None])]
         tables = {(effect, *of): self._table(effect, *of) for effect in EFFECTS for of in seeds}
         if len(self.heads) > 1:
@@ -225,7 +227,7 @@ class _Study:
         untouched = margins[1::2]
         names = ("measure", "way", "order", "k", "seed")
         drops = {("together_drop", *key): (untouched - _joined(v, 0)).numpy() for key, v in self.together.items()}
-        yield from _described(drops, names, self.seed)
+        yield from _described(drops, names)
         for key, judged in self.together.items():
             hits = _joined(judged, 1)
             at = dict(zip(names, ("together_accuracy", *key), strict=True))
@@ -246,9 +248,11 @@ def _joined(judged: list[tuple[Tensor, Tensor]], which: int) -> Tensor:
     return torch.cat([pair[which] for pair in judged])
 
 
-def _described(columns: dict[Any, np.ndarray], names: tuple[str, ...], seed: int) -> Iterator[dict[str, Any]]:
-    """Mean over images and its bootstrap interval, one row per column."""
-    intervals = bootstrap(columns, seed=seed)
+def _described(
+    columns: dict[Any, np.ndarray], names: tuple[str, ...], bounds: Bounds | None = None
+) -> Iterator[dict[str, Any]]:
+    """Mean over images and its interval, one row per column."""
+    intervals = mean_intervals(columns, bounds=bounds)
     for key, values in columns.items():
         low, high = intervals[key]
         at = dict(zip(names, key, strict=True))

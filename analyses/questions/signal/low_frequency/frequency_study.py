@@ -33,7 +33,7 @@ from analyses.questions.signal.spectrum import (
     shown_pixels,
 )
 from analyses.running.notes import progress_batches
-from analyses.statistics.intervals import bootstrap, paired_bootstrap, rate_row
+from analyses.statistics.intervals import mean_intervals, paired_difference, rate_row
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
 from interventions import apply
@@ -224,7 +224,7 @@ class FrequencyStudy:
         columns = {key: np.concatenate(parts) for key, parts in self.columns.items()}
         n = int(self.counts.sum())
         means = {key: x for key, x in columns.items() if key[0] in ("cosine", "centred_cosine", "swap_cosine")}
-        intervals = bootstrap(means, seed=self.seed)
+        intervals = mean_intervals(means)
         for key, x in columns.items():
             if key in means:
                 low, high = intervals[key]
@@ -245,7 +245,7 @@ class FrequencyStudy:
             variant, _, place = key.partition("|")
             token, _, layer = place.partition(" ")
             site = Site(token, int(layer)) if place else None
-            found = r_squared(errors, targets, seed=self.seed)
+            found = r_squared(errors, targets)
             for band in range(len(self.edges) - 1):
                 numbers = {part: float(getattr(found, part)[band]) for part in ("value", "low", "high")}
                 yield _row(("r2", site, None, None), {**numbers, "n": n}) | {"variant": variant, "band": band}
@@ -265,11 +265,11 @@ class FrequencyStudy:
                 ])  # fmt: skip
                 known = sides[:, np.isfinite(sides).all(0)]
                 nothing = (float("nan"),) * 3
-                value, low, high = paired_bootstrap(*known, seed=self.seed) if known.size else nothing
+                value, low, high = paired_difference(*known) if known.size else nothing
                 numbers = {"value": value, "low": low, "high": high, "n": n}
                 yield _row(("cosine_gain", cls, None, None), numbers) | {"filter": kind}
                 errors = [columns["errors", f"{TRAINED}|{site.key}"][:, half] for site in (cls, patches)]
-                gain = r_squared_gain(errors[0], errors[1], targets[:, half], seed=self.seed)
+                gain = r_squared_gain(errors[0], errors[1], targets[:, half])
                 numbers = {"value": float(gain.value), "low": float(gain.low), "high": float(gain.high), "n": n}
                 yield _row(("r2_gain", cls, None, None), numbers) | {"filter": kind}
 

@@ -30,6 +30,7 @@ from analyses.questions.signal.low_frequency.frequency_study import FrequencyStu
 from analyses.questions.signal.spectrum import band_edges, default_radii, luminance, shown_pixels
 from analyses.running.registry import analysis
 from analyses.running.results import Result
+from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
 from interventions import high_pass, low_pass
 
@@ -100,6 +101,7 @@ def low_frequency(
     }
     result = Result(pd.DataFrame(rows).astype(TYPES), meta)
     result.meta["summary"], result.meta["notes"] = in_words(result)
+    result.meta["corrected"] = [uncorrected("above 0, and specific", "blocks and models")]
     table = summary_table(result).astype(object)
     result.meta["table"] = table.where(table.notna(), None).to_dict("records")
     return result

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analyses.questions.signal.norms import NormRule
 from analyses.questions.signal.spectrum import luminance
-from analyses.statistics.intervals import bootstrap, rate_row
+from analyses.statistics.intervals import mean_intervals, rate_row
 from hooked_vit import TokenLayout
 
 BINS = 80
@@ -97,7 +97,7 @@ class NormCensus:
     def rows(self, seed: int) -> Iterator[dict[str, Any]]:
         """The census in rows."""
         columns = {key: np.concatenate(parts) for key, parts in self.columns.items()}
-        intervals = bootstrap(columns, seed=seed)
+        intervals = mean_intervals(columns)
         for (measure, token, layer, trait), x in columns.items():
             known = x[np.isfinite(x)]
             low, high = intervals[measure, token, layer, trait]

@@ -194,7 +194,7 @@ class RegisterStudy:
                 yield {"measure": "class_probe", "token": kind, "layer": layer, **rate_row(hits, seen)}
                 errors, held = (np.concatenate(x[kind, layer]) for x in (self.errors, self.contents))
                 # what is gained over errors of 0 is the mean R² less 1
-                value, low, high = (1 + float(x) for x in r_squared_gain(errors, 0 * errors, held, seed=self.seed))
+                value, low, high = (1 + float(x) for x in r_squared_gain(errors, 0 * errors, held))
                 numbers = {"value": value, "low": low, "high": high, "n": seen}
                 yield {"measure": "content_r2", "token": kind, "layer": layer, **numbers}
         yield {"measure": "chance", **rate_row(int(self.counts.max()), n)}

@@ -23,7 +23,12 @@ from analyses.questions.class_space.class_projection.figure import (
     normalised,
     rate_figure,
 )
-from analyses.questions.class_space.class_projection.identifiability import Identifiability, measure_identifiability
+from analyses.questions.class_space.class_projection.identifiability import (
+    TESTED,
+    Identifiability,
+    Key,
+    measure_identifiability,
+)
 from analyses.questions.class_space.measures.projection import (
     Rules,
     check_rules,
@@ -37,6 +42,7 @@ from analyses.questions.class_space.measures.projection import (
 from analyses.questions.class_space.measures.random_prototypes import permuted_classes
 from analyses.questions.class_space.measures.rank_counts import RankCounts, SignedRankCounts
 from analyses.questions.class_space.measures.updates import Scores
+from analyses.statistics.significance import holm
 from hooked_vit import HookedViT, TokenLayout, ViTConfig
 from hooked_vit.errors import NoHeadError, UnsupportedModelError
 from tests.tiny import CLASSES, FAMILIES, IMAGE, Letters, make_hf, pixels, tiny
@@ -467,3 +473,35 @@ def test_registers_are_left_out_of_models_and_controls_alike() -> None:
     frame = class_projection({"mine": model("registers")}, noise(6), random_models=1, batch_size=6).frame
     assert set(frame.tokens.dropna()) == {"cls", "patches"}
     assert set(frame.control) >= {"trained", "random"}
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_rates_are_tested_against_chance_and_random_weights(better: bool) -> None:
+    """Of 60 images either every token names the class, or one in five hundred of ten classes, as chance has it."""
+    tally = Identifiability(10)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        scores = rng.normal(size=(1, 4, 10))
+        if better:
+            scores[..., 0] += 10
+        tally.add(1, "patches", one_block(scores.tolist()), torch.tensor([0]))
+        random = torch.from_numpy(np.argsort(np.argsort(-rng.normal(size=(1, 4, 10))))[..., 0]).double()
+        tally._note(Key("random", 0, "resid_post", 1, "patches"), random)
+    rows = [row for row in tally.rows() if row["measure"] in TESTED]
+    assert {row["measure"] for row in rows} == set(TESTED)
+    for row in rows:
+        assert (row["p_adjusted"] < 0.01) == better, row
+        assert row["p"] <= row["p_adjusted"] <= 1
+        assert row["low"] <= row["value"] <= row["high"]
+        assert (row["low"] > 0) == better, row
+
+
+def test_tests_of_one_measure_are_corrected_over_its_layers() -> None:
+    _, net = tiny("vit")
+    rows = measure_identifiability(net, [(pixels(net, n=4), torch.arange(4) % 2)], random_seeds=(0,))
+    for measure in TESTED:
+        for role in ("cls", "patches"):
+            family = rows_of(rows, measure=measure, tokens=role)
+            assert [r["p_adjusted"] for r in family] == pytest.approx(holm([r["p"] for r in family]))
+    assert rows_of(rows, measure="rate_above_chance", tokens="cls")
+    assert not rows_of(rows, measure="at_least_one_above_chance", tokens="cls")

@@ -177,7 +177,7 @@ def test_a_random_model_is_at_chance_and_a_trained_one_above_it() -> None:
         assert row["value"] == pytest.approx(luck, abs=0.03)
     planted = only(rows, measure="agreement", control="trained", layer=1, part="mlp")
     other = only(rows, measure="agreement", control="trained", layer=0, part="mlp")
-    assert planted["p_adjusted"] < 1e-6
+    assert planted["p_adjusted"] < 1e-3
     assert other["p_adjusted"] > 0.01
     assert planted["p_adjusted"] == pytest.approx(2 * planted["p"])  # two layers
     assert planted["low"] > luck + 0.05

@@ -173,10 +173,11 @@ def test_published_numbers_mix_tokens_with_images_count_cls_and_empty_images() -
 
 
 def test_a_pooled_rate_has_an_interval_over_images() -> None:
-    row = pooled_rate(np.array([3.0, 0.0, 1.0]), np.array([3.0, 1.0, 4.0]))
+    row = pooled_rate(np.tile([3.0, 0.0, 1.0], 8), np.tile([3.0, 1.0, 4.0], 8))
     assert row["value"] == 0.5
     assert row["low"] <= 0.5 <= row["high"]
-    assert row["n"] == 3
+    assert row["n"] == 24
+    assert np.isnan(pooled_rate(np.array([3.0, 0.0, 1.0]), np.array([3.0, 1.0, 4.0]))["low"])  # of three there is none
     assert np.isnan(pooled_rate(np.zeros(2), np.zeros(2))["value"])
 
 

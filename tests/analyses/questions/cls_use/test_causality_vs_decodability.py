@@ -13,7 +13,7 @@ from analyses.controls.shuffle_floors import batch_seed
 from analyses.probes.opening import Opening
 from analyses.probes.role_probes import fit_role_probes, read_role
 from analyses.questions.cls_use.causality_vs_decodability.figure import one_axis_figure
-from analyses.statistics.intervals import paired_bootstrap
+from analyses.statistics.intervals import paired_difference
 from analyses.statistics.ranks import correct, rank
 from interventions import apply, shuffle_tokens
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
@@ -56,7 +56,8 @@ def test_effect_and_gap_are_their_formulas(result: Result, name: str) -> None:
 @pytest.mark.parametrize("name", ["beit-mean-both", "clip-classifier"])
 def test_what_the_readout_never_reads_has_no_effect_at_the_last_layer(result: Result, name: str) -> None:
     row = result.frame.query("model == @name and measure == 'causal_effect' and layer == 1").iloc[0]
-    assert (row.value, row.low, row.high) == (0, 0, 0)
+    assert row.value == 0
+    assert row.low < 0 < row.high  # none of these images says what others do
     assert any(name in note and "cannot matter" in note for note in result.meta["notes"])
 
 
@@ -79,7 +80,7 @@ def test_patches_are_what_a_mean_of_patches_uses() -> None:
 
 
 def test_the_gap_is_paired_image_by_image(result: Result) -> None:
-    """Against images gone through one shuffle after another, and the bootstrap of two lists."""
+    """Against images gone through one shuffle after another, and the interval of two lists."""
     vit = model("vit")
     probes, answers = fit_role_probes("vit", vit, Opening(FIT, FIT, "", CLASSES, {"vit": None}), BATCH)
     read, used = [], []
@@ -93,11 +94,10 @@ def test_the_gap_is_paired_image_by_image(result: Result) -> None:
             with apply(answers.model, shuffle_tokens(layer=0, tokens="cls", seed=batch_seed(seed, i))), torch.no_grad():
                 right.append(correct(rank(answers.model(x), labels)).double())
         used.append(right[0] - (right[1] + right[2]) / 2)
-    expected = paired_bootstrap(torch.cat(read).numpy(), torch.cat(used).numpy())
+    expected = paired_difference(torch.cat(read).numpy(), torch.cat(used).numpy())
     row = result.frame.query("model == 'vit' and measure == 'gap' and layer == 0").iloc[0]
     assert row.value == pytest.approx(expected.estimate, abs=1e-6)
-    width = expected.high - expected.low
-    assert [row.low, row.high] == pytest.approx([expected.low, expected.high], abs=0.15 * width)
+    assert [row.low, row.high] == pytest.approx([expected.low, expected.high], abs=1e-6)
 
 
 def test_the_same_call_gives_the_same_numbers(result: Result) -> None:

@@ -17,7 +17,7 @@ from analyses.probes.opening import Opening
 from analyses.probes.ridge import GramRidge
 from analyses.probes.role_probes import fit_role_probes, read_role
 from analyses.questions.cls_use.restoration.figure import panels_figure, restored_figure
-from analyses.questions.cls_use.restoration.restoration import ratio_intervals, shuffled_streams
+from analyses.questions.cls_use.restoration.restoration import shuffled_streams
 from interventions import apply, shuffle_tokens
 from interventions.catalogue.shuffling import draw_permutation
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
@@ -166,16 +166,6 @@ def test_where_nothing_can_be_read_nothing_is_said_to_be_restored() -> None:
         assert draw(run).data
 
 
-def test_a_ratio_of_means_scales_with_its_numerator() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(1, 1, 200), rng.normal(2, 0.5, 200)
-    one = ratio_intervals({"x": (a, b), "y": (3 * a, b)})
-    np.testing.assert_allclose(np.array(one["y"]), 3 * np.array(one["x"]))
-    value, low, high = one["x"]
-    assert value == pytest.approx(a.mean() / b.mean())
-    assert low < value < high
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -223,10 +213,3 @@ def test_the_heatmap_shows_the_numbers(result: Result) -> None:
     assert {a.text for a in result.figure().layout.annotations} >= {NAME}
     assert len(panels_figure(result).data) == 2
     assert result.meta["table"][0]["diagonal"] == pytest.approx(np.mean([cell(result, p, p) for p in range(2)]))
-
-
-def test_an_interval_over_few_images_may_have_no_upper_end() -> None:
-    """In three draws of ten nothing was lost, so what came back is more than any part of it."""
-    value, low, high = ratio_intervals({"few": (np.ones(3), np.array([1.0, 0.0, 0.0]))})["few"]
-    assert (value, low) == (3, 1)
-    assert not np.isfinite(high)

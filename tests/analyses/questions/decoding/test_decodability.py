@@ -13,6 +13,7 @@ from datasets import List as ListOf
 from PIL import Image as Picture
 
 from analyses import Result, load_data, restoration
+from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData, as_data
 from analyses.data.sets import count_classes, two_sets
 from analyses.probes import fit_probes, with_target
@@ -51,11 +52,12 @@ def test_every_measure_for_every_role_and_layer(result: Result, name: str) -> No
         varying = 3 if role in ("patches", "random_patch") else 2  # prefix tokens do not vary before the first block
         assert {m: len(of(result, m, name, role)) for m in set(rows.measure)} == {
             "accuracy": 3, "identifiability": 3, "permuted": varying, "pca": 3, "control_task": 3, "selectivity": 3,
+            "memorised": 3, "beyond_memorised": 3,
             "random_weights": 6, "learning_curve": 15,
         }  # fmt: skip
     assert ((rows.low <= rows.value + 1e-12) & (rows.value <= rows.high + 1e-12)).all()
-    assert (rows[rows.measure != "control_task"].n == 100).all()
-    assert (rows[rows.measure == "control_task"].n == 120).all()
+    assert (rows[rows.measure != "memorised"].n == 100).all()
+    assert (rows[rows.measure == "memorised"].n == 120).all()
 
 
 def test_accuracy_is_that_of_fitted_probes(result: Result) -> None:
@@ -93,17 +95,40 @@ def test_a_probe_that_could_read_permuted_labels_would_be_named() -> None:
     assert "at 5 of 6 sites; not at vit CLS layer 0" in sentence
 
 
-def test_selectivity_is_accuracy_less_what_is_memorised(result: Result) -> None:
-    task, control, left = (of(result, m).set_index("layer").value for m in ("accuracy", "control_task", "selectivity"))
+def test_selectivity_is_test_against_test(result: Result) -> None:
+    """Hewitt & Liang 2019: both accuracies are of new images, paired image by image."""
+    task, control, left = (of(result, m).set_index("layer") for m in ("accuracy", "control_task", "selectivity"))
+    assert np.allclose(task.value - control.value, left.value)
+    assert (control.n == 100).all()
+    assert (left.high - left.low > 0).all()
+
+
+def test_a_control_task_is_one_function_of_the_picture_for_both_sets() -> None:
+    fit, new = coloured(120, 2), coloured(100, 1)
+    task = ControlTask.drawn(fit.labels.numpy(), seed=3)
+    pictures = [image for data in (fit, new) for batch in data.batches(50) for image in batch.images]
+    types, answers = task.types(pictures), task.answers(pictures).numpy()
+    assert all(len(set(answers[types == t])) == 1 for t in set(types))
+    assert (task.answers(pictures).numpy() == answers).all()
+    other = ControlTask.drawn(fit.labels.numpy(), seed=4).answers(pictures).numpy()
+    assert (other != answers).any()
+    assert set(ControlTask.drawn(np.repeat([0, 1], [90, 10])).answer_of) <= {0, 1}
+
+
+def test_beyond_memorised_is_accuracy_less_what_is_learned_by_heart(result: Result) -> None:
+    task, control, left = (
+        of(result, m).set_index("layer").value for m in ("accuracy", "memorised", "beyond_memorised")
+    )
     assert np.allclose(task - control, left)
     # 120 images, 32 units and 5 classes: a probe memorises more of random labels than it guesses of new images
     assert control[1] > of(result, "permuted").set_index("layer").value[1] + 0.05
 
 
 def test_with_more_units_than_images_a_probe_memorises_most(result: Result) -> None:
-    few = run({"vit": model("vit")}, coloured(40, 1), coloured(20, 2), controls=("selectivity",), learning_curve=False)
-    assert of(few, "control_task").value.iloc[-1] > of(result, "control_task").value.iloc[-1] + 0.2
+    few = run({"vit": model("vit")}, coloured(40, 1), coloured(20, 2), controls=("memorised",), learning_curve=False)
+    assert of(few, "memorised").value.iloc[-1] > of(result, "memorised").value.iloc[-1] + 0.2
     assert of(few, "permuted").empty
+    assert of(few, "selectivity").empty
 
 
 @pytest.mark.parametrize("probe", ["logistic", "mlp"])

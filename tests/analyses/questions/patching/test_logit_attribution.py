@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from analyses.questions.patching.logit_attribution import logit_attribution, logit_terms
+from analyses.statistics.intervals import mean_interval
 from hooked_vit.errors import NoHeadError
 from tests.tiny import FAMILIES, make, pixels, tiny
 
@@ -111,7 +112,10 @@ def test_rows_are_means_over_images_with_their_interval() -> None:
     for (_, row), term in zip(frame.iterrows(), terms, strict=True):
         values = term.values.sum(1).numpy()
         assert row.value == pytest.approx(values.mean())
-        assert row.high - row.value == pytest.approx(1.96 * values.std() / 5**0.5, abs=1e-9)
+        if row.component == "constant":
+            assert row.low == row.high == row.value
+        else:
+            assert (row.low, row.high) == pytest.approx(mean_interval(values)[1:], abs=1e-9)
     assert frame.n.eq(5).all()
 
 
