@@ -262,8 +262,6 @@ SAME_AS = {
     "mean_row": "ends_of_sums",
     "wilson_ends": "wilson",
     "tango": "paired_difference",
-    "paired_bootstrap": "paired_difference",
-    "bootstrap": "mean_intervals",
     "mean_interval": "mean_intervals",
     "difference_of": "group_difference",
 }

@@ -157,16 +157,6 @@ def ends_of_sums(
     return np.clip(low, *bounds), np.clip(high, *bounds)
 
 
-def bootstrap(columns: Mapping[Any, np.ndarray], *, seed: int = 0) -> dict[Any, tuple[float, float]]:
-    """`mean_intervals` under the name it had while images were drawn with replacement; `seed` no longer draws."""
-    return mean_intervals(columns)
-
-
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """`paired_difference` under the name it had while images were drawn with replacement; `seed` no longer draws."""
-    return paired_difference(a, b, confidence=confidence)
-
-
 def check_confidence(confidence: float) -> None:
     """Raises ValueError for what is no share between 0 and 1."""
     if not 0 < confidence < 1:

@@ -16,7 +16,7 @@ from analyses.data import ImageData
 from analyses.questions.head_words.joint import JointReading, Part, directions
 from analyses.questions.head_words.text_span import text_span
 from analyses.running.notes import progress_batches
-from analyses.statistics.intervals import bootstrap
+from analyses.statistics.intervals import RATE, mean_intervals
 from hooked_vit import HookedViT
 from interventions.vocabulary import generator_of
 
@@ -112,7 +112,7 @@ class WordStudy:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The frame's rows of this model, without its name."""
         columns = dict(zip(self.parts, np.concatenate(self.margins).T, strict=True))
-        intervals = bootstrap(columns, seed=self.seed)
+        intervals = mean_intervals(columns)
         for part, values in columns.items():
             low, high = intervals[part]
             numbers = {"value": values.mean(), "low": low, "high": high, "n": len(values)}
@@ -122,7 +122,7 @@ class WordStudy:
             for (row, col), value in np.ndenumerate(values):
                 yield {"measure": "map", "image": image, "text": text, "row": row, "col": col, "value": value}
         found = {variant: np.concatenate(parts) for variant, parts in self.on_object.items()}
-        for variant, (low, high) in bootstrap(found, seed=self.seed).items():
+        for variant, (low, high) in mean_intervals(found, bounds=RATE).items():
             known = found[variant][np.isfinite(found[variant])]
             if len(known):
                 numbers = {"value": known.mean(), "low": low, "high": high, "n": len(known)}

@@ -36,7 +36,7 @@ from analyses.questions.features.sparse_features.measuring import (
 from analyses.running.notes import about_data, about_model, progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.intervals import bootstrap
+from analyses.statistics.intervals import mean_intervals
 from hooked_vit import HookedViT
 from hooked_vit.hook_table import layer_of as layer_of_hook
 from interventions import Intervention, Sae, ablate_feature, collect_stats, load_sae, splice, steer_feature, sweep
@@ -67,7 +67,7 @@ def sparse_features(
     The frame: per `layer`, `site`, `role` of token and `dictionary` `explained_variance`, `l0` (active features per
     token), `dead` (share of features never active on these images) and `loss_recovered` against `ablation` "zero" or
     "mean", the dictionary in the place of tokens of that role alone: 1 − D(dictionary) / D(ablated), D being KL from
-    the clean answer, or 1 − cosine of features where there are no classes, with a 95 % bootstrap interval over images.
+    the clean answer, or 1 − cosine of features where there are no classes, with a 95 % interval over images.
     `effect` is D after a `feature` was "ablated" or "steered" (raised by its largest activation), along its own
     `direction` or a random one of the same length.
     Raises ValueError for a dictionary of another width, layer or site, and what `load_sae` raises.
@@ -218,9 +218,9 @@ class _Study:
                 for ablation in ("zero", "mean"):
                     spliced, ablated = joined[at, role, "dictionary", which], joined[at, role, "ablated", ablation]
                     said = {"measure": "loss_recovered", "role": role, "ablation": ablation}
-                    yield {**where, **said, **recovered(spliced, ablated, self.seed)}
+                    yield {**where, **said, **recovered(spliced, ablated)}
         effects = {key: values for key, values in joined.items() if key[1] in EDITS}
-        intervals = bootstrap(effects, seed=self.seed)
+        intervals = mean_intervals(effects)
         for key, values in effects.items():
             (layer, site), edit, direction, feature = key
             low, high = intervals[key]

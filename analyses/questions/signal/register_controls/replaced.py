@@ -19,7 +19,7 @@ from analyses.controls.shuffle_floors import batch_seed
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers
 from analyses.running.notes import progress_batches
-from analyses.statistics.intervals import bootstrap, rate_row
+from analyses.statistics.intervals import mean_intervals, rate_row
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import TokenLayout
 from interventions import Intervention, apply, mean_tokens, set_tokens, shuffle_tokens, zero_tokens
@@ -119,7 +119,7 @@ class ReplacedTokens:
         """The frame's rows of this model, without its name."""
         n = int(self.counts.sum())
         columns = {case: np.concatenate(parts) for case, parts in self.cosines.items()}
-        intervals = bootstrap(columns, seed=self.seed)
+        intervals = mean_intervals(columns)
         yield {"measure": "accuracy", **rate_row(self.clean, n)}
         yield {"measure": "chance", **rate_row(int(self.counts.max()), n)}
         for case, hits in self.hits.items():

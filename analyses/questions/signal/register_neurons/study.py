@@ -17,7 +17,7 @@ from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.signal.norms import token_norms
 from analyses.questions.signal.register_neurons.search import Search
 from analyses.running.notes import progress_batches
-from analyses.statistics.intervals import bootstrap, rate_row
+from analyses.statistics.intervals import RATE, mean_intervals, rate_row
 from analyses.statistics.ranks import correct, rank
 from interventions import Intervention, ablate_neurons, add_registers, apply
 
@@ -103,7 +103,8 @@ class MovedNeurons:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The frame's rows of this model, without its name."""
         columns = {key: np.concatenate(parts) for key, parts in self.columns.items()}
-        intervals = bootstrap(columns, seed=self.seed)
+        shares = {key: values for key, values in columns.items() if key[0] == "outlier_share"}
+        intervals = mean_intervals(columns) | mean_intervals(shares, bounds=RATE)
         for key, values in columns.items():
             measure, role, layer, (variant, seed) = key
             low, high = intervals[key]
