@@ -11,7 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 from numpy.typing import NDArray
 
-from analyses.data.digests import rows_digest
+from analyses.data.digests import image_digests, rows_digest
 from hooked_vit.loading.digests import digest
 
 CHUNK = 64
@@ -53,6 +53,10 @@ class Source(ABC):
     def digest(self, keep: NDArray[np.int64] | None) -> str:
         """Text that differs where the rows at `keep` differ, images included."""
         return rows_digest((row.values for row in self.rows(keep, self.columns)), self.image_columns)
+
+    def marks(self, keep: NDArray[np.int64] | None, column: str) -> list[str]:
+        """A digest of the file, or the pixels in memory, of each image at `keep`; "" where there is none."""
+        return image_digests(row.values[column] for row in self.rows(keep, [column]))
 
 
 class IndexedSource(Source):
@@ -130,6 +134,10 @@ class StreamSource(Source):
     def digest(self, keep: NDArray[np.int64] | None) -> str:
         """What can be said without going through the stream, which may mean the network: its name and columns."""
         return digest("stream", self._name, self.columns, keep)
+
+    def marks(self, keep: NDArray[np.int64] | None, column: str) -> list[str]:
+        """Nothing: that would mean going through the stream."""
+        return []
 
 
 class FileSource(IndexedSource):

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, overload
 
 from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
+from analyses.running.notice import data_notes
 from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain
 
@@ -45,7 +46,7 @@ def analysis(
     'image-count'
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
-    `analysis`, `versions` and `computing`.
+    `analysis`, `versions` and `computing`, and its `notes` what `data_notes` says of the images.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
     a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
@@ -74,6 +75,8 @@ def analysis(
             result.meta.setdefault("versions", environment())
             result.meta.setdefault("computing", computing())
             result.meta["analysis"] = key
+            if told := data_notes(result.meta):
+                result.meta["notes"] = list(dict.fromkeys([*result.meta.get("notes", []), *told]))
             return result
 
         run.analysis_name = key  # type: ignore[attr-defined]

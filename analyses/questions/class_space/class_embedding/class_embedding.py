@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from analyses.data import ImageData, as_data, load_data
+from analyses.data import ImageData
+from analyses.data.sets import one_set
 from analyses.probes.classifier_heads import own_head
 from analyses.questions.class_space.class_embedding.figure import figures_of_parts, overview_figure, overview_table
 from analyses.reproductions.beside import published_beside
@@ -78,7 +79,7 @@ def class_embedding(
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise ValueError(f"the study has the parts {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}")
-    data = load_data("scenes:test", n=DEFAULT_IMAGES) if data is None else as_data(data)
+    data = one_set(data, n=DEFAULT_IMAGES)
     obstacles = {name: why for name, model in models.items() if (why := _not_explained(model, data))}
     results: dict[str, Result] = {}
     notes: list[str] = []

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from analyses.activations.relevance import attention_patterns, check_classes
 from analyses.activations.token_groups import aligned_masks
-from analyses.data import ImageData, as_data, load_data
-from analyses.data.imagedata import Batch
+from analyses.data import ImageData
+from analyses.data.batches import Batch
+from analyses.data.sets import one_set
 from analyses.probes.classifier_heads import Answers
 from analyses.questions.class_space.gradient_explanations.figure import (
     curves_figure,
@@ -78,7 +79,7 @@ def gradient_explanations(
     """
     if examples < 0:
         raise ValueError(f"examples are shown, 0 or more; got examples={examples}")
-    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
+    data = one_set(data)
     answers = {}
     for name, model in models.items():
         n_classes = check_explainable(model, name, site=site)

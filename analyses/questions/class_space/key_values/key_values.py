@@ -89,7 +89,7 @@ def key_values(
             seed=seed,
             rules=subject.rules,
         )
-        subjects.about["models"][subject.name] |= {"n_classes": subject.n_classes, "tied": tied}
+        subjects.models[subject.name] |= {"n_classes": subject.n_classes, "tied": tied}
         return rows
 
     frame = pd.DataFrame(subjects.rows(measured), columns=[*COLUMNS, *NUMBERS])

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.data import ImageData, as_data, load_data
-from analyses.data.imagedata import Batch
-from analyses.data.sets import count_classes, two_sets
+from analyses.data import ImageData
+from analyses.data.batches import Batch
+from analyses.data.sets import count_classes, one_set, two_sets
 from analyses.probes.classifier_heads import Answers, fit_head, own_head
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
 from analyses.running.notes import about_data, about_model, progress_batches
@@ -55,7 +55,14 @@ class Subjects:
 
     by_name: dict[str, Subject]
     data: ImageData
-    about: dict[str, Any]
+    fitted: tuple[ImageData, str] | None
+    models: dict[str, Any]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result's `meta` says of images and models, once they have been read."""
+        fitted = {} if self.fitted is None else {"fit_data": about_data(*self.fitted)}
+        return {"data": about_data(self.data), **fitted, "models": self.models}
 
     def __iter__(self) -> Iterator[Subject]:
         return iter(self.by_name.values())
@@ -91,20 +98,18 @@ def prepare(
     prototypes = dict(prototypes or {})
     if unknown := [name for name in prototypes if name not in models]:
         raise ValueError(f"prototypes are given by the models' names {list(models)}; got {unknown}")
-    data = load_data("scenes:test", n=n) if data is None else as_data(data)
+    data, fitted = one_set(data, n=n), None
     own = {name: _known(model, data, head, prototypes.get(name), rules) for name, model in models.items()}
-    about: dict[str, Any] = {"data": about_data(data)}
     if any(found is None for found in own.values()):
         data, fitted_on, note = two_sets(data, fit_data)
-        about = {"data": about_data(data), "fit_data": about_data(fitted_on, note)}
+        fitted = fitted_on, note
         n_classes = count_classes(data, fitted_on)
     subjects = {}
     for name, found in own.items():
         answers = found or fit_head(name, models[name], fitted_on, n_classes, batch_size)
         mine = Rules(rules.norm, rules.bias, rules.image_head, prototypes.get(name))
         subjects[name] = Subject(name, answers, mine, check_rules(answers.model, mine))
-    about["models"] = {name: subject.about() for name, subject in subjects.items()}
-    return Subjects(subjects, data, about)
+    return Subjects(subjects, data, fitted, {name: subject.about() for name, subject in subjects.items()})
 
 
 def _known(model: HookedViT, data: ImageData, head: str, prototypes: Tensor | None, rules: Rules) -> Answers | None:

@@ -26,7 +26,7 @@ from analyses.activations.relevance import (
     rollout,
 )
 from analyses.data import ImageData
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch
 from analyses.data.sets import count_classes, two_sets
 from analyses.probes.classifier_heads import Answers
 from analyses.questions.class_space.measures.explanations import answers_of, check_explainable, gradient_maps
