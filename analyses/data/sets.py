@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
 from analyses.data import ImageData, as_data, load_data
 from analyses.data.imagedata import APART
 
@@ -79,6 +83,41 @@ def copies_of(one: ImageData, other: ImageData) -> list[int]:
     """The places in `other` of images that are in `one` too, as the same file or the same pixels in memory."""
     there = set(one.marks()) - {""}
     return [place for place, mark in enumerate(other.marks()) if mark in there]
+
+
+def classes_to_learn(measured: ImageData, fitted: ImageData) -> int:
+    """How many classes a probe of the label has, which it can have learned and be asked about.
+
+    Raises ValueError for what `count_classes` and `check_learnable` refuse.
+    """
+    n = count_classes(measured, fitted)
+    check_learnable(measured.labels, fitted.labels, fitted.name)
+    return n
+
+
+def check_learnable(
+    measured: Int64[Tensor, "m"] | None, fitted: Int64[Tensor, "n"] | None, name: str = "the data"
+) -> None:
+    """Refuse, before any run, answers that no probe could have learned; those of streams (None) are not known.
+
+    >>> check_learnable(torch.tensor([0, 2]), torch.tensor([1, 3]))  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ValueError: a probe is asked about classes it was fitted on, and none of the 2 that are measured is among the 2 ...
+
+    Raises ValueError where the images to fit on are of one class, and where none measured is of a class among them.
+    """
+    if fitted is None:
+        return
+    learned = fitted.unique()
+    if len(learned) < 2:
+        raise ValueError(
+            f"a probe needs images of at least 2 classes; all {len(fitted)} of {name} are of class {learned[0]}"
+        )
+    if measured is not None and not torch.isin(measured, learned).any():
+        raise ValueError(
+            f"a probe is asked about classes it was fitted on, and none of the {len(measured.unique())} that are "
+            f"measured is among the {len(learned)} of {name} to fit on: give several images of each class"
+        )
 
 
 def common_names(*data: ImageData) -> list[str] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
+from analyses.data.sets import classes_to_learn, two_sets
 from analyses.probes.classifier_heads import Answers, own_head
 from analyses.running.notes import about_data
 from hooked_vit import HookedViT
@@ -42,9 +42,9 @@ def open_study(models: Mapping[str, HookedViT], data: Any, fit_data: Any, head: 
     >>> open_study({}, None, None, n=20, n_fit=30).n_classes
     10
 
-    `head` as in `own_head`, `n` and `n_fit` as in `two_sets`. Raises what those and `count_classes` raise.
+    `head` as in `own_head`, `n` and `n_fit` as in `two_sets`. Raises what those and `classes_to_learn` raise.
     """
     measured, fitted, note = two_sets(data, fit_data, **n)
-    n_classes = count_classes(measured, fitted)
+    n_classes = classes_to_learn(measured, fitted)
     heads = {name: own_head(model, measured, head) for name, model in models.items()}
     return Opening(measured, fitted, note, n_classes, heads, head)

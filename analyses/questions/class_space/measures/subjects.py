@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analyses.data import ImageData
 from analyses.data.batches import Batch
-from analyses.data.sets import count_classes, one_set, two_sets
+from analyses.data.sets import classes_to_learn, count_classes, one_set, two_sets
 from analyses.probes.classifier_heads import Answers, fit_head, own_head
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
 from analyses.running.notes import about_data, about_model, progress_batches
@@ -103,7 +103,7 @@ def prepare(
     if any(found is None for found in own.values()):
         data, fitted_on, note = two_sets(data, fit_data)
         fitted = fitted_on, note
-        n_classes = count_classes(data, fitted_on)
+        n_classes = classes_to_learn(data, fitted_on)
     subjects = {}
     for name, found in own.items():
         answers = found or fit_head(name, models[name], fitted_on, n_classes, batch_size)

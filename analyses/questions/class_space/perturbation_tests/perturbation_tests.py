@@ -27,7 +27,7 @@ from analyses.activations.relevance import (
 )
 from analyses.data import ImageData
 from analyses.data.batches import Batch
-from analyses.data.sets import count_classes, two_sets
+from analyses.data.sets import classes_to_learn, two_sets
 from analyses.probes.classifier_heads import Answers
 from analyses.questions.class_space.measures.explanations import answers_of, check_explainable, gradient_maps
 from analyses.questions.class_space.perturbation_tests.figure import (
@@ -110,7 +110,7 @@ def perturbation_tests(
     data, fitted, note = two_sets(data, probe_data, n=200, n_fit=500)
     by_position = any(order in BY_POSITION for order in orders)
     few = fitted.per_class(shots, seed) if by_position else None
-    n_classes = count_classes(data, fitted)
+    n_classes = classes_to_learn(data, fitted)
     answers = {}
     for name, model in models.items():
         check_explainable(model, name, site=site)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
+from analyses.data.sets import classes_to_learn, two_sets
 from analyses.questions.cls_use.random_readouts.figure import curves_figure, main_figure, summary_table
 from analyses.questions.cls_use.random_readouts.networks import Decoder, make_decoder
 from analyses.questions.cls_use.random_readouts.readouts import Layers, ModelReadouts, slug
@@ -67,7 +67,7 @@ def random_readouts(
     where the disk has no room, before anything is run, and InUseError where another process has `keep_in`.
     """
     measured, fitted, note = two_sets(data, fit_data)
-    n_classes = count_classes(measured, fitted)
+    n_classes = classes_to_learn(measured, fitted)
     _check(epochs=epochs, seeds=seeds, patience=patience, batch_size=batch_size, draws=draws)
     if not lr > Training.lr_min:
         raise ValueError(f"the learning rate falls to {Training.lr_min:g}, so it begins above that; got lr={lr:g}")
