@@ -73,7 +73,7 @@ def keep_apart(measured: Sequence[ImageData], fitted: Sequence[ImageData]) -> tu
                 share = "all" if other is one else f"{len(copies)} of the {len(other)}"
                 raise ValueError(
                     f"{APART}, and {share} images of {other.name} to fit on are among those measured, of {one.name}; "
-                    "give others to fit on, or none, and half of the images, by class, is set aside for it"
+                    "give others, or leave out the set to fit on, and half of the images, by class, is set aside"
                 )
     fits = [other.kept_apart() for other in fitted]
     return [one.kept_apart(*fits) for one in measured], fits
