@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from analyses.controls.class_order import ClassMix
 from analyses.data import ImageData
+from analyses.data.batches import Batch, batch_sizes
+from analyses.running.notes import progress_batches
 from interventions.catalogue.shuffling import AMONG, BY_CLASS, DONORS, draw_permutation
 from interventions.vocabulary import check_choice, generator_of
 
-SMALL = 8
+LEAST = 2
+"""Images of a batch that exchange tokens."""
+ALONE = "one image alone has no other to take a token from, and that is all there is of {name}; give more images"
+REMEDY = (
+    "shuffle the data, for instance with as_data(…, seed=0); of parquet files too large to be mixed in memory draw "
+    "fewer images with n=…"
+)
+STREAM_REMEDY = (
+    "save it as parquet, which is drawn and mixed over all of it (parquet:PATH), or shuffle the stream with a larger "
+    "buffer before you pass it on"
+)
 
 
 def batch_seed(seed: int, batch: int) -> int:
@@ -33,22 +46,15 @@ def batch_order(seed: int, batch: int, among: str, labels: Int[Tensor, "b"]) -> 
 def check_shuffles(data: ImageData, batch_size: int, seeds: int, among: str) -> None:
     """Refuse, before any run, shuffles that some batch would not admit.
 
-    Raises ValueError for no permutation at all, a rule that is none of AMONG, batches of one image, a last batch of one
-    image among them, a batch one class fills more than half of where others' are needed, and what
-    `check_mixed` raises.
+    Raises ValueError for no permutation at all, a rule that is none of AMONG, a batch one class fills more than half of
+    where others' are needed, and what `check_exchange` raises.
     """
     check_choice(among, AMONG, "among")
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
-    if batch_size < 2:
-        raise ValueError(f"images exchange tokens within a batch, which needs two of them; got batch_size={batch_size}")
-    if among not in BY_CLASS:
-        check_mixed(data, batch_size)
-    check_nobody_alone(data, batch_size)
-    if among not in DONORS or data.n is None:
-        return
-    if among in BY_CLASS and data.labels is not None:
-        for i, labels in enumerate(data.labels.split(batch_size)):
+    check_exchange(data, batch_size, among)
+    if among in DONORS and among in BY_CLASS and data.labels is not None:
+        for i, labels in enumerate(_in_batches(data.labels, batch_size)):
             if 2 * (largest := int(labels.bincount().max())) > len(labels):
                 raise ValueError(
                     f"one class holds {largest} of the {len(labels)} images of batch {i}: they cannot all receive a "
@@ -56,41 +62,59 @@ def check_shuffles(data: ImageData, batch_size: int, seeds: int, among: str) -> 
                 )
 
 
-def check_nobody_alone(data: ImageData, batch_size: int) -> None:
-    """Refuse, before any run, a batch of one image: it has no other to exchange tokens with.
+def check_exchange(data: ImageData, batch_size: int, among: str = "batch") -> None:
+    """Refuse, before any run, images that cannot exchange tokens within batches so that their loss would show.
 
-    Raises ValueError.
+    Raises ValueError for batches of one image and one image in all, and unless the rule `among` asks for classes, for
+    images of one class and for data in the order of their classes. Of a stream, whose labels are not known beforehand,
+    `exchange_batches` refuses the rest.
     """
-    if data.n is not None and (batch_size == 1 or data.n % batch_size == 1):
-        raise ValueError(
-            f"{data.n} images in batches of {batch_size} leave one image alone, with no other to take a token from; "
-            "use another batch size"
-        )
+    if batch_size < LEAST:
+        raise ValueError(f"images exchange tokens within a batch, which needs two of them; got batch_size={batch_size}")
+    if data.n is not None and data.n < LEAST:
+        raise ValueError(ALONE.format(name=data.name))
+    if among not in BY_CLASS and data.labels is not None:
+        mix = ClassMix(data.name)
+        for labels in _in_batches(data.labels, batch_size):
+            mix.add(labels)
+        _settle(mix)
 
 
-def check_mixed(data: ImageData, batch_size: int) -> None:
-    """Refuse data in the order of their classes: a token of the same class in exchange costs nothing, used or not.
+def exchange_batches(
+    data: ImageData, batch_size: int, what: str, among: str = "batch", *, extra: Sequence[str] = ()
+) -> Iterator[Batch]:
+    """The batches of images that exchange tokens, with a progress bar: none of one image, and classes mixed.
 
-    Raises ValueError where two images of a batch are of one class far more often than two images of the data are: more
-    than half the way to always. Batches below 8 images can be so by luck and are not judged (methods §0.2).
+    A last image joins the batch before it. The order of a stream is looked at as it flows.
+    Raises ValueError for one image in all, and at the first batches that show it for a stream in the order of its
+    classes; at its end for a stream of one class.
     """
-    if data.labels is None or batch_size < SMALL:
-        return
-    batches = [part for part in data.labels.split(batch_size) if len(part) >= SMALL]
-    overall, within = _alike([data.labels]), _alike(batches)
-    if within > (1 + overall) / 2:
+    mix = ClassMix(data.name) if among not in BY_CLASS and data.labels is None else None
+    for batch in progress_batches(data, batch_size, what, extra=extra, least=LEAST):
+        if len(batch) < LEAST:
+            raise ValueError(ALONE.format(name=data.name))
+        if mix is not None:
+            mix.add(batch.labels)
+            if mix.shows_order():
+                raise ValueError(f"{mix.refusal()}; {STREAM_REMEDY}")
+        yield batch
+    if mix is not None:
+        _settle(mix)
+
+
+def _settle(mix: ClassMix) -> None:
+    """Refuse what all batches together show."""
+    if mix.n_classes == 1:
         raise ValueError(
-            f"images of a batch exchange tokens, so batches have to mix classes: in batches of {batch_size} of "
-            f"{data.name} two images are of one class with probability {within:.0%}, in all of it with {overall:.0%}; "
-            "shuffle the data, for instance with as_data(…, seed=0)"
+            f"a token of the same class in exchange costs nothing, used or not, and all {mix.n} images of {mix.name} "
+            "are of one class; give images of two or more"
         )
+    if mix.is_ordered():
+        raise ValueError(f"{mix.refusal()}; {REMEDY}")
 
 
-def _alike(parts: Sequence[Int[Tensor, "_"]]) -> float:
-    """Probability that two different images of a part are of one class, over all parts."""
-    pairs = sum(len(part) * (len(part) - 1) for part in parts)
-    alike = sum(int((counts * (counts - 1)).sum()) for counts in (part.bincount() for part in parts))
-    return alike / pairs if pairs else 0.0
+def _in_batches(labels: Int[Tensor, "n"], batch_size: int) -> Sequence[Int[Tensor, "_"]]:
+    return labels.split(batch_sizes(len(labels), batch_size, LEAST))
 
 
 def expected_hits(predicted: Int[Tensor, "b"], labels: Int[Tensor, "b"], among: str = "batch") -> Float64[Tensor, "b"]:

@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analyses.data.batches import Batch
     from analyses.data.builtin import digit_scenes
-    from analyses.data.imagedata import Batch, ImageData
+    from analyses.data.imagedata import ImageData
     from analyses.data.images import UnreadableImageError
     from analyses.data.labels import LabelMap, map_labels
     from analyses.data.loading import as_data, load_data
 
 _HOMES = {
-    "Batch": "imagedata",
+    "Batch": "batches",
     "ImageData": "imagedata",
     "LabelMap": "labels",
     "UnreadableImageError": "images",

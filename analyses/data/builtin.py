@@ -85,6 +85,11 @@ class SceneSource(IndexedSource):
         """What the pixels follow from: drawing them again would only say the same."""
         return digest("scenes", self._split, self._seed, np.arange(self.n) if keep is None else keep)
 
+    def marks(self, keep: NDArray[np.int64] | None, column: str) -> list[str]:
+        """What the pixels follow from, again."""
+        positions = range(self.n) if keep is None else keep.tolist()
+        return [f"scenes {self._split} {self._seed} {i} {column}" for i in positions]
+
 
 def check_scenes(split: str, n: int) -> None:
     """Raise ValueError, naming the rule, for scenes there cannot be."""

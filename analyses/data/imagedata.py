@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -13,38 +14,16 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb
-from analyses.data.sources import Row, Source, StreamSource
+from analyses.data.batches import Batch, Opened, as_labels, grouped
+from analyses.data.contents import Contents, mark_of, pixel_digest
+from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb, refuse_unreadable
+from analyses.data.sources import CHUNK, Row, Source, StreamSource
 from hooked_vit.loading.digests import digest
 
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """b images, mode RGB, and their labels.
-
-    `index` numbers the images within the source, parts of a split included; `extra` holds the columns asked for.
-    """
-
-    images: list[Image.Image]
-    labels: Int64[Tensor, "b"]
-    index: Int64[Tensor, "b"]
-    extra: dict[str, list[Any]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __repr__(self) -> str:
-        extra = f", {', '.join(self.extra)}" if self.extra else ""
-        labels = ", ".join(map(str, self.labels[:8].tolist())) + ", ..." * (len(self) > 8)
-        return f"Batch({len(self)} images, labels {labels}{extra})"
-
-    def digest(self) -> str:
-        """A digest of the pixels as decoded, and of the labels."""
-        return digest(self.images, self.labels)
+APART = "probes are measured on images they were not fitted on"
 
 
 class ImageData:
@@ -57,8 +36,9 @@ class ImageData:
 
     `name` is the spec it came from; `class_names` the names of classes 0, 1, … or None; `columns` what a row has;
     `image` and `label` which of them are used; `n` the number of images, None for a stream of unknown length;
-    `skipped` the unreadable images left out (with `skip_bad`); `content` 16 hex digits of the images and labels that
-    the last whole pass through a stream has read, None before it and where `fingerprint` tells as much.
+    `skipped` the unreadable images left out (with `skip_bad`); `drawn` how the images were chosen, where that is no
+    plain draw or order; `content` 16 hex digits of the images and labels that the last whole pass through a stream has
+    read, None before it and where `fingerprint` tells as much.
     """
 
     def __init__(
@@ -71,6 +51,7 @@ class ImageData:
         class_names: Sequence[str] | None,
         seed: int | None = None,
         skip_bad: bool = False,
+        drawn: str = "",
     ) -> None:
         self.name = name
         self.image = image
@@ -80,15 +61,18 @@ class ImageData:
             raise ValueError(f"class names are UTF-8, or no result could be saved; rename {strange[0]!a} of {name!a}")
         self.seed = seed
         self.skip_bad = skip_bad
+        self.drawn = drawn
         self.skipped: list[str] = []
         self.content: str | None = None
         self._source = source
         self._keep: NDArray[np.int64] | None = None
         self._labels: Int64[Tensor, "n"] | None = None
+        self._contents = Contents()
+        self._apart: tuple[ImageData, ...] = ()
 
     @property
     def spec(self) -> str:
-        """The same as `name`: what `load_data` takes, where that made it."""
+        """The same as `name`, where `load_data` made it."""
         return self.name
 
     @property
@@ -112,7 +96,7 @@ class ImageData:
     def labels(self) -> Int64[Tensor, "n"] | None:
         """All labels in order, without reading an image; None for a stream.
 
-        Raises ValueError for labels that are missing, are no whole numbers, or have no class name.
+        Raises ValueError for what `as_labels` refuses.
         """
         if self._labels is None:
             values = self._source.labels(self.label)
@@ -134,38 +118,79 @@ class ImageData:
         values = values.tolist() if isinstance(values, np.ndarray) else list(values)
         return values if self._keep is None else [values[i] for i in self._keep]
 
-    def batches(self, batch_size: int, *, extra: Sequence[str] = ()) -> Iterator[Batch]:
+    def batches(self, batch_size: int, *, extra: Sequence[str] = (), least: int = 1) -> Iterator[Batch]:
         """Go through all images in order, `batch_size` at a time; the last batch may be smaller. Again each call.
 
-        `extra` names further columns, such as "mask": images in them come as saved, everything else as it is.
-        Raises ValueError for a batch size below 1 or a column the data does not have, UnreadableImageError for a
-        damaged image unless `skip_bad`, which notes it in `skipped` and leaves it out.
+        `extra` names further columns, such as "mask": images in them come as saved, everything else as it is. A rest of
+        fewer than `least` images joins the batch before it.
+        Raises ValueError for a batch size below 1 or a column the data does not have, and for an image that is among
+        those of a set that this one is kept apart from; UnreadableImageError for a damaged image unless `skip_bad`,
+        which notes it in `skipped` and leaves it out.
         """
         if batch_size < 1:
             raise ValueError(f"a batch holds at least one image; got batch_size={batch_size}")
         if unknown := [c for c in extra if c not in self.columns]:
             raise ValueError(f"{self.name} has the columns {self.columns}; got {unknown}")
-        return self._batches(batch_size, list(extra))
+        return self._batches(batch_size, list(extra), least)
 
-    def _batches(self, batch_size: int, extra: list[str]) -> Iterator[Batch]:
+    def _batches(self, batch_size: int, extra: list[str], least: int) -> Iterator[Batch]:
+        read = hashlib.sha256() if isinstance(self._source, StreamSource) else None
+        for group in grouped(self._opened(min(batch_size, CHUNK), extra), batch_size, least):
+            batch = Batch(
+                images=[opened.picture for opened in group],
+                labels=self.check_labels([opened.row.values[self.label] for opened in group]),
+                index=torch.tensor([opened.row.position for opened in group]),
+                extra={c: [opened.extra[c] for opened in group] for c in extra},
+            )
+            self._note([opened for opened in group if opened.pixels is not None])
+            if read is not None:
+                for opened, label in zip(group, batch.labels.tolist(), strict=True):
+                    read.update((opened.pixels or b"") + str(label).encode())
+            yield batch
+        self.content = None if read is None else read.hexdigest()[:16]
+
+    def _opened(self, chunk: int, extra: list[str]) -> Iterator[Opened]:
+        """The rows whose images can be read, decoded side by side, `chunk` at a time."""
         rows = self._source.rows(self._keep, [self.image, self.label, *extra])
-        seen: list[str] | None = [] if isinstance(self._source, StreamSource) else None
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            while chunk := list(islice(rows, batch_size)):
-                opened = pool.map(self._open, chunk)
-                good = [(row, picture) for row, picture in zip(chunk, opened, strict=True) if picture is not None]
-                if not good:
-                    continue
-                batch = Batch(
-                    images=[picture for _, picture in good],
-                    labels=self.check_labels([row.values[self.label] for row, _ in good]),
-                    index=torch.tensor([row.position for row, _ in good]),
-                    extra={c: [self._extra(row, c) for row, _ in good] for c in extra},
+            while some := list(islice(rows, chunk)):
+                found = pool.map(self._open, some, [extra] * len(some))
+                yield from (opened for opened in found if opened is not None)
+
+    def _note(self, opened: Sequence[Opened]) -> None:
+        """Remember what images hold. Raises ValueError for one that a set this one is kept apart from holds too."""
+        positions, marks = [each.row.position for each in opened], [mark_of(each.pixels or b"") for each in opened]
+        self._contents.put(positions, marks)
+        for other in self._apart:
+            for i in np.flatnonzero(other._contents.holds(marks)):
+                here, there = positions[i], other._contents.first(marks[i])
+                raise ValueError(
+                    f"{APART}: {self._source.name_of(here)} of {self.name} has the pixels of "
+                    f"{other._source.name_of(there)} of {other.name}; take it out of one of them"
                 )
-                if seen is not None:
-                    seen += pool.map(digest, batch.images, batch.labels.tolist())
-                yield batch
-        self.content = None if seen is None else digest(seen)[:16]
+
+    def kept_apart(self, *others: ImageData) -> ImageData:
+        """The same images, remembering anew what is read, and an error at the first one that was read in `others` too.
+
+        From here on images of `others` that were read here are errors as well.
+        """
+        same = self._part(self._keep)
+        same.skipped, same._contents, same._apart = list(self.skipped), Contents(), others
+        for other in others:
+            other._apart += (same,)
+        return same
+
+    @property
+    def duplicates(self) -> int:
+        """How many of the images read so far have the pixels of another one of them."""
+        return self._contents.duplicates(self._keep)
+
+    def marks(self) -> list[str]:
+        """For each image in order a digest of its file or, in memory, its pixels: "" for no file; [] for a stream.
+
+        Nothing is decoded, so that one photo saved in two ways has two marks.
+        """
+        return self._source.marks(self._keep, self.image)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
         """Two parts that share no image: `fraction` of each class, and the rest; the same for the same seed.
@@ -228,45 +253,38 @@ class ImageData:
         bad = list(find_unreadable(items))
         if not bad:
             return self
-        if not self.skip_bad:
-            named = "; ".join(text for _, text in bad[:5]) + ("; …" if len(bad) > 5 else "")
-            count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-            raise UnreadableImageError(
-                f"{self.name}: cannot read {count}: {named}. Mend or skip with skip_bad (--skip-bad)"
-            )
-        if len(bad) == self.n:
-            raise UnreadableImageError(f"{self.name}: none of the {self.n} images can be read; the first: {bad[0][1]}")
+        refuse_unreadable([text for _, text in bad], self.name, self.n, self.skip_bad)
         part = self._part(np.setdiff1d(self._positions(), [position for position, _ in bad]))
-        part.skipped = [text for _, text in bad]
+        part.skipped = [*self.skipped, *(text for _, text in bad)]
         return part
 
     def _positions(self) -> NDArray[np.int64]:
         return np.arange(len(self)) if self._keep is None else self._keep
 
-    def _part(self, keep: NDArray[np.int64]) -> ImageData:
-        part = ImageData(
-            self._source,
-            name=self.name,
-            image=self.image,
-            label=self.label,
-            class_names=self.class_names,
-            seed=self.seed,
-            skip_bad=self.skip_bad,
-        )
-        part._keep = keep
-        part.skipped = list(self.skipped)
+    def without(self, places: Sequence[int]) -> ImageData:
+        """The images but for those at these places of the order."""
+        return self._part(np.delete(self._positions(), places))
+
+    def _part(self, keep: NDArray[np.int64] | None) -> ImageData:
+        part = copy(self)
+        part._keep, part.content = keep, None
+        if keep is not self._keep:
+            part._labels = None
         return part
 
-    def _open(self, row: Row) -> Image.Image | None:
+    def _open(self, row: Row, extra: Sequence[str]) -> Opened | None:
         name = f"{self._source.name_of(row.position)} of {self.name}"
         try:
-            return open_rgb(row.values[self.image], name)
+            picture = open_rgb(row.values[self.image], name)
+            more = {column: self._extra(row, column) for column in extra}
         except UnreadableImageError as error:
             if not self.skip_bad:
                 raise
             if str(error) not in self.skipped:
                 self.skipped.append(str(error))
             return None
+        known = row.position in self._contents and not isinstance(self._source, StreamSource)
+        return Opened(row, picture, None if known else pixel_digest(picture), more)
 
     def _extra(self, row: Row, column: str) -> Any:
         value = row.values[column]
@@ -275,18 +293,5 @@ class ImageData:
         return open_plain(value, f"{column} of {self._source.name_of(row.position)} of {self.name}")
 
     def check_labels(self, values: Sequence[Any] | NDArray[Any]) -> Int64[Tensor, "b"]:
-        """Labels as a tensor. Raises ValueError for what `labels` refuses."""
-        array = np.asarray(values)
-        if array.dtype.kind not in "iu":
-            sample = next((v for v in values if v is None or isinstance(v, str)), values[0])
-            raise ValueError(
-                f"labels are whole numbers; column {self.label!r} of {self.name} holds {sample!r}. "
-                f"For text use dataset.class_encode_column({self.label!r}) first"
-            )
-        if array.min() < 0:
-            raise ValueError(f"labels start at 0; {self.name} has {array.min()}, which stands for an unlabelled image")
-        if self.class_names is not None and array.max() >= len(self.class_names):
-            raise ValueError(
-                f"every label has a class name; {self.name} has label {array.max()} and {len(self.class_names)} names"
-            )
-        return torch.from_numpy(array.astype(np.int64))
+        """`as_labels` of this data set."""
+        return as_labels(values, self.name, self.label, self.class_names)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from analyses.data.digests import rows_digest
+from analyses.data.folders import listed
 from analyses.data.imagedata import ImageData
-from analyses.data.images import open_plain
+from analyses.data.images import UnreadableImageError, open_plain
 from analyses.data.sources import IndexedSource
 from hooked_vit.loading.digests import digest
 
@@ -125,27 +126,33 @@ def imagenet_s(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -
             raise FileNotFoundError(
                 f"{spec}: there is no folder {folder}; ImageNet-S has validation beside validation-segmentation"
             )
-    folders = sorted(p for p in photos.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p for p in listed(photos) if p.is_dir() and not p.name.startswith("."))
     synsets = _categories([photos.parent, photos.parent.parent], [p.name for p in folders])
     if strange := [p.name for p in folders if p.name not in synsets]:
         raise ValueError(f"{photos} has one folder per synset of ImageNet-S; {', '.join(strange[:5])} is none")
     rng = np.random.default_rng(seed)
     kept: list[str] = []
+    lost: list[str] = []
     chosen: list[tuple[Path, int]] = []
     for folder in folders:
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpeg", ".jpg", ".png"))
+        files = sorted(p for p in listed(folder, lost) if p.suffix.lower() in (".jpeg", ".jpg", ".png"))
         drawn = rng.permutation(len(files))[:PER_CLASS]
         if len(drawn) < PER_CLASS or folder.name in {*MERGED, *MERGED.values()}:
             continue
         chosen += [(files[i], len(kept)) for i in sorted(drawn)]
         kept.append(folder.name)
+    if lost and not skip_bad:
+        raise UnreadableImageError(f"{spec}: {'; '.join(lost[:5])}. Mend, or skip with skip_bad (--skip-bad)")
     if not chosen:
         raise ValueError(f"{photos}: no class has the {PER_CLASS} photos that are drawn of each")
     order = rng.permutation(len(chosen))[:n].tolist()
+    there = {i: masks / chosen[i][0].relative_to(photos).with_suffix(".png") for i in order}
+    if missing := [i for i in order if not there[i].is_file()]:
+        if not skip_bad or len(missing) == len(order):
+            raise FileNotFoundError(f"{spec}: every photo has a mask; there is no {there[missing[0]]}")
+        lost += [f"{chosen[i][0].relative_to(photos)} has no mask {there[i]}" for i in missing]
+        order = [i for i in order if i not in missing]
     files, labels = [chosen[i][0] for i in order], [chosen[i][1] for i in order]
-    there = (masks / file.relative_to(photos).with_suffix(".png") for file in files)
-    if missing := next((mask for mask in there if not mask.is_file()), None):
-        raise FileNotFoundError(f"{spec}: every photo has a mask; there is no {missing}")
     ids = [synsets[name] for name in kept]
     data = ImageData(
         SegmentedSource(photos, masks, files, labels, ids, len(synsets)),
@@ -156,6 +163,7 @@ def imagenet_s(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -
         seed=seed,
         skip_bad=skip_bad,
     )
+    data.skipped += lost
     return data.check_images()
 
 

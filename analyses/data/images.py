@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -69,6 +69,16 @@ def find_unreadable(items: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while chunk := list(islice(items, 64)):
             yield from (found for found in pool.map(check, chunk) if found is not None)
+
+
+def refuse_unreadable(bad: Sequence[str], name: str, n: int | None, skip_bad: bool) -> None:
+    """Raises UnreadableImageError, naming up to five, unless `skip_bad`; then only where nothing of `n` is left."""
+    if not skip_bad:
+        named = "; ".join(bad[:5]) + ("; …" if len(bad) > 5 else "")
+        count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
+        raise UnreadableImageError(f"{name}: cannot read {count}: {named}. Mend or skip with skip_bad (--skip-bad)")
+    if len(bad) == n:
+        raise UnreadableImageError(f"{name}: none of the {n} images can be read; the first: {bad[0]}")
 
 
 def _open(value: Any) -> Image.Image:

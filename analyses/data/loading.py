@@ -19,6 +19,7 @@ from analyses.data.builtin import CLASS_NAMES, SceneSource
 from analyses.data.folders import images_below, is_image, listed
 from analyses.data.imagedata import ImageData
 from analyses.data.imagenet_s import imagenet_s
+from analyses.data.images import UnreadableImageError
 from analyses.data.parquet import ParquetSource
 from analyses.data.sources import (
     DatasetSource,
@@ -32,11 +33,11 @@ from analyses.data.sources import (
     without_decoding,
 )
 
-BUFFER = 1000
+BUFFER = 2000
 """Rows of a stream that wait to be shuffled."""
 
-INTERLEAVED = 10
-"""Files of a stream that are read side by side."""
+INTERLEAVED = 20
+"""Files of a stream, or row groups of a few big ones, that are read side by side."""
 
 SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 
@@ -48,7 +49,8 @@ def load_data(spec: str, n: int | None = None, *, seed: int = 0, skip_bad: bool 
     <scenes:test: 100 images, 10 classes>
 
     `n` images are drawn at random by `seed` (all if there are fewer, or for None; 1000 scenes). Classes are mixed.
-    `scenes`: SPLIT is train, validation or test. `hf`: a hub data set, streamed and shuffled within a buffer;
+    `scenes`: SPLIT is train, validation or test. `hf`: a hub data set, streamed and shuffled within a buffer, so that
+    `n` images are no draw over all of it, which `.drawn` and every result say;
     `hf:NAME:CONFIG:SPLIT` where it has configurations. `imagefolder`: one subfolder per class, classes in alphabetical
     order. `parquet`: a file, a folder or a pattern. `imagenet-s`: five photos of every class, with masks.
     Local images are all decoded once before anything else: an unreadable one is an UnreadableImageError that names it,
@@ -149,9 +151,8 @@ def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool)
     if not root.is_dir():
         raise FileNotFoundError(f"{spec}: there is no folder {rest}")
     visible = [p for p in listed(root) if not p.name.startswith((".", "__"))]
-    if lost := [p.name for p in visible if not p.exists() and not is_image(p)]:
-        raise ValueError(f"{rest}: {lost[0]} is a link to something that is not there; mend it, or take it away")
-    folders = [p for p in visible if p.is_dir()]
+    # a link that leads nowhere was a class: without it the others would be numbered anew
+    folders = [p for p in visible if p.is_dir() or not (p.exists() or is_image(p))]
     loose = [p for p in visible if not p.is_dir() and is_image(p)]
     if not folders:
         raise ValueError(
@@ -163,7 +164,10 @@ def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool)
         )
     if all(p.name.lower() in SPLIT_NAMES for p in folders):
         raise ValueError(f"{rest} holds splits, not classes: {[p.name for p in folders]}; use imagefolder:{folders[0]}")
-    files = [(f, k) for k, p in enumerate(folders) for f in sorted(images_below(p))]
+    lost: list[str] = []
+    files = [(f, k) for k, p in enumerate(folders) for f in sorted(images_below(p, lost))]
+    if lost and not skip_bad:
+        raise UnreadableImageError(f"{spec}: {'; '.join(lost[:5])}. Mend, or skip with skip_bad (--skip-bad)")
     if not files:
         raise ValueError(f"{rest}: no images in the class folders {[p.name for p in folders[:5]]}")
     chosen = [files[i] for i in _order(len(files), n, seed)]
@@ -176,6 +180,7 @@ def _imagefolder(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool)
         seed=seed,
         skip_bad=skip_bad,
     )
+    data.skipped += lost
     return data.check_images()
 
 
@@ -218,13 +223,20 @@ def _from_stream(
 ) -> ImageData:
     features = stream.features or _features_of(first)
     known = (stream.info.splits or {}).get(str(stream.split))
-    if known is not None and known.num_examples:
-        n = known.num_examples if n is None else min(n, known.num_examples)
+    total = known.num_examples if known is not None and known.num_examples else None
+    n = total if n is None or (total is not None and n > total) else n
+    part = n is not None and n != total
+    drawn = f"the first {n} rows of a stream, in its order: no random draw over the whole of it" if part else ""
+    source = StreamSource(stream, features, n, name)
     if seed is not None:
         # A few big files may be sorted by class: then their parts (parquet row groups) are shuffled.
         pieces = stream.reshard() if stream.num_shards < INTERLEAVED else stream
-        stream = pieces.shuffle(seed=seed, buffer_size=BUFFER, max_buffer_input_shards=INTERLEAVED)
-    data = _from_features(StreamSource(stream, features, n, name), features, name, image, label, seed, skip_bad)
+        source.read_from(pieces.shuffle(seed=seed, buffer_size=BUFFER, max_buffer_input_shards=INTERLEAVED))
+        side_by_side = f"{min(INTERLEAVED, pieces.num_shards)} of its {pieces.num_shards} parts, read side by side"
+        drawn = f"a stream, mixed within a buffer of {BUFFER} rows from {side_by_side}"
+        drawn += f"; its first {n} rows are no random draw over the whole of it" if part else ""
+    data = _from_features(source, features, name, image, label, seed, skip_bad)
+    data.drawn = drawn
     data.check_labels([first[data.label]])
     return data
 

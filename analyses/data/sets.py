@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
 from analyses.data import ImageData, as_data, load_data
+from analyses.data.imagedata import APART
 
 FIT_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
 
@@ -17,6 +23,15 @@ class TwoSets(NamedTuple):
     note: str
 
 
+def one_set(data: Any = None, *, n: int = 1000) -> ImageData:
+    """What to measure on, where nothing is fitted: `data`, or `n` scenes:test; what it reads is remembered from here.
+
+    >>> one_set(n=20)
+    <scenes:test: 20 images, 10 classes>
+    """
+    return (load_data("scenes:test", n=n) if data is None else as_data(data)).kept_apart()
+
+
 def two_sets(data: Any = None, fit_data: Any = None, *, n: int = 1000, n_fit: int = FIT_IMAGES) -> TwoSets:
     """What to measure on, and what to fit on: never the same images.
 
@@ -24,32 +39,85 @@ def two_sets(data: Any = None, fit_data: Any = None, *, n: int = 1000, n_fit: in
     'the train split of the scenes: other handwriting'
 
     Without `data`, `n` scenes:test. Without `fit_data`, `n_fit` scenes:train where the data are scenes, otherwise half
-    of `data`, by class.
-    Raises ValueError where both are the same images, and what `as_data` and `ImageData.split` raise.
+    of `data`, by class; what that half has in common with the other is left out of it, which the note says.
+    Files, or pixels in memory, are compared at once; pixels as decoded while both sets are read, where an image of one
+    in the other is an error.
+    Raises ValueError where both have an image in common, and what `as_data` and `ImageData.split` raise.
     """
     data = load_data("scenes:test", n=n) if data is None else as_data(data)
     if fit_data is not None:
-        fit_data = as_data(fit_data)
-        if _are_the_same(data, fit_data):
-            raise ValueError(
-                f"probes are measured on images they were not fitted on, and both sets are {data!r}; leave out the set "
-                "to fit on, and half of the images, by class, is set aside for it"
-            )
-        return TwoSets(data, fit_data, "given")
+        (measured,), (fitted,) = keep_apart([data], [as_data(fit_data)])
+        return TwoSets(measured, fitted, "given")
     if data.spec.startswith("scenes:") and data.spec != "scenes:train":
-        return TwoSets(data, load_data("scenes:train", n=n_fit), "the train split of the scenes: other handwriting")
-    fitted, measured = data.split(0.5)
-    return TwoSets(measured, fitted, "half of the data, set aside by class")
+        (measured,), (fitted,) = keep_apart([data], [load_data("scenes:train", n=n_fit)])
+        return TwoSets(measured, fitted, "the train split of the scenes: other handwriting")
+    half, rest = data.split(0.5)
+    note = "half of the data, set aside by class"
+    if copies := copies_of(rest, half):
+        if len(copies) == len(half):
+            raise ValueError(f"{APART}, and every image of {data.name} is there more than once; give other images")
+        half = half.without(copies)
+        note += f"; {len(copies)} of them are copies of images that are measured, and were left out"
+    (measured,), (fitted,) = keep_apart([rest], [half])
+    return TwoSets(measured, fitted, note)
 
 
-def _are_the_same(a: ImageData, b: ImageData) -> bool:
-    if a is b:
-        return True
-    if a.n != b.n or a.fingerprint() != b.fingerprint():
-        return False
-    # of streams a fingerprint knows the name only
-    first, other = (next(iter(part.batches(1))).images[0] for part in (a, b))
-    return first.size == other.size and first.tobytes() == other.tobytes()
+def keep_apart(measured: Sequence[ImageData], fitted: Sequence[ImageData]) -> tuple[list[ImageData], list[ImageData]]:
+    """The same sets, of which none that is measured may have an image in common with one that is fitted on.
+
+    Raises ValueError where a file, or pixels in memory, are in both; as they are read it is raised for pixels too.
+    """
+    for one in measured:
+        for other in fitted:
+            if other is one or (copies := copies_of(one, other)):
+                share = "all" if other is one else f"{len(copies)} of the {len(other)}"
+                raise ValueError(
+                    f"{APART}, and {share} images of {other.name} to fit on are among those measured, of {one.name}; "
+                    "give others, or leave out the set to fit on, and half of the images, by class, is set aside"
+                )
+    fits = [other.kept_apart() for other in fitted]
+    return [one.kept_apart(*fits) for one in measured], fits
+
+
+def copies_of(one: ImageData, other: ImageData) -> list[int]:
+    """The places in `other` of images that are in `one` too, as the same file or the same pixels in memory."""
+    there = set(one.marks()) - {""}
+    return [place for place, mark in enumerate(other.marks()) if mark in there]
+
+
+def classes_to_learn(measured: ImageData, fitted: ImageData) -> int:
+    """How many classes a probe of the label has, which it can have learned and be asked about.
+
+    Raises ValueError for what `count_classes` and `check_learnable` refuse.
+    """
+    n = count_classes(measured, fitted)
+    check_learnable(measured.labels, fitted.labels, fitted.name)
+    return n
+
+
+def check_learnable(
+    measured: Int64[Tensor, "m"] | None, fitted: Int64[Tensor, "n"] | None, name: str = "the data"
+) -> None:
+    """Refuse, before any run, answers that no probe could have learned; those of streams (None) are not known.
+
+    >>> check_learnable(torch.tensor([0, 2]), torch.tensor([1, 3]))  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ValueError: a probe is asked about classes it was fitted on, and none of the 2 that are measured is among the 2 ...
+
+    Raises ValueError where the images to fit on are of one class, and where none measured is of a class among them.
+    """
+    if fitted is None:
+        return
+    learned = fitted.unique()
+    if len(learned) < 2:
+        raise ValueError(
+            f"a probe needs images of at least 2 classes; all {len(fitted)} of {name} are of class {learned[0]}"
+        )
+    if measured is not None and not torch.isin(measured, learned).any():
+        raise ValueError(
+            f"a probe is asked about classes it was fitted on, and none of the {len(measured.unique())} that are "
+            f"measured is among the {len(learned)} of {name} to fit on: give several images of each class"
+        )
 
 
 def common_names(*data: ImageData) -> list[str] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 from numpy.typing import NDArray
 
-from analyses.data.digests import rows_digest
+from analyses.data.digests import file_digest, image_digests, rows_digest
 from hooked_vit.loading.digests import digest
 
 CHUNK = 64
@@ -53,6 +53,10 @@ class Source(ABC):
     def digest(self, keep: NDArray[np.int64] | None) -> str:
         """Text that differs where the rows at `keep` differ, images included."""
         return rows_digest((row.values for row in self.rows(keep, self.columns)), self.image_columns)
+
+    def marks(self, keep: NDArray[np.int64] | None, column: str) -> list[str]:
+        """A digest of the file, or the pixels in memory, of each image at `keep`; "" where there is none."""
+        return image_digests(row.values[column] for row in self.rows(keep, [column]))
 
 
 class IndexedSource(Source):
@@ -105,11 +109,16 @@ class StreamSource(Source):
     """A Hugging Face stream, of which the first `n` rows are taken; gone through anew each time."""
 
     def __init__(self, dataset: IterableDataset, features: Features, n: int | None, name: str) -> None:
-        self._dataset = without_decoding(dataset)
+        self.read_from(dataset)
+        self._files = files_of(dataset)
         self._name = name
         self.columns = list(features)
         self.image_columns = image_columns(features)
         self.n = n
+
+    def read_from(self, dataset: IterableDataset) -> None:
+        """Take the rows from here, as they are or in another order."""
+        self._dataset = without_decoding(dataset)
 
     def rows(self, keep: NDArray[np.int64] | None, columns: Sequence[str]) -> Iterator[Row]:
         wanted = iter(()) if keep is None else iter(keep.tolist())
@@ -128,8 +137,16 @@ class StreamSource(Source):
         return f"row {position} of the stream"
 
     def digest(self, keep: NDArray[np.int64] | None) -> str:
-        """What can be said without going through the stream, which may mean the network: its name and columns."""
-        return digest("stream", self._name, self.columns, keep)
+        """What can be said without going through the stream, which may mean the network: its name, columns and files.
+
+        Files on the hub are named with the commit they are of; those on this machine are told by their bytes.
+        """
+        files = [file if "://" in file else file_digest(Path(file)) for file in self._files]
+        return digest("stream", self._name, self.columns, files, keep)
+
+    def marks(self, keep: NDArray[np.int64] | None, column: str) -> list[str]:
+        """Nothing: that would mean going through the stream."""
+        return []
 
 
 class FileSource(IndexedSource):
@@ -176,6 +193,13 @@ class MemorySource(IndexedSource):
 
     def name_of(self, position: int) -> str:
         return f"image {self._order[position]}"
+
+
+def files_of(dataset: IterableDataset) -> list[str]:
+    """The files a stream is read from, as it was opened; none for one that is made by a function."""
+    told = getattr(getattr(dataset, "_ex_iterable", None), "kwargs", None)
+    files = told.get("files") if isinstance(told, dict) else None
+    return [str(file) for file in files] if isinstance(files, list) else []
 
 
 def without_decoding(dataset: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
+from analyses.data.sets import classes_to_learn, two_sets
 from analyses.probes.classifier_heads import AUTO, Answers, fit_head, own_head, ready_for_head
 from analyses.running.notes import about_data
 from hooked_vit import HookedViT
@@ -59,10 +59,10 @@ def open_study(
     10
 
     `head` as in `own_head`; a model whose `reads` is not "auto" gets a ridge head on what it says. `n` and `n_fit` as
-    in `two_sets`. Raises what those and `count_classes` raise.
+    in `two_sets`. Raises what those and `classes_to_learn` raise.
     """
     measured, fitted, note = two_sets(data, fit_data, **n)
-    n_classes = count_classes(measured, fitted)
+    n_classes = classes_to_learn(measured, fitted)
     reads = reads or {}
     heads = {
         name: own_head(model, measured, head) if reads.get(name, AUTO) == AUTO else None
@@ -73,11 +73,17 @@ def open_study(
 
 @dataclass(frozen=True)
 class Answering:
-    """Models with a head for the classes of `data`, and what a result's `meta` says of the images."""
+    """Models with a head for the classes of `data`, and the images and the note of heads that had to be fitted."""
 
     by_name: dict[str, Answers]
     data: ImageData
-    about: dict[str, Any]
+    fitted: tuple[ImageData, str] | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result's `meta` says of the images, once they have been read."""
+        fitted = {} if self.fitted is None else {"fit_data": about_data(*self.fitted)}
+        return {"data": about_data(self.data), **fitted}
 
 
 def answering(
@@ -95,13 +101,11 @@ def answering(
     `two_sets` does, only where a head has to be fitted. Raises what those raise, before anything is run.
     """
     own = {name: known(name) if known else own_head(model, data, head) for name, model in models.items()}
-    about: dict[str, Any] = {"data": about_data(data)}
     if all(found is not None for found in own.values()):
-        return Answering({name: found for name, found in own.items() if found is not None}, data, about)
+        return Answering({name: found for name, found in own.items() if found is not None}, data)
     data, fitted, note = two_sets(data, fit_data)
-    about = {"data": about_data(data), "fit_data": about_data(fitted, note)}
-    n_classes = count_classes(data, fitted)
+    n_classes = classes_to_learn(data, fitted)
     by_name = {
         name: found or fit_head(name, models[name], fitted, n_classes, batch_size) for name, found in own.items()
     }
-    return Answering(by_name, data, about)
+    return Answering(by_name, data, (fitted, note))

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData, as_data
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch
 from analyses.data.sets import common_names, count_classes
 from analyses.running.notes import about_data
 

@@ -8,22 +8,31 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from analyses.data import ImageData
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch, batch_sizes
 from analyses.running.notice import notice
 from hooked_vit import HookedViT
 from hooked_vit.config.spoken import what_is_read
 from hooked_vit.loading.digests import model_digests
 
 
-def progress_batches(data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = ()) -> Iterator[Batch]:
+def progress_batches(
+    data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = (), least: int = 1
+) -> Iterator[Batch]:
     """`data.batches` with a progress bar that says `what` is being done."""
-    total = None if data.n is None else -(-data.n // batch_size)
-    yield from tqdm(data.batches(batch_size, extra=extra), total=total, desc=what, leave=False)
+    batches = data.batches(batch_size, extra=extra, least=least)
+    total = None if data.n is None else len(batch_sizes(data.n, batch_size, least))
+    yield from tqdm(batches, total=total, desc=what, leave=False)
 
 
 def about_data(data: ImageData, note: str | None = None) -> dict[str, Any]:
-    """What a result's `meta` says of its images; `note` is where they came from."""
+    """What a result's `meta` says of its images, once they have been read; `note` is where they came from.
+
+    `duplicates`, of the images read, counts those with the pixels of another one.
+    """
     about = {"name": data.name, "n": data.n, "fingerprint": data.fingerprint(), "skipped": data.skipped}
+    about["duplicates"] = data.duplicates
+    if data.drawn:
+        about["drawn"] = data.drawn
     if data.content is not None:
         about["content"] = data.content
     return about if note is None else {**about, "note": note}

@@ -1,14 +1,17 @@
-"""What a user should hear at once, beside what is noted in the result."""
+"""What a user should hear: at once, beside what is noted in the result, and of the images in every result."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from tqdm import tqdm
 
+NAMED = 3
+"""Images left out that a note names; the result has all."""
 _HEARD: ContextVar[list[str] | None] = ContextVar("notes of the result that is being made", default=None)
 
 
@@ -39,3 +42,34 @@ def notice(sentence: str) -> str:
     printable = "".join(c if c.isprintable() else "�" for c in sentence)
     tqdm.write(f"note: {printable}", file=sys.stderr)
     return sentence
+
+
+def data_notes(meta: Mapping[str, Any]) -> list[str]:
+    """Sentences on every set of images that a result's `meta` describes as `about_data` does.
+
+    >>> data_notes({"data": {"name": "photos", "skipped": ["cannot read image a.jpg"], "duplicates": 2}})
+    ['photos: 1 image was left out: cannot read image a.jpg.', 'photos: 2 images are copies of others, to the pixel.']
+    """
+    told = [value for key, value in meta.items() if key == "data" or key.endswith("_data")]
+    return list(dict.fromkeys(sentence for about in told for sentence in _of(about)))
+
+
+def _of(about: Any) -> Iterator[str]:
+    if isinstance(about, (list, tuple)):
+        for part in about:
+            yield from _of(part)
+    if not isinstance(about, Mapping):
+        return
+    yield from _of(about.get("parts"))
+    name = about.get("name")
+    if skipped := about.get("skipped"):
+        more = "; …" if len(skipped) > NAMED else ""
+        yield f"{name}: {_counted(len(skipped), 'was', 'were')} left out: {'; '.join(skipped[:NAMED])}{more}."
+    if copies := about.get("duplicates"):
+        yield f"{name}: {_counted(copies, 'is a copy of another', 'are copies of others')}, to the pixel."
+    if drawn := about.get("drawn"):
+        yield f"{name}: {drawn}."
+
+
+def _counted(n: int, one: str, several: str) -> str:
+    return f"{n} {'image ' + one if n == 1 else 'images ' + several}"

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, overload
 
 from analyses.running.arguments import check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
-from analyses.running.notice import heard_remarks, notice
+from analyses.running.notice import data_notes, heard_remarks, notice
 from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain
 from analyses.statistics.small import said_small
@@ -48,7 +48,8 @@ def analysis(
 
     The name is the function's own, with dashes, unless `@analysis(name=…)` gives one. The result's `meta` gains
     `analysis`, `versions`, `computing`, `read`, by model which tokens were read and through whose head, and `small`,
-    what is too small to be quoted without saying so (`said_small`); its `notes` gain what was remarked on meanwhile.
+    what is too small to be quoted without saying so (`said_small`); its `notes` gain what was remarked on meanwhile,
+    and what `data_notes` says of the images.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
     a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
@@ -81,8 +82,8 @@ def analysis(
             result.meta["analysis"] = key
             if read := _what_was_read(result.meta.get("models"), told):
                 result.meta["read"] = read
-            if remarks:
-                result.meta["notes"] = [*result.meta.get("notes", []), *remarks]
+            if more := [*remarks, *data_notes(result.meta)]:
+                result.meta["notes"] = list(dict.fromkeys([*result.meta.get("notes", []), *more]))
             result.meta["small"] = [notice(sentence) for sentence in said_small(result.frame, result.meta)]
             return result
 

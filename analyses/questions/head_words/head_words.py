@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.data.sets import count_classes, two_sets
+from analyses.data.sets import classes_to_learn, two_sets
 from analyses.probes.classifier_heads import fit_head
 from analyses.questions.head_words.figure import explained_figure, in_words, main_figure, map_figure, word_table
 from analyses.questions.head_words.joint import directions
@@ -73,7 +73,7 @@ def head_words(
     for name, model in models.items():
         asked, told = model, "its texts" if model.cfg.unit_norm else "its classes"
         if model.cfg.is_feature_model:
-            answers = fit_head(name, model, fitted, count_classes(measured, fitted), batch_size)
+            answers = fit_head(name, model, fitted, classes_to_learn(measured, fitted), batch_size)
             asked, told = answers.model, answers.note
         directions(asked)
         study = WordStudy(

@@ -7,7 +7,7 @@ stopped; a file of another sweep is refused.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,21 +15,23 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from analyses.controls.shuffle_floors import check_nobody_alone
-from analyses.data import ImageData, as_data, load_data
+from analyses.controls.shuffle_floors import check_exchange, exchange_batches
+from analyses.data import ImageData
+from analyses.data.sets import one_set
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import answering
 from analyses.questions.intervention_sweep.journal import Journal
 from analyses.running.fingerprint import fingerprint
 from analyses.running.locks import hold_file
+from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import wilson
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
 from interventions import Intervention, grid, readout, shuffle_cls, sweep
+from interventions.catalogue.shuffling import BY_CLASS
 
 COUNTS = ("n", "correct", "changed")
 CLEAN = "unperturbed"
@@ -67,21 +69,23 @@ def intervention_sweep(
 
     The frame has one row per model and intervention: `accuracy` with its 95 % Wilson interval, and `changed`, the share
     of images whose answer differs from the unperturbed one. Raises ValueError for a file another sweep has written,
-    naming what differs, and for labels a head does not know; InUseError for a file somebody else is writing.
+    naming what differs, for images that cannot exchange tokens (`check_exchange`) where an intervention does, and for
+    labels a head does not know; InUseError for a file somebody else is writing.
     """
-    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
+    data = one_set(data)
     chosen = {name: _chosen(model, interventions) for name, model in models.items()}
+    among = _exchanged(iv for ivs in chosen.values() for iv in ivs)
+    if among is not None:
+        check_exchange(data, batch_size, among)
     found = answering(models, data, fit_data, head=head, batch_size=batch_size)
     answers, data = found.by_name, found.data
-    if any("among" in part.params for ivs in chosen.values() for iv in ivs for part in iv.parts):
-        check_nobody_alone(data, batch_size)
     models = {name: its.model for name, its in answers.items()}  # a fitted head is one of the weights
     mark = fingerprint(models, {"data": data}, {"interventions": chosen, "batch size": batch_size})
     rows = []
     with nullcontext() if file is None else hold_file(file, "--file") as path:
         journal = Journal(path, mark)
         for name, model in models.items():
-            counts = _counts(name, model, answers[name], data, chosen[name], journal, batch_size)
+            counts = _counts(name, model, answers[name], data, chosen[name], journal, batch_size, among)
             for intervention, (n, hits, changed) in counts.items():
                 accuracy, low, high = wilson(hits, n)
                 row = {"accuracy": accuracy, "low": low, "high": high, "changed": changed / n, "n": n}
@@ -105,10 +109,14 @@ def _counts(
     interventions: list[Intervention],
     journal: Journal,
     batch_size: int,
+    among: str | None,
 ) -> dict[str, list[int]]:
     totals: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    n_batches = None if data.n is None else -(-data.n // batch_size)
-    for i, batch in enumerate(tqdm(data.batches(batch_size), total=n_batches, desc=f"{name}: sweep", leave=False)):
+    what = f"{name}: sweep"
+    batches = (
+        progress_batches(data, batch_size, what) if among is None else exchange_batches(data, batch_size, what, among)
+    )
+    for i, batch in enumerate(batches):
         rows = journal.batch(name, i, batch, _names(interventions))
         if rows is None:
             rows = _measure(name, i, model, answers, batch, interventions)
@@ -140,6 +148,12 @@ def _measure(
             }
         )
     return rows
+
+
+def _exchanged(interventions: Iterable[Intervention]) -> str | None:
+    """Among which images tokens are exchanged, by the rule that asks most of their order; None where none are."""
+    rules = {part.params["among"] for iv in interventions for part in iv.parts if "among" in part.params}
+    return next(iter(rules - {*BY_CLASS}), next(iter(rules), None))
 
 
 def _names(interventions: list[Intervention]) -> list[str]:

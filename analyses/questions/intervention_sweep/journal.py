@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch
 from analyses.running.fingerprint import Fingerprint
 from analyses.running.notice import notice
 from hooked_vit.loading.digests import digest

@@ -1,6 +1,7 @@
 """Data sets that stream, from a local folder in the layout of the hub."""
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image, Value
 
@@ -10,6 +11,8 @@ from analyses.data import (
     load_data,
     loading,
 )
+from analyses.running.notes import about_data
+from analyses.running.notice import data_notes
 from tests.analyses.data.photos import COLOURS, encoded, everything, in_memory, photo, write_hub
 
 
@@ -33,6 +36,27 @@ def test_a_hub_data_set_streams(hub):
     assert seen == everything(data) == everything(load_data(f"hf:{hub}:train", 20, seed=1))
     assert seen != everything(load_data(f"hf:{hub}:train", 20, seed=2))
     assert set(seen) <= set(everything(as_data(in_memory())))
+
+
+def test_a_draw_from_a_stream_says_that_it_is_none(hub):
+    assert "its first 9 rows are no random draw over the whole of it" in load_data(f"hf:{hub}:train", 9).drawn
+    whole = load_data(f"hf:{hub}:train").drawn
+    assert "mixed within a buffer of 2000 rows from 8 of its 8 parts" in whole
+    assert "no random draw" not in whole
+    plain = in_memory().to_iterable_dataset()
+    assert (
+        as_data(plain, n=5).drawn == "the first 5 rows of a stream, in its order: no random draw over the whole of it"
+    )
+    assert as_data(plain).drawn == load_data("scenes:test", 5).drawn == ""
+    about = about_data(as_data(plain, n=5))
+    assert data_notes({"probe_data": about}) == [f"stream: {about['drawn']}."]
+
+
+def test_a_stream_of_files_is_told_by_them(hub):
+    before = load_data(f"hf:{hub}:train", 9).fingerprint()
+    assert load_data(f"hf:{hub}:train", 9).fingerprint() == before
+    pq.write_table(in_memory().with_format("arrow")[:], hub / "train-00000.parquet", row_group_size=4)
+    assert load_data(f"hf:{hub}:train", 9).fingerprint() != before
 
 
 def test_a_stream_of_unknown_length(hub):

@@ -104,8 +104,10 @@ def test_a_folder_without_end(folder):
 
 def test_a_class_whose_link_leads_nowhere(folder):
     lost(folder / "fox")
-    with pytest.raises(ValueError, match="fox is a link to something that is not there"):
+    with pytest.raises(UnreadableImageError, match=r"fox is a link to something that is not there.*--skip-bad"):
         load_data(f"imagefolder:{folder}")
+    data = load_data(f"imagefolder:{folder}", skip_bad=True)
+    assert (data.n, data.class_names, len(data.skipped)) == (30, ["cat", "dog", "eel", "fox"], 1)
 
 
 @pytest.mark.parametrize("at", ["", "dog", "dog/more"])
@@ -123,8 +125,15 @@ def test_a_folder_that_cannot_be_read(folder, at, monkeypatch):
 
     monkeypatch.setattr(os, "listdir", refusing(listdir))
     monkeypatch.setattr(os, "scandir", refusing(scandir))
-    with pytest.raises(OSError, match=r"cannot be read \(Permission denied\), so its images would be missing"):
+    says = r"cannot be read \(Permission denied\), so its images would be missing"
+    with pytest.raises(UnreadableImageError, match=says):
         load_data(f"imagefolder:{folder}")
+    if not at:  # then nothing is known of it
+        return
+    data = load_data(f"imagefolder:{folder}", skip_bad=True)
+    assert data.n == {"dog": 20, "dog/more": 29}[at]
+    assert data.class_names == ["cat", "dog", "eel"]
+    assert [at in told for told in data.skipped] == [True]
 
 
 @pytest.mark.parametrize("mode", ["P", "I;16", "I", "L"])

@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from analyses.data import ImageData, as_data, load_data
+from analyses.data import ImageData
+from analyses.data.sets import one_set
 from analyses.questions.class_space.class_embedding.figure import figures_of_parts, overview_figure, overview_table
 from analyses.reproductions.beside import published_beside
 from analyses.reproductions.recipe import load_recipe
@@ -77,7 +78,7 @@ def class_embedding(
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise ValueError(f"the study has the parts {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}")
-    data = load_data("scenes:test", n=DEFAULT_IMAGES) if data is None else as_data(data)
+    data = one_set(data, n=DEFAULT_IMAGES)
     results: dict[str, Result] = {}
     notes: list[str] = []
     for name in tqdm(parts, desc="class embedding space", leave=False):

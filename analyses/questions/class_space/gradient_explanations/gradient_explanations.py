@@ -21,8 +21,9 @@ from torch import Tensor
 
 from analyses.activations.relevance import attention_patterns, check_classes
 from analyses.activations.token_groups import aligned_masks
-from analyses.data import ImageData, as_data, load_data
-from analyses.data.imagedata import Batch
+from analyses.data import ImageData
+from analyses.data.batches import Batch
+from analyses.data.sets import one_set
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import answering
 from analyses.questions.class_space.gradient_explanations.figure import (
@@ -82,7 +83,7 @@ def gradient_explanations(
     """
     if examples < 0:
         raise ValueError(f"examples are shown, 0 or more; got examples={examples}")
-    data = load_data("scenes:test", n=1000) if data is None else as_data(data)
+    data = one_set(data)
     for name, model in models.items():
         check_asked(model, name, site)
     found = answering(models, data, fit_data, head=head, batch_size=batch_size)

@@ -90,14 +90,17 @@ def key_values(
             seed=seed,
             rules=subject.rules,
         )
-        subjects.about["models"][subject.name] |= {"n_classes": subject.n_classes, "tied": tied}
+        more[subject.name] = {"n_classes": subject.n_classes, "tied": tied}
         return rows
 
+    more: dict[str, dict[str, Any]] = {}
     frame = pd.DataFrame(subjects.rows(measured), columns=[*COLUMNS, *NUMBERS])
+    about = subjects.about
     result = Result(
         frame.astype({"class": "Int64", "n_right": "Int64", "n_wrong": "Int64"}),
         {
-            **subjects.about,
+            **about,
+            "models": {name: {**told, **more[name]} for name, told in about["models"].items()},
             "top": top,
             "draws": draws,
             "n_permutations": n_permutations,

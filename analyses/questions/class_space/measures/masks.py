@@ -18,7 +18,7 @@ from torch import Tensor
 
 from analyses.activations.token_groups import aligned_masks
 from analyses.data import ImageData, as_data, load_data
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch
 from analyses.questions.class_space.measures.subjects import Subject
 
 CONTEXT, CLASS, UNLABELLED = 0, 1, -1

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.data import ImageData, as_data, load_data
-from analyses.data.imagedata import Batch
-from analyses.data.sets import count_classes
+from analyses.data import ImageData
+from analyses.data.batches import Batch
+from analyses.data.sets import count_classes, one_set
 from analyses.probes.classifier_heads import Answers, own_head
-from analyses.probes.opening import answering
+from analyses.probes.opening import Answering, answering
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
 from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT
@@ -55,8 +55,17 @@ class Subjects:
     """Everything a study needs to begin: models with heads, images to measure on, and what to note of both."""
 
     by_name: dict[str, Subject]
-    data: ImageData
-    about: dict[str, Any]
+    found: Answering
+
+    @property
+    def data(self) -> ImageData:
+        """The images to measure on."""
+        return self.found.data
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result's `meta` says of images and models, once they have been read."""
+        return {**self.found.about, "models": {name: subject.about() for name, subject in self.by_name.items()}}
 
     def __iter__(self) -> Iterator[Subject]:
         return iter(self.by_name.values())
@@ -92,7 +101,7 @@ def prepare(
     prototypes = dict(prototypes or {})
     if unknown := [name for name in prototypes if name not in models]:
         raise ValueError(f"prototypes are given by the models' names {list(models)}; got {unknown}")
-    data = load_data("scenes:test", n=n) if data is None else as_data(data)
+    data = one_set(data, n=n)
 
     def known(name: str) -> Answers | None:
         return _known(models[name], data, head, prototypes.get(name), rules)
@@ -102,8 +111,7 @@ def prepare(
     for name, answers in found.by_name.items():
         mine = Rules(rules.norm, rules.bias, rules.image_head, prototypes.get(name))
         subjects[name] = Subject(name, answers, mine, check_rules(answers.model, mine))
-    about = {**found.about, "models": {name: subject.about() for name, subject in subjects.items()}}
-    return Subjects(subjects, found.data, about)
+    return Subjects(subjects, found)
 
 
 def _known(model: HookedViT, data: ImageData, head: str, prototypes: Tensor | None, rules: Rules) -> Answers | None:

@@ -26,8 +26,8 @@ from analyses.activations.relevance import (
     rollout,
 )
 from analyses.data import ImageData
-from analyses.data.imagedata import Batch
-from analyses.data.sets import count_classes, two_sets
+from analyses.data.batches import Batch
+from analyses.data.sets import classes_to_learn, two_sets
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import answering
 from analyses.questions.class_space.measures.explanations import check_asked, check_explainable, gradient_maps
@@ -111,7 +111,7 @@ def perturbation_tests(
         raise ValueError(f"the control needs at least one random order; got seeds={seeds}")
     data, fitted, note = two_sets(data, probe_data, n=200, n_fit=500)
     few = fitted.per_class(shots, seed) if any(order in BY_POSITION for order in orders) else None
-    n_classes = count_classes(data, fitted)
+    n_classes = classes_to_learn(data, fitted)
     for name, model in models.items():
         check_asked(model, name, site)
         removal_grid(model, 1, points)
@@ -133,10 +133,7 @@ def perturbation_tests(
         "probe_data": None if few is None else about_data(few, f"{shots} images per class from: {note}"),
         "n_classes": n_classes,
         "orders": [*orders, RANDOM],
-        "site": site,
-        "repro": repro,
-        "seeds": list(range(seeds)),
-        "batch_size": batch_size,
+        **{"site": site, "repro": repro, "seeds": list(range(seeds)), "batch_size": batch_size},
         "interventions": ["image tokens deleted behind the position embedding, prefix tokens kept"],
     }
     result = Result(frame, meta)

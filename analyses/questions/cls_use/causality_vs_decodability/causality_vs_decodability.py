@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from analyses.activations.streams import read_stream
-from analyses.controls.shuffle_floors import batch_seed, check_shuffles, expected_hits
+from analyses.controls.shuffle_floors import batch_seed, check_shuffles, exchange_batches, expected_hits
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import open_study
@@ -28,7 +28,6 @@ from analyses.questions.cls_use.causality_vs_decodability.figure import (
     one_axis_figure,
     summary_table,
 )
-from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import CHANGE, mean_intervals, rate_row
@@ -79,7 +78,8 @@ def causality_vs_decodability(
     for name, model in models.items():
         probes, answers = fit_role_probes(name, model, opening, batch_size, tokens)
         study = _Study(answers, probes, tokens, among, seeds)
-        for i, batch in enumerate(progress_batches(opening.measured, batch_size, f"{name}: shuffling {tokens}")):
+        batches = exchange_batches(opening.measured, batch_size, f"{name}: shuffling {tokens}", among)
+        for i, batch in enumerate(batches):
             study.add(i, batch.images, batch.labels)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = answers.about()

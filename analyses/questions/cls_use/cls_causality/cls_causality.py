@@ -19,14 +19,19 @@ import torch
 from torch import Tensor
 
 from analyses.activations.streams import cls_at_every_layer
-from analyses.controls.shuffle_floors import batch_seed, check_mixed, check_shuffles, expected_hits
+from analyses.controls.shuffle_floors import (
+    batch_seed,
+    check_exchange,
+    check_shuffles,
+    exchange_batches,
+    expected_hits,
+)
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers, by_readout
 from analyses.probes.opening import open_study
 from analyses.probes.ridge import RidgeProbe
 from analyses.probes.role_probes import fit_role_probes
 from analyses.questions.cls_use.cls_causality.figure import lens_figure, main_figure, summary_table
-from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import RATE, mean_row, rate_row
@@ -72,15 +77,15 @@ def cls_causality(
     """
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
-    plan = _Plan(_disturbance(disturb, among), seeds, batch_size)
+    plan = _Plan(_disturbance(disturb, among), seeds, batch_size, among)
     models, read = by_readout(models, reads)
     for name, model in models.items():
         _check(name, model, plan)
     opening = open_study(models, data, probe_data, head, read)
     if disturb is None:
         check_shuffles(opening.measured, batch_size, seeds, among)
-    elif among not in BY_CLASS:
-        check_mixed(opening.measured, batch_size)
+    else:
+        check_exchange(opening.measured, batch_size, among)
     rows: list[dict[str, Any]] = []
     notes: dict[str, Any] = {}
     for name, model in models.items():
@@ -120,6 +125,7 @@ class _Plan:
     disturbed: Disturbance
     seeds: int
     batch_size: int
+    among: str
 
 
 def _check(name: str, model: HookedViT, plan: _Plan) -> None:
@@ -137,7 +143,7 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
     if _cls_readout(model) == "differs":
         readouts["shuffled_cls_readout"] = readout("cls")
     clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
-    for i, batch in enumerate(progress_batches(data, plan.batch_size, f"{name}: shuffling CLS")):
+    for i, batch in enumerate(exchange_batches(data, plan.batch_size, f"{name}: shuffling CLS", plan.among)):
         pixels = model.preprocess(batch.images)
         labels, heads_labels = batch.labels, answers.labels(batch.labels)
         logits, cls = cls_at_every_layer(model, pixels)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analyses.data import ImageData
-from analyses.data.sets import count_classes, two_sets
+from analyses.data.sets import classes_to_learn, two_sets
 from analyses.questions.cls_use.random_readouts.arms import CLOSED_FORM, TRAINED, choose
 from analyses.questions.cls_use.random_readouts.figure import further_figures, main_figure, summary_table
 from analyses.questions.cls_use.random_readouts.networks import Decoder, make_decoder
@@ -86,7 +86,7 @@ def random_readouts(
     `keep_in`.
     """
     measured, fitted, note = two_sets(data, fit_data)
-    n_classes = count_classes(measured, fitted)
+    n_classes = classes_to_learn(measured, fitted)
     epochs = epochs if epochs is not None else PUBLISHED_EPOCHS if repro else Training.epochs
     modes = modes if modes is not None else (CLOSED_FORM, TRAINED) if repro else (CLOSED_FORM,)
     _check(

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.controls.shuffle_floors import batch_order, check_shuffles, expected_hits
+from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches, expected_hits
 from analyses.data import ImageData
+from analyses.data.batches import Batch
 from analyses.probes.opening import open_study
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.probes.role_probes import check_role, read_role
@@ -164,7 +165,9 @@ class _Matrix:
     def fit(self, data: ImageData, n_classes: int, *, refit: bool) -> None:
         """A probe per layer, or per cell of the matrix where it is `refit` under each shuffle."""
         ridges: dict[int | None, GramRidge] = {}
-        for i, batch in enumerate(progress_batches(data, self.batch_size, f"{self.name}: fitting probes")):
+        what = f"{self.name}: fitting probes"
+        batches = self._exchanging(data, what) if refit else progress_batches(data, self.batch_size, what)
+        for i, batch in enumerate(batches):
             orders = {FIT_SEED: batch_order(FIT_SEED, i, self.among, batch.labels)} if refit else {}
             sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
             for shuffled, _, probed, x in self._walk(batch.images, orders):
@@ -179,7 +182,7 @@ class _Matrix:
     def measure(self, data: ImageData, seeds: int) -> None:
         """Whether every probe reads every image right, under every shuffle and under none."""
         self.seeds = seeds
-        for i, batch in enumerate(progress_batches(data, self.batch_size, f"{self.name}: shuffling {self.tokens}")):
+        for i, batch in enumerate(self._exchanging(data, f"{self.name}: shuffling {self.tokens}")):
             orders = {seed: batch_order(seed, i, self.among, batch.labels) for seed in range(seeds)}
             shares: dict[Place, Tensor] = {}
             for shuffled, seed, probed, x in self._walk(batch.images, orders):
@@ -194,6 +197,9 @@ class _Matrix:
             for place, share in shares.items():
                 self.hits[place].append(share)
             self.labels.append(batch.labels)
+
+    def _exchanging(self, data: ImageData, what: str) -> Iterator[Batch]:
+        return exchange_batches(data, self.batch_size, what, self.among)
 
     def _walk(self, images: Any, orders: Mapping[int, Tensor]) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
         return shuffled_streams(self.model, self.model.preprocess(images), self.tokens, orders, self.read)

@@ -17,7 +17,7 @@ import pandas as pd
 from analyses.controls.control_task import ControlTask
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
-from analyses.data.sets import two_sets
+from analyses.data.sets import check_learnable, keep_apart, two_sets
 from analyses.probes import (
     EMBEDDING,
     Evaluation,
@@ -106,10 +106,7 @@ def decodability(
         "models": {name: {**about_model(model, PROBES_READ), "roles": read[name]} for name, model in models.items()},
         "data": measured.about(),
         "fit_data": fitted.about(note),
-        "target": target,
-        "classes": measured.target.classes,
-        "probe": probe,
-        "controls": controls,
+        **{"target": target, "classes": measured.target.classes, "probe": probe, "controls": controls},
         "components": components,
         "permutations": permutations,
         "seeds": [seed],
@@ -162,7 +159,9 @@ def _two_sets(data: Any, fit_data: Any, other_data: Any, target: str) -> tuple[T
             f"target={ORIGIN!r} fits on half of each data set (scenes: the train split); leave out fit_data"
         )
     sets = [two_sets(data, fit_data), *([two_sets(other_data)] if other_data is not None else [])]
-    measured, fitted = with_target(target, [s.measured for s in sets], [s.fitted for s in sets])
+    halves = keep_apart([s.measured for s in sets], [s.fitted for s in sets]) if len(sets) > 1 else sets[0][:2]
+    measured, fitted = with_target(target, *halves)
+    check_learnable(measured.labels, fitted.labels, fitted.name)
     return measured, fitted, "; ".join(dict.fromkeys(s.note for s in sets))
 
 

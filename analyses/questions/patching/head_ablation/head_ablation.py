@@ -18,8 +18,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.controls.shuffle_floors import batch_order, check_shuffles
+from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches
 from analyses.data import ImageData
+from analyses.data.batches import Batch
 from analyses.probes.classifier_heads import Answers, fit_head
 from analyses.probes.opening import open_study
 from analyses.questions.patching.head_ablation.ablation import (
@@ -141,14 +142,17 @@ class _Study:
         """All parts by themselves, then heads together."""
         fitting = progress_batches(fit_data, self.batch_size, f"{self.name}: mean outputs")
         self.mean = mean_outputs(self.model, (self.model.preprocess(batch.images) for batch in fitting))
-        for i, batch in enumerate(progress_batches(data, self.batch_size, f"{self.name}: ablating one by one")):
+        for i, batch in enumerate(self._exchanging(data, "ablating one by one")):
             self._one_by_one(i, self.model.preprocess(batch.images), batch.labels)
         groups, first = self._groups(), 0
-        for i, batch in enumerate(progress_batches(data, self.batch_size, f"{self.name}: ablating together")):
+        for i, batch in enumerate(self._exchanging(data, "ablating together")):
             held_out = torch.arange(first, first + len(batch)) % 2 == 1
             first += len(batch)
             if held_out.any():
                 self._together(i, self.model.preprocess(batch.images), batch.labels, held_out, groups)
+
+    def _exchanging(self, data: ImageData, what: str) -> Iterator[Batch]:
+        return exchange_batches(data, self.batch_size, f"{self.name}: {what}", "others")
 
     def _values(self, batch: int, outputs: Outputs, labels: Tensor) -> Iterator[tuple[str, int | None, Outputs | None]]:
         """(way, seed, what is put in) for every way."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from analyses.data import ImageData
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch
+from analyses.data.sets import copies_of, keep_apart
 from analyses.probes.ridge import GramRidge
 from analyses.running.notes import progress_batches
 from analyses.statistics.intervals import rate_row
@@ -18,15 +19,22 @@ Read = Callable[[Batch], Mapping[str, Tensor]]
 
 
 def equal_halves(data: Sequence[ImageData], seed: int = 0) -> list[tuple[ImageData, ImageData]]:
-    """Of each data set, equally many images to fit on and to measure on; no image is in both.
+    """Of each data set, equally many images to fit on and to measure on, and copies left out; no image is in both.
 
-    Raises ValueError for fewer than two data sets, and for a stream of unknown length.
+    Raises ValueError for fewer than two data sets, for a stream of unknown length, and for data sets with an image in
+    common.
     """
     if len(data) < 2:
         raise ValueError(f"a probe of the origin needs at least two data sets; got {len(data)}")
     n = min(len(part) for part in data)
     taken = [part if len(part) == n else part.split(n / len(part), seed)[0] for part in data]
-    return [part.split(0.5, seed) for part in taken]
+    fitted, measured = zip(*(_without_copies(*part.split(0.5, seed)) for part in taken), strict=True)
+    apart = keep_apart(measured, fitted)
+    return list(zip(apart[1], apart[0], strict=True))
+
+
+def _without_copies(fitted: ImageData, measured: ImageData) -> tuple[ImageData, ImageData]:
+    return fitted.without(copies_of(measured, fitted)), measured
 
 
 def domain_rows(

@@ -28,6 +28,7 @@ from analyses.questions.signal.low_frequency.figure import (
 )
 from analyses.questions.signal.low_frequency.frequency_study import FrequencyStudy, picture_size
 from analyses.questions.signal.spectrum import band_edges, default_radii, luminance, shown_pixels
+from analyses.running.notes import about_data
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.significance import uncorrected
@@ -90,7 +91,7 @@ def low_frequency(
     meta = {
         "models": about,
         **opening.about(),
-        "domain_data": [part.name for part in _several(domain_data)] if halves else [],
+        "domain_data": [about_data(half) for pair in (halves or [])[1:] for half in pair],
         "interventions": [
             repr(f(radius)) for r in about.values() for radius in r["radii"] for f in (low_pass, high_pass)
         ],

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.activations.streams import read_stream
-from analyses.controls.shuffle_floors import batch_seed
+from analyses.controls.shuffle_floors import batch_seed, exchange_batches
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers
 from analyses.running.notes import progress_batches
@@ -89,7 +89,7 @@ class ReplacedTokens:
     def measure(self, data: ImageData, batch_size: int, n_classes: int) -> None:
         """Answers and patches of every case."""
         self.counts = np.zeros(n_classes, int)
-        for i, batch in enumerate(progress_batches(data, batch_size, f"{self.name}: replacing tokens")):
+        for i, batch in enumerate(exchange_batches(data, batch_size, f"{self.name}: replacing tokens")):
             pixels, labels = self.model.preprocess(batch.images), self.answers.labels(batch.labels)
             self.counts += np.bincount(batch.labels.numpy(), minlength=n_classes)
             logits, before = self._run(pixels)

@@ -14,9 +14,9 @@ from torch import Tensor
 from analyses.activations.streams import read_stream
 from analyses.activations.token_groups import aligned_masks
 from analyses.controls.random_weights import with_random_weights
-from analyses.controls.shuffle_floors import batch_seed
+from analyses.controls.shuffle_floors import batch_seed, exchange_batches
 from analyses.data import ImageData
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch
 from analyses.probes.classifier_heads import Answers, head_of_probe, ready_for_head
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.signal.norms import NormRule, token_norms
@@ -135,7 +135,7 @@ class RegisterStudy:
     def measure(self, data: ImageData, batch_size: int) -> None:
         """The census, the probes and the shuffles."""
         extra = ("mask",) if "mask" in data.columns else ()
-        bar = progress_batches(data, batch_size, f"{self.name}: census and shuffles", extra=extra)
+        bar = exchange_batches(data, batch_size, f"{self.name}: census and shuffles", extra=extra)
         for i, batch in enumerate(bar):
             pixels = self.model.preprocess(batch.images)
             layout = self.model.layout_for(*pixels.shape[2:])

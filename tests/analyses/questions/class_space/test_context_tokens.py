@@ -14,7 +14,7 @@ from transformers import ViTImageProcessorPil
 from analyses import context_tokens, load_data
 from analyses.activations.token_groups import aligned_masks
 from analyses.data import ImageData, as_data, map_labels
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch
 from analyses.data.imagenet_s import imagenet_synsets
 from analyses.questions.class_space.context_tokens.context import ContextTally, measure_context
 from analyses.questions.class_space.context_tokens.figure import change_figure, difference_figure, groups_figure

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import ViTImageProcessorPil
 
 from analyses import load_data
-from analyses.data.imagedata import Batch
+from analyses.data.batches import Batch
 from analyses.questions.class_space.gradient_explanations.figure import curves_figure, heads_figure, overlay_figure
 from analyses.questions.class_space.gradient_explanations.gradient_explanations import (
     _object_patches,

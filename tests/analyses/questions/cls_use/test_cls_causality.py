@@ -193,7 +193,7 @@ def test_refusals_come_before_any_run() -> None:
 
 
 def load_one_class() -> ImageData:
-    return as_data(([Image.new("RGB", (IMAGE, IMAGE))] * 8, [0] * 8))
+    return as_data(([Image.new("RGB", (IMAGE, IMAGE), (i, i, i)) for i in range(8)], [0] * 8))
 
 
 def test_pictures_and_table_have_every_model(result: Result) -> None:

@@ -1,0 +1,115 @@
+"""Every analysis on data that are not as they should be: a refusal in words or a result that says so, nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+import datasets
+import pytest
+
+from analyses.command_line.options import options_of
+from analyses.data import ImageData, as_data, load_data
+from analyses.running.catalogue import get_analysis, in_source
+from analyses.running.results import Result
+from tests.analyses import everything
+from tests.analyses.everything import CLASSES, MODEL, SMALL, asked
+
+COMMANDS = [name for name, source in in_source().items() if source.is_command]
+EXCHANGE = (
+    *("causality-vs-decodability", "cls-causality", "head-ablation", "intervention-sweep", "registers"),
+    "restoration",
+)
+PROBES = (*(name for name in EXCHANGE if name != "intervention-sweep"), "decodability", "low-frequency", "lenses")
+EXTRA = ("mask", "pair", "count", "removed")
+N = 24
+
+
+@cache
+def scenes() -> Any:
+    """Two dozen scenes and all their columns."""
+    return next(load_data("scenes:test", n=N).batches(N, extra=EXTRA))
+
+
+def chosen(places: list[int], labels: list[int] | None = None) -> ImageData:
+    """Some of the scenes, under labels of their own or others."""
+    batch = scenes()
+    told = [int(batch.labels[i]) for i in places] if labels is None else labels
+    extra = {column: [batch.extra[column][i] for i in places] for column in EXTRA}
+    return as_data(datasets.Dataset.from_dict({"image": [batch.images[i] for i in places], "label": told, **extra}))
+
+
+def one_of_each() -> ImageData:
+    """One scene of every digit there is among them."""
+    return chosen([*{label: i for i, label in enumerate(scenes().labels.tolist())}.values()])
+
+
+BAD = {
+    "one class": lambda: chosen([*range(N)], [3] * N),
+    "one image per class": one_of_each,
+    "one image": lambda: chosen([0]),
+    "two images": lambda: chosen([0, 1], [0, 1]),
+    "two of one class": lambda: chosen([0, 1], [0, 0]),
+}
+
+
+def run(name: str, data: ImageData, **more: Any) -> Result:
+    entry = get_analysis(name)
+    takes = inspect.signature(entry.run).parameters
+    small = {option.name: SMALL[option.name] for option in options_of(entry.run) if option.name in SMALL}
+    parts = {"parts": ("class-projection",)} if "parts" in takes else {}
+    told = {**small, "batch_size": 8, **parts, **{name: value for name, value in more.items() if name in takes}}
+    return entry.run({MODEL: asked(entry)}, data, **told)
+
+
+def fit() -> dict[str, ImageData]:
+    data = load_data("scenes:train", n=30)
+    return {"fit_data": data, "probe_data": data}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_bad_data_end_in_a_sentence_or_in_numbers_that_are_none_too_many(name: str) -> None:
+    for what, make in BAD.items():
+        data = make()
+        for more in ({}, fit()) if name in PROBES else ({},) if name != "counting" or what == "two images" else ():
+            try:
+                result = run(name, data, **more)
+            except ValueError as refusal:
+                said = str(refusal)
+            else:
+                assert name not in EXCHANGE or what in ("one image per class", "two images"), (what, "was not refused")
+                assert len(result.frame), what
+                continue
+            assert " " in said, what
+            assert "\n" not in said, what
+
+
+@pytest.mark.parametrize("name", EXCHANGE)
+def test_images_in_the_order_of_their_labels_are_refused_where_tokens_are_exchanged(name: str) -> None:
+    order = sorted(range(N), key=lambda i: i % 3)
+    with pytest.raises(ValueError, match="batches have to mix classes"):
+        run(name, chosen(order, [i % 3 for i in order]), **fit())
+    rows = datasets.Dataset.from_dict({"image": [scenes().images[i] for i in order], "label": [i % 3 for i in order]})
+    flowing = as_data(rows.cast_column("label", datasets.ClassLabel(names=CLASSES)).to_iterable_dataset())
+    named = everything.scenes("train", 30)
+    with pytest.raises(ValueError, match="batches have to mix classes"):
+        run(name, flowing, fit_data=named, probe_data=named)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_is_not_asked_about_classes_it_cannot_know(name: str) -> None:
+    with pytest.raises(ValueError, match="none of the . that are measured is among the . of|at least 2 classes"):
+        run(name, one_of_each(), lens_images=20)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "counting"])
+def test_the_same_photo_under_two_names_is_counted_and_never_on_both_sides(name: str) -> None:
+    twice = chosen([*range(N), 0, 1])
+    result = run(name, twice, **fit())
+    parts = result.meta["parts"].values() if "parts" in result.meta else [{"meta": result.meta}]
+    assert [part["meta"]["data"]["duplicates"] for part in parts] == [2] * len(parts)
+    assert any("2 images are copies of others, to the pixel" in note for note in result.meta["notes"])
+    if {"fit_data", "probe_data"} & {*inspect.signature(get_analysis(name).run).parameters} and name in PROBES:
+        with pytest.raises(ValueError, match="probes are measured on images they were not fitted on"):
+            run(name, twice, fit_data=chosen([1, 2, 3]), probe_data=chosen([1, 2, 3]))
