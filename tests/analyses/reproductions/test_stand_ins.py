@@ -40,7 +40,7 @@ def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # the widest recipe at every depth, the others at one
 RUNS = [("class-embedding", 4), ("class-embedding", 8), ("class-embedding", 12), ("cls-not-used", 8)]
-RUNS += [("multiple-readouts", 4), ("counting", 12), ("registers", 4), ("low-frequency", 8)]
+RUNS += [("multiple-readouts", 4), ("counting", 12), ("registers", 4)]
 
 
 @pytest.mark.parametrize(("name", "n_layers"), RUNS)
