@@ -251,7 +251,7 @@ def _add_device(to: argparse.ArgumentParser) -> None:
 
 
 def _recipes_listed() -> str:
-    folder = Path(__file__).parents[1] / "reproductions"
+    folder = Path(__file__).parents[1] / "reproductions" / "recipes"
     return "recipes:\n" + "\n".join(f"  {file.stem:<20} {_title(file)}" for file in sorted(folder.glob("*.toml")))
 
 

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def reproduce(args: argparse.Namespace) -> int:
     """`reproduce RECIPE`: say what is missing, or run it and put what was published beside ours."""
     from analyses.reproductions.missing import missing
+    from analyses.reproductions.prepared import obstacles
     from analyses.reproductions.recipe import load_recipe
     from analyses.reproductions.run import NOT_ALL_THERE, run_recipe
     from analyses.running.files import check_writable
@@ -101,8 +102,11 @@ def reproduce(args: argparse.Namespace) -> int:
         terminal.say(console, f"{NOT_ALL_THERE}.")
         return 2
     if args.dry_run:
-        terminal.say(console, "Everything is there.")
-        return 0
+        refused = list(obstacles(recipe))
+        for sentence in refused:
+            terminal.say(console, f"cannot run: {sentence}")
+        terminal.say(console, "Everything is there, and not all of it can run." if refused else "Everything is there.")
+        return 2 if refused else 0
     report = run_recipe(recipe, out, device=args.device, say=lambda step: terminal.say(console, f"step {step}"))
     result = Result.load(out)
     columns = ["what", "model", "at", "published", "ours", "interval", "difference", "agrees"]
@@ -124,6 +128,10 @@ def _print_plan(console: Console, recipe: Recipe) -> None:
         for step in recipe.steps
     ]
     terminal.print_table(console, ["step", "analysis", "models", "options"], rows)
+    from analyses.reproductions.reported import reported
+
+    columns = ["step", "compared", "model", "at", "published", "source"]
+    terminal.print_table(console, columns, [list(row) for row in reported(recipe)])
 
 
 def _rounded(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[list[str]]:

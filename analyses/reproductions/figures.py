@@ -14,7 +14,7 @@ from analyses.running.shown import plain, plain_frame
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:
     """Every published number against ours: on the line they are equal."""
-    figure, frame = go.Figure(), plain_frame(frame)
+    figure, frame = go.Figure(), plain_frame(frame[frame["published"].notna()])
     for (step, what), part in frame.groupby(["step", "what"], sort=False):
         said = [
             f"{row.model}{'' if pd.isna(row.at) else f', {row.by} {row.at}'}<br>published {row.published:.3f}, ours "

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from analyses.reproductions.filters import parse_rows
+from analyses.reproductions.checks import check_claim, check_value
+from analyses.reproductions.entries import Claim, DataEntry, ModelEntry, PublishedValue, Side, Step
 from analyses.reproductions.tables import RecipeError, listed, made, table
 from analyses.running.arguments import PLACES, check_options
 from analyses.running.catalogue import get_analysis
@@ -20,66 +20,8 @@ from analyses.running.models import PUBLISHED, ZOO
 from analyses.running.text import check_component, check_seen
 from hooked_vit.errors import nearest
 
+FOLDER = "recipes"
 OF_THE_RESULT = ("report.html", "result.parquet", "result.json")
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model: where its checkpoint is, and what should be kept in mind when its numbers are compared."""
-
-    checkpoint: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class DataEntry:
-    """Images: a data specification, how many of them, drawn with which seed."""
-
-    spec: str
-    n: int | None = None
-    seed: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class PublishedValue:
-    """A reported number, or a list of them along `by`, and which rows of our result they are compared with.
-
-    `rows` are conditions (see `parse_rows`) on a model's part of the result's frame that leave one row (one per value
-    of `by`, the first of which is `first`). `values` are by model. `reading` is by how much a value read off a figure
-    may be wrong, for a printed one half of its last digit. `percent` says that values and reading are in percent.
-    """
-
-    what: str
-    rows: str
-    values: Mapping[str, Any]
-    source: str
-    by: str | None = None
-    first: int = 0
-    reading: float = 0.0
-    percent: bool = False
-    note: str = ""
-
-    def pairs(self, model: str) -> list[tuple[int | None, float]]:
-        """(value of `by` or None, published value as a share) of a model; a dash in the list was not reported."""
-        told = self.values[model]
-        scale = 0.01 if self.percent else 1.0
-        if self.by is None:
-            return [(None, told * scale)]
-        return [(self.first + i, v * scale) for i, v in enumerate(told) if not isinstance(v, str)]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One run of an analysis on some of the models, and what was published about it."""
-
-    name: str
-    analysis: str
-    models: tuple[str, ...]
-    data: Mapping[str, str]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    published: tuple[PublishedValue, ...] = ()
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +107,7 @@ def names() -> list[str]:
     >>> "cls-not-used" in names()
     True
     """
-    folder = files(__package__)
+    folder = files(__package__).joinpath(FOLDER)
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -183,7 +125,7 @@ def load_recipe(name: str) -> Recipe:
             raise FileNotFoundError(f"there is no recipe {name}")
         text, name = _read(path), check_component(path.stem, "a recipe's name")
     elif name in names():
-        text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        text = files(__package__).joinpath(FOLDER, f"{name}.toml").read_text(encoding="utf-8")
     else:
         raise LookupError(
             f"there is no recipe {name!r}{nearest(name, names())}; there are {', '.join(names())}, or a file of your "
@@ -214,13 +156,26 @@ def _recipe(name: str, told: dict[str, Any]) -> Recipe:
         published = [
             made(PublishedValue, where, value) for value in listed(f"{where}, published", entry.pop("published", []))
         ]
+        claims = [_claim(where, value) for value in listed(f"{where}, claims", entry.pop("claims", []))]
         run = listed(f"{where}, models", entry.pop("models", list(models)))
-        steps.append(made(Step, where, {**entry, "models": run, "published": tuple(published)}))
+        told_of = {"published": tuple(published), "claims": tuple(claims)}
+        steps.append(made(Step, where, {**entry, "models": run, **told_of}))
     left_out = listed(f"{name}, not_reproduced", told.pop("not_reproduced", []))
     told |= {"name": name, "not_reproduced": left_out, "models": models, "data": data, "steps": tuple(steps)}
     recipe = made(Recipe, name, told)
     check(recipe)
     return recipe
+
+
+def _claim(where: str, entry: Any) -> Claim:
+    entry = table(f"{where}, claims", entry)
+    for side in ("more", "less"):
+        if side in entry:
+            told = table(f"{where}, {side}", entry[side])
+            told["within"] = listed(f"{where}, within", told.get("within", []))
+            entry[side] = made(Side, f"{where}, {side}", told)
+    entry["models"] = listed(f"{where}, models of a claim", entry.get("models", []))
+    return made(Claim, where, entry)
 
 
 def check(recipe: Recipe) -> None:
@@ -229,6 +184,9 @@ def check(recipe: Recipe) -> None:
     Raises RecipeError.
     """
     _check_names(recipe)
+    for name, model in recipe.models.items():
+        if model.layers is not None and model.layers < 1:
+            raise RecipeError(f"{recipe.name}, model {name}: layers are how many it has, at least 1")
     for name, drawn in recipe.data.items():
         if drawn.seed < 0 or (drawn.n is not None and drawn.n < 1):
             raise RecipeError(f"{recipe.name}, data {name}: n is at least 1 and seed at least 0")
@@ -258,7 +216,9 @@ def check(recipe: Recipe) -> None:
         if "data" not in step.data:
             raise RecipeError(f"{where}: data = {{ data = … }} says what is measured on")
         for value in step.published:
-            _check_value(f"{where}, {value.what}", value, step)
+            check_value(f"{where}, {value.what}", value, step)
+        for claim in step.claims:
+            check_claim(f"{where}, {claim.what}", claim, step)
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -275,25 +235,3 @@ def _check_names(recipe: Recipe) -> None:
         raise RecipeError(f"{recipe.name}: {error}") from error
     if taken := [name for name in steps if name.casefold() in OF_THE_RESULT]:
         raise RecipeError(f"{recipe.name}: a step cannot be called {taken[0]}, as a file of the result is")
-
-
-def _check_value(where: str, value: PublishedValue, step: Step) -> None:
-    if strange := [model for model in value.values if model not in step.models]:
-        raise RecipeError(f"{where}: values of {', '.join(strange)}, which the step does not run")
-    for model, told in value.values.items():
-        several = isinstance(told, Sequence) and not isinstance(told, str)
-        if several != (value.by is not None):
-            raise RecipeError(f"{where}: `values` of {model} are a list if, and only if, there is a `by`")
-        for number in told if several else [told]:
-            if not (_is_number(number) or (several and number == "-")):
-                raise RecipeError(f"{where}: {number!r} of {model} is no number, and no '-' for one not reported")
-    if value.reading < 0:
-        raise RecipeError(f"{where}: reading is how far off a number may be, 0 or more; got {value.reading}")
-    try:
-        parse_rows(value.rows)
-    except ValueError as error:
-        raise RecipeError(f"{where}: {error}") from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

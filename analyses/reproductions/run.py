@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analyses.data import load_data
-from analyses.reproductions.beside import COLUMNS, rows_beside
+from analyses.reproductions.beside import COLUMNS, claims_beside, rows_beside
+from analyses.reproductions.entries import Step
 from analyses.reproductions.figures import comparison_figure, curve_figures
 from analyses.reproductions.missing import missing
-from analyses.reproductions.recipe import Recipe, Step
+from analyses.reproductions.prepared import load_step
+from analyses.reproductions.recipe import Recipe
 from analyses.running.catalogue import get_analysis
 from analyses.running.files import check_writable, clean
 from analyses.running.fingerprint import Fingerprint, fingerprint
 from analyses.running.locks import hold_folder
-from analyses.running.models import load_model
 from analyses.running.notice import notice
 from analyses.running.report import Section, write_report
 from analyses.running.results import Result
@@ -69,14 +68,10 @@ def compare(recipe: Recipe, results: dict[str, Result]) -> Result:
 
     `value` is ours with its interval `low`, `high` over `n` images; `difference` is ours minus published, and `agrees`
     says whether the published number, give or take what reading it off a figure costs (`reading`), is in the interval.
+    Behind them a row per claim (see `claims_beside`), whose `published` is missing.
     Raises RecipeError where a row of ours is not there, or is not one.
     """
-    rows = [
-        {"step": step.name, "analysis": step.analysis, **row}
-        for step in recipe.steps
-        for value in step.published
-        for row in rows_beside(f"{recipe.name}, step {step.name}", value, step.models, results[step.name].frame)
-    ]
+    rows = [{"step": s.name, "analysis": s.analysis, **row} for s in recipe.steps for row in _rows(recipe, s, results)]
     frame = pd.DataFrame(rows, columns=COLUMNS).astype({"at": "Int64", "n": "Int64"})
     notes = [*recipe.not_reproduced, *_notes(recipe), ONE_BY_ONE]
     meta: dict[str, Any] = {
@@ -95,20 +90,24 @@ def compare(recipe: Recipe, results: dict[str, Result]) -> Result:
     return Result(frame, meta)
 
 
+def _rows(recipe: Recipe, step: Step, results: Mapping[str, Result]) -> Iterator[dict[str, Any]]:
+    where, result = f"{recipe.name}, step {step.name}", results[step.name]
+    about = result.meta.get("models", {})
+    depths = {m: (recipe.models[m].layers, about.get(m, {}).get("n_layers")) for m in step.models}
+    for value in step.published:
+        yield from rows_beside(where, value, step.models, result.frame, depths=depths)
+    for claim in step.claims:
+        yield from claims_beside(where, claim, step.models, result.frame)
+
+
 def _run_step(recipe: Recipe, step: Step, folder: Path, device: str) -> Result:
     entry = get_analysis(step.analysis)
-    images = {
-        parameter: load_data(recipe.data[name].spec, recipe.data[name].n, seed=recipe.data[name].seed)
-        for parameter, name in step.data.items()
-    }
-    load = partial(load_model, class_names=images["data"].class_names, device=device)
-    models = {name: load(recipe.models[name].checkpoint) for name in step.models}
+    models, images, options = load_step(recipe, step, device)
     mark = fingerprint(models, images, {"analysis": step.analysis, "options": dict(step.options)})
     before, why = _finished(folder, mark)
     if before is not None:
         return before
     notes = [notice(f"step {step.name} was finished before and is run again: {why}")] if why else []
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in step.options.items()}
     result = entry.run(models, images.pop("data"), **images, **options)
     result.meta["reproduction"] = {"fingerprint": mark.key, "of": dict(mark.parts)}
     result.meta["notes"] = [*result.meta.get("notes", []), *notes]
@@ -148,6 +147,7 @@ def _notes(recipe: Recipe) -> Iterator[str]:
         if step.note:
             yield f"{step.name}: {step.note}"
         yield from (f"{value.what}: {value.note}" for value in step.published if value.note)
+        yield from (f"{claim.what}: {claim.note}" for claim in step.claims if claim.note)
 
 
 def _warned(recipe: Recipe) -> list[str]:
@@ -160,7 +160,8 @@ def _warned(recipe: Recipe) -> list[str]:
 
 
 def _in_words(frame: pd.DataFrame) -> Iterator[str]:
-    for (step, what), part in frame.groupby(["step", "what"], sort=False):
+    claimed = frame["published"].isna()
+    for (step, what), part in frame[~claimed].groupby(["step", "what"], sort=False):
         worst = part.loc[part["difference"].abs().idxmax()]
         at = worst["model"] if pd.isna(worst["at"]) else f"{worst['model']} at {worst['by']} {worst['at']}"
         yield (
@@ -169,6 +170,13 @@ def _in_words(frame: pd.DataFrame) -> Iterator[str]:
             f"largest difference is {worst['difference']:+.3f} ({at}: {worst['published']:.3f} published, "
             f"{worst['value']:.3f} here)."
         )
+    for row in frame[claimed].to_dict("records"):
+        if pd.isna(row["difference"]):
+            yield f"{row['what']} ({row['step']}): it cannot be told here, as {row['model']} has too few of them."
+            continue
+        found = "so it is here" if row["agrees"] else "not so here"
+        apart = "the intervals are apart" if row["low"] > 0 or row["high"] < 0 else "the intervals overlap"
+        yield f"{row['what']} ({row['step']}): {found}, {row['model']} {row['difference']:+.3f}; {apart}."
 
 
 def _table(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -176,15 +184,24 @@ def _table(frame: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "what": row["what"],
             "model": row["model"],
-            "at": "" if pd.isna(row["at"]) else f"{row['by']} {row['at']}",
-            "published": row["published"],
+            "at": _at(row),
+            "published": "more" if pd.isna(row["published"]) else row["published"],
             "ours": row["value"],
             "interval": "none" if pd.isna(row["low"]) else f"{row['low']:.3f} – {row['high']:.3f}",
             "difference": row["difference"],
-            "agrees": row["agrees"],
+            "agrees": None if pd.isna(row["difference"]) else row["agrees"],
+            "source": f"{row['source']} ({row['kind']})",
         }
         for row in frame.to_dict("records")
     ]
+
+
+def _at(row: Mapping[str, Any]) -> str:
+    """The published layer, and ours where it is another."""
+    if pd.isna(row["at"]):
+        return ""
+    ours = "" if row["layers"] in (str(row["at"]), "") else f" (ours {row['layers']})"
+    return f"{row['by']} {row['at']}{ours}"
 
 
 def _intro(recipe: Recipe) -> str:

@@ -108,7 +108,7 @@ def test_command_lines(data: st.DataObject, nothing_runs: None) -> None:
 # --- recipes
 
 
-STAND_IN = (Path(recipes.__file__).parent / "stand-in.toml").read_text(encoding="utf-8")
+STAND_IN = (Path(recipes.__file__).parent / "recipes" / "stand-in.toml").read_text(encoding="utf-8")
 LINES = STAND_IN.splitlines()
 TOML = st.sampled_from(
     [

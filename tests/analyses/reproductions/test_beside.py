@@ -16,7 +16,7 @@ NONE = float("nan")
     [(0.5, 0.4, 0.6, True), (0.7, 0.65, 0.8, False), (0.5, NONE, NONE, True), (0.6, NONE, NONE, False)],
 )
 def test_what_has_no_interval_is_not_given_one_of_no_width(value: float, low: float, high: float, agrees: bool) -> None:
-    told = PublishedValue("accuracy", "measure == 'accuracy'", {"vit": 0.5}, "a table")
+    told = PublishedValue("accuracy", "measure == 'accuracy'", {"vit": 0.5}, "a table", "table")
     frame = pd.DataFrame([{"model": "vit", "measure": "accuracy", "value": value, "low": low, "high": high, "n": 3}])
     (row,) = rows_beside("here", told, ["vit"], frame)
     assert row["agrees"] == agrees

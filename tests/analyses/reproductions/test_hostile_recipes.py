@@ -40,6 +40,7 @@ def recipe(folder: Path, *, rows: str = "measure == 'clean'", values: str = "{ m
             "[[steps.published]]",
             'what = "w"',
             'source = "p"',
+            'kind = "table"',
             f"rows = {rows!r}" if '"' in rows else f'rows = "{rows}"',
         ),
         f"values = {values}",
