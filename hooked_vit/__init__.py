@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hooked_vit.running import NumberedImages
     from hooked_vit.tokens import TokenLayout
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ActivationCache", "HookPoint", "HookedViT", "NumberedImages", "TokenLayout", "ViTConfig"]
 __all__ += ["architectures", "in_place", "published", "zero_shot_head", "zoo"]
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from analyses.drawing.colours import BLUE, MIDGREY, ORANGE
 from analyses.drawing.panels import add, curve, each_panel, model_panels, panels, place, sentence
 from analyses.drawing.rows import by_model, picked, value_of
-from analyses.questions.head_words.study import OTHER, RANDOM, TEXTS, UNTRAINED
+from analyses.questions.features.head_words.study import OTHER, RANDOM, TEXTS, UNTRAINED
 from analyses.running.results import Result
 
 COLOURS = {TEXTS: BLUE, RANDOM: ORANGE, UNTRAINED: MIDGREY}

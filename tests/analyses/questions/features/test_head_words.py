@@ -14,9 +14,9 @@ from PIL import Image
 
 from analyses import Result
 from analyses.data import ImageData, as_data
-from analyses.questions.head_words.head_words import head_words
-from analyses.questions.head_words.joint import JointReading, directions, prompt_map
-from analyses.questions.head_words.text_span import text_span
+from analyses.questions.features.head_words.head_words import head_words
+from analyses.questions.features.head_words.joint import JointReading, directions, prompt_map
+from analyses.questions.features.head_words.text_span import text_span
 from analyses.running.catalogue import get_analysis
 from hooked_vit import HookedViT, zero_shot_head
 from tests.tiny import CLASSES, IMAGE, Letters, make, make_hf, pixels, processor_of, tiny

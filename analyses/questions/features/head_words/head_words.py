@@ -15,9 +15,15 @@ import pandas as pd
 
 from analyses.data.sets import classes_to_learn, two_sets
 from analyses.probes.classifier_heads import fit_head
-from analyses.questions.head_words.figure import explained_figure, in_words, main_figure, map_figure, word_table
-from analyses.questions.head_words.joint import directions
-from analyses.questions.head_words.study import WordStudy
+from analyses.questions.features.head_words.figure import (
+    explained_figure,
+    in_words,
+    main_figure,
+    map_figure,
+    word_table,
+)
+from analyses.questions.features.head_words.joint import directions
+from analyses.questions.features.head_words.study import WordStudy
 from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result

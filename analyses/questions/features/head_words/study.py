@@ -13,8 +13,8 @@ from torch import Tensor
 from analyses.activations.token_groups import aligned_masks
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
-from analyses.questions.head_words.joint import JointReading, Part, directions
-from analyses.questions.head_words.text_span import text_span
+from analyses.questions.features.head_words.joint import JointReading, Part, directions
+from analyses.questions.features.head_words.text_span import text_span
 from analyses.running.notes import progress_batches
 from analyses.statistics.intervals import RATE, mean_intervals
 from hooked_vit import HookedViT
