@@ -19,6 +19,7 @@ from analyses.data import ImageData, as_data, load_data
 from analyses.probes.fitted import FittedProbes
 from analyses.probes.fitting import fit_probes
 from analyses.questions.cls_use.random_readouts.store import plan, streams
+from analyses.reproductions import prepared
 from analyses.reproductions import run as reproducing
 from analyses.reproductions.recipe import load_recipe
 from analyses.running import fingerprint as fingerprints
@@ -48,7 +49,7 @@ class World:
         self.in_memory.class_names = list(NAMES)
         self.in_files = load_data(f"imagefolder:{folder / 'photos'}")
         self.data: ImageData = self.in_memory
-        self.fit = as_data((self.pixels[::-1], self.labels[::-1]))
+        self.fit = as_data(([255 - picture for picture in self.pixels[::-1]], self.labels[::-1]))
         self.fit.class_names = list(NAMES)
         self.interventions = grid(shuffle_cls, layer=range(2))
 
@@ -73,8 +74,8 @@ class World:
             '[[steps]]\nname = "s"\nanalysis = "intervention-sweep"\ndata = { data = "d" }\noptions = { }\n'
         )
         recipe = load_recipe(str(file))
-        self.monkeypatch.setattr(reproducing, "load_model", lambda *a, **kw: self.vit)
-        self.monkeypatch.setattr(reproducing, "load_data", lambda *a, **kw: self.data)
+        self.monkeypatch.setattr(prepared, "load_model", lambda *a, **kw: self.vit)
+        self.monkeypatch.setattr(prepared, "load_data", lambda *a, **kw: self.data)
         self.monkeypatch.setattr(reproducing, "write_report", lambda result, folder, **_: result.save(folder))
         return reproducing._run_step(recipe, recipe.steps[0], keep / "s", "cpu").frame
 

@@ -70,7 +70,7 @@ def _maps(result: Result, effect: str, question: str) -> go.Figure:
                 hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
             )  # fmt: skip
             add(fig, at, heat, None)
-            unsure = mine[(mine.low <= 0) & (mine.high >= 0)]
+            unsure = mine[~((mine.low > 0) | (mine.high < 0))]  # those without an interval too
             marker = {"color": MIDGREY, "size": 4}
             dots = go.Scatter(x=unsure["across"], y=unsure.layer.astype(int), mode="markers", marker=marker)
             add(fig, at, dots.update(hoverinfo="skip"), None)

@@ -132,12 +132,12 @@ def test_controls_are_as_many_and_as_sparse_and_the_best_they_can_be():
 
 def test_what_is_recovered_lies_between_nothing_and_everything():
     ablated = np.array([2.0, 4.0, 6.0])
-    assert recovered(ablated, ablated, 0)["value"] == 0
-    assert recovered(0 * ablated, ablated, 0)["value"] == 1
-    part = recovered(np.array([1.0, 1.0, 4.0]), ablated, 0)
+    assert recovered(ablated, ablated)["value"] == 0
+    assert recovered(0 * ablated, ablated)["value"] == 1
+    part = recovered(np.tile([1.0, 1.0, 4.0], 8), np.tile(ablated, 8))
     assert part["value"] == 0.5
     assert part["low"] <= 0.5 <= part["high"]
-    assert np.isnan(recovered(ablated, 0 * ablated, 0)["value"])
+    assert np.isnan(recovered(ablated, 0 * ablated)["value"])
 
 
 def test_without_a_dictionary_components_stand_in_and_it_says_so():
