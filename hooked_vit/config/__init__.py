@@ -236,6 +236,7 @@ class ViTConfig:
         """How many numbers there are to learn, about: biases and norms are not counted exactly."""
         d, offsets = self.d_model, math.prod(2 * side - 1 for side in self.grid) + 3
         tables = self.rel_pos_shared + self.n_layers * self.rel_pos_per_layer
+        pool = self.attention_pool
         return (
             self.n_layers * d * (4 * d + (2 + self.gated_mlp) * self.d_mlp)
             + d * self.n_channels * self.patch_size**2
@@ -243,6 +244,7 @@ class ViTConfig:
             + sum(self.d_embed or len(read) * d for _, read in self.heads) * (self.n_classes or 0)
             + (self.d_embed or 0) * self.d_pooled
             + tables * self.n_heads * offsets
+            + (0 if pool is None else d * ((3 + pool.query) * d + 2 * (pool.d_mlp or 0)))
         )
 
     @property

@@ -30,6 +30,7 @@ OWN = re.compile(
 """What somebody writes who makes an interval or a test of their own."""
 NONE_OF_ITS_OWN = {
     "questions/patching/head_ablation/ranking.py": "the spread of rank correlations over splits, said to be that",
+    "questions/features/head_words/figure.py": "the middle half of the heads, said to be that",
     "questions/class_space/measures/rank_counts.py": "box plots, and Wilcoxon's test over tokens as published",
 }
 
