@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_what_captum_asks_of_a_model(name):
     """Integrated gradients as captum computes them are complete; a layer's are read and replaced by forward hooks."""
     model = tiny(name)[1]
     x, target, steps = pixels(model, n=1).double(), 1, 64
-    model = model.shared_copy().double()
+    model = deepcopy(model).double()  # a shared copy has the same weights, which would become double too
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(steps))
     scaled = (((nodes + 1) / 2)[:, None, None, None] * x).requires_grad_()
     (grads,) = torch.autograd.grad(model(scaled)[:, target].sum(), scaled)
