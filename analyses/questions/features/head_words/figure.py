@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, MIDGREY, ORANGE
-from analyses.drawing.panels import add, curve, each_panel, model_panels, panels, place, sentence
+from analyses.drawing.panels import add, curve, each_panel, model_panels, panels, place, sentence, whole_numbers
 from analyses.drawing.rows import by_model, picked, value_of
 from analyses.questions.features.head_words.study import OTHER, RANDOM, TEXTS, UNTRAINED
 from analyses.running.results import Result
@@ -59,7 +59,7 @@ def explained_figure(result: Result) -> go.Figure:
             groups = some.groupby("k").value
             line = pd.DataFrame({"value": groups.mean(), "low": groups.quantile(0.25), "high": groups.quantile(0.75)})
             curve(fig, at, line.reset_index(), variant, colour, x="k")
-    return fig
+    return whole_numbers(fig, int(picked(result.frame, measure="explained").k.max()))
 
 
 def map_figure(result: Result) -> go.Figure:
