@@ -72,7 +72,7 @@ def map_figure(result: Result) -> go.Figure:
     if not shown:
         return sentence("No map was asked for.")
     fig = panels(
-        [f"{name}: image {image}, {some.text.iloc[0]}" for name, image, some in shown],
+        [f"{name}: image {image}, towards “{some.text.iloc[0]}”" for name, image, some in shown],
         "From which patches do the heads take the answer?",
         "What all heads together add to the logit of the image's answer, by the patch they take it from; each map on "
         "its own scale, red adds and blue takes away",
