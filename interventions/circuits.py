@@ -95,7 +95,10 @@ class Graph:
         """
         rows, columns = ({name: i for i, name in enumerate(names)} for names in (self.senders, self.receivers))
         chosen = torch.zeros_like(self.exists)
-        for sender, receiver in edges:
+        for edge in edges:
+            if isinstance(edge, str) or len(edge) != 2:
+                raise ValueError(f"an edge is a pair (sender, receiver); got {edge!r}")
+            sender, receiver = edge
             for name, known in ((sender, rows), (receiver, columns)):
                 if name not in known:
                     raise ValueError(f"no end of an edge is called {name!r}{nearest(name, known)} (of {self})")
@@ -107,14 +110,25 @@ class Graph:
 
 
 def identity(model: HookedViT) -> dict[str, Any]:
-    """What tells a model from others: its name, its size, and a short hash of its weights."""
-    sums = [f"{p.detach().double().abs().sum().item():.5g}" for p in model.state_dict().values()]
+    """What tells a model from others: its name, its size, and a short hash of its weights.
+
+    Of five digits of sums, which are the same on every device; each number counts by its sign and its place, so that
+    a model whose heads have changed places is another.
+    """
+    sums = [f"{part:.5g}" for p in model.state_dict().values() for part in _sums(p)]
     return {
         "name": model.cfg.name or model.cfg.architecture,
         "n_layers": model.cfg.n_layers,
         "n_heads": model.cfg.n_heads,
         "weights": hashlib.sha256(" ".join(sums).encode()).hexdigest()[:12],
     }
+
+
+def _sums(weights: Tensor) -> list[float]:
+    """What is above 0 and what is below, each summed up with weights that rise from 1 to 2."""
+    flat = weights.detach().double().flatten()
+    by_place = torch.linspace(1, 2, len(flat), dtype=torch.float64, device=flat.device)
+    return [float(flat.clamp(min=0) @ by_place), float(flat.clamp(max=0) @ by_place)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,13 +187,14 @@ class Circuit:
 
         Raises ValueError for anything else.
         """
-        strange = not isinstance(stored, Mapping) or set(stored) != {"model", "edges"}
-        if strange or set(stored["model"]) != {"name", "n_layers", "n_heads", "weights"}:
+        fields = stored if isinstance(stored, Mapping) and set(stored) == {"model", "edges"} else {}
+        model, listed = fields.get("model"), isinstance(fields.get("edges"), (list, tuple))
+        if not listed or not isinstance(model, Mapping) or set(model) != {"name", "n_layers", "n_heads", "weights"}:
             raise ValueError("a circuit is stored as its edges and the name, layers, heads and weights of its model")
-        edges = [tuple(str(edge).split(" -> ")) for edge in stored["edges"]]
+        edges = [tuple(str(edge).split(" -> ")) for edge in fields["edges"]]
         if bad := [edge for edge in edges if len(edge) != 2]:
             raise ValueError(f'an edge is stored as "sender -> receiver"; got {bad[0]}')
-        return cls(tuple((sender, receiver) for sender, receiver in edges), dict(stored["model"]))
+        return cls(tuple((sender, receiver) for sender, receiver in edges), dict(model))
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file."""

@@ -65,8 +65,10 @@ def mean_outputs(model: HookedViT, batches: Iterable[Float[Tensor, "_ _ _ _"]]) 
 def check_outputs(model: HookedViT, values: Mapping[str, Any] | Outputs) -> Outputs:
     """Values of all parts, as wide as this model's.
 
-    Raises ValueError for parts that are missing or not the model's, and for another width.
+    Raises ValueError for something else, for parts that are missing or not the model's, and for another width.
     """
+    if not isinstance(values, (Outputs, Mapping)):
+        raise ValueError(f"values are None for zeros, pixels, or Outputs such as mean_outputs gives; got {values!r}")
     given = values._asdict() if isinstance(values, Outputs) else dict(values)
     cfg = model.cfg
     shapes = {"embed": (cfg.d_model,), "z": (cfg.n_heads, cfg.d_head), "mlp": (cfg.d_model,)}

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_vit import HookedViT, TokenLayout
+from hooked_vit.config import Role
 
 
 def check_classes(classes: Int[Tensor, "_"], n_images: int, n_classes: int) -> None:
@@ -96,7 +97,15 @@ def gradient_weighted(
     return relevance
 
 
+def read_roles(model: HookedViT) -> tuple[Role, ...]:
+    """Tokens whose rows explain the answer: CLS, or the patches where CLS is never read; all that one probe reads."""
+    sources = model.cfg.sources
+    if model.cfg.attention_pool is not None:
+        return sources
+    return ("cls",) if "cls" in sources else ("patches",)
+
+
 def read_row(model: HookedViT, layout: TokenLayout, relevance: Float[Tensor, "b t t"]) -> Float[Tensor, "b patches"]:
-    """Relevance of image tokens to what the readout reads: CLS, or the mean of the patches where it never reads CLS."""
-    role = "cls" if "cls" in model.cfg.sources else "patches"
-    return relevance[:, layout.mask(role)].mean(1)[:, layout.patches]
+    """Relevance of image tokens to what the readout reads, the mean over the tokens of `read_roles`."""
+    read = torch.stack([layout.mask(role) for role in read_roles(model)]).any(0)
+    return relevance[:, read].mean(1)[:, layout.patches]

@@ -59,7 +59,7 @@ def panels(
     )
     fig.update_xaxes(title_text=x, title_standoff=8, showgrid=False, zeroline=False)
     if last is not None:
-        fig.update_xaxes(tickmode="linear", tick0=0, dtick=1 if last < 13 else 2 if last < 25 else 4)
+        whole_numbers(fig, last)
     fig.update_yaxes(gridcolor="#eeeeee", zeroline=False)
     first = {"secondary_y": False} if second_axis else {}
     fig.update_yaxes(range=y_range, **first)
@@ -86,6 +86,11 @@ def model_panels(result: Result, question: str, explained: str = "", *, x: str =
     """Empty panels, one per model of the result, with a tick per layer; keywords as in `panels`."""
     last = last_layer(result) if x.startswith("layer") and "layer" in result.frame else None
     return panels(model_names(result), question, explained, x=x, last=last, **kw)
+
+
+def whole_numbers(fig: go.Figure, last: int) -> go.Figure:
+    """Ticks where x counts something up to `last`: at whole numbers alone, fewer where they would crowd."""
+    return fig.update_xaxes(tickmode="linear", tick0=0, dtick=1 if last < 13 else 2 if last < 25 else 4)
 
 
 def place(fig: go.Figure, number: int) -> Place:

@@ -192,6 +192,15 @@ def check_options(function: Callable, given: Mapping[str, Any], *, called: bool 
             option.check(given[option.name])
 
 
+def check_batch_size(given: Any) -> None:
+    """Make sure that batches hold images, of any analysis; None is left to the analysis.
+
+    Raises TypeError for what is no whole number, ValueError for one that is not above 0.
+    """
+    if given is not None:
+        Option("batch_size", int, None, range=COUNT).check(given)
+
+
 def check_models(models: Any) -> None:
     """Make sure that the models of an analysis have names that can be shown.
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, overload
 
-from analyses.running.arguments import check_models, check_options
+from analyses.running.arguments import check_batch_size, check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
 from analyses.running.notice import data_notes, heard_remarks, notice
 from analyses.running.results import Result, computing, environment
@@ -125,6 +125,7 @@ def _check(function: Callable[..., Result], told: dict[str, Any]) -> None:
     """Refuse what cannot be right of any analysis; a call that does not fit the signature is refused by Python."""
     parameters = inspect.signature(function).parameters
     names = list(parameters)
+    check_batch_size(told.get("batch_size"))
     if names[:1] == ["models"]:  # others take tensors, whose kinds are their own
         check_options(function, told, called=True)
         chooses = parameters["models"].default is None

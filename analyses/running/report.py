@@ -60,7 +60,8 @@ td { max-width: 34em; overflow-wrap: anywhere; }
 td:not(.number, :first-child) { min-width: 7em; }
 thead th { border-bottom: 2px solid var(--ink); }
 tbody th { font-weight: 500; }
-.number { text-align: right; }
+.number { text-align: right; white-space: nowrap; }
+.scroll td { overflow-wrap: break-word; } /* which has room beside it: no name is cut to save it */
 code, pre { font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { overflow-wrap: anywhere; }
 pre { background: var(--wash); padding: 10px 14px; border-radius: 4px; overflow-x: auto; margin: 6px 0 0; }
@@ -90,9 +91,9 @@ def write_report(
     >>> write_report(result, "out", title="Is CLS used?", sections=[Section("Closer", "…", fig)])  # doctest: +SKIP
 
     `result.meta` may hold `summary` (sentences, shown first), `notes` (sentences: what to keep in mind) and `table`
-    (one dictionary per row; without it the first rows of the frame are shown). Text may hold `code` and blank lines
-    between paragraphs; everything is escaped. The page is self-contained. Page and numbers appear at once or not at
-    all; where drawing fails, also in `sections` that are a function, the numbers are saved without a page.
+    (one dictionary per row; without it the first rows of the frame are shown). Text may hold `code`, *stress* and blank
+    lines between paragraphs; everything is escaped. The page is self-contained. Page and numbers appear at once or not
+    at all; where drawing fails, also in `sections` that are a function, the numbers are saved without a page.
     Raises OSError where the folder is not writable.
     """
     folder = check_writable(folder)
@@ -221,13 +222,16 @@ def _figure(figure: go.Figure) -> str:
 
 
 def _prose(text: str) -> str:
-    """Paragraphs; `code` in backticks."""
+    """Paragraphs; `code` in backticks, *stress* between stars that no space follows."""
     paragraphs = [" ".join(p.split()) for p in text.split("\n\n") if p.strip()]
     return "\n".join(f"<p>{_marked(p)}</p>" for p in paragraphs)
 
 
 def _marked(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    parts = re.split(r"(`[^`]+`)", escape(text))  # nothing within code is stressed
+    parts[1::2] = [f"<code>{code[1:-1]}</code>" for code in parts[1::2]]
+    parts[::2] = [re.sub(r"(?<![\w*])\*(\w[^*`]*)(?<=\w)\*(?![\w*])", r"<em>\1</em>", plain) for plain in parts[::2]]
+    return "".join(parts)
 
 
 def _bullets(sentences: str | Sequence[str]) -> str:

@@ -17,6 +17,8 @@ LAYOUTS: dict[str, Callable[..., Sae]] = {
     "saev": saev.load,
     "overcomplete": overcomplete.load,
 }
+FOLDERS = ("saelens", "prisma")
+"""The layouts that are a folder; the others are one file."""
 
 
 def load_sae(path: str | Path, layout: str, **settings: Any) -> Sae:
@@ -38,4 +40,7 @@ def load_sae(path: str | Path, layout: str, **settings: Any) -> Sae:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
+    if path.is_dir() != (layout in FOLDERS):
+        kinds = ("a folder", "one file") if layout in FOLDERS else ("one file", "a folder")
+        raise FileNotFoundError(f"layout {layout!r} is {kinds[0]}; {path} is {kinds[1]}")
     return LAYOUTS[layout](path, **settings)

@@ -57,13 +57,13 @@ def load(path: Path) -> Sae:
     d_in, factor = fields.take("d_in"), fields.take("expansion_factor", None)
     d_sae = fields.take("d_sae", None)
     kind = fields.word("activation_fn_str", {name: name for name in ("relu", "tanh-relu", "topk")})
-    inside = Fields(fields.take("activation_fn_kwargs", {}) or {}, f"{where}, activation_fn_kwargs")
-    k = inside.take("k") if kind == "topk" else None
+    inside = Fields(fields.take("activation_fn_kwargs", None) or {}, f"{where}, activation_fn_kwargs")
+    k = inside.whole("k") if kind == "topk" else None
     inside.done()
     norm = fields.word("normalize_activations", NORMS, "none")
     dtype = fields.word("_dtype", {p + name: dt for name, dt in DTYPES.items() for p in ("", "torch.")}, "float32")
     only = [
-        role for name, role in (("cls_token_only", "cls"), ("use_patches_only", "patches")) if fields.take(name, False)
+        role for name, role in (("cls_token_only", "cls"), ("use_patches_only", "patches")) if fields.truth(name, False)
     ]
     layer, site = place_of(f"blocks.{fields.take('hook_point_layer')}.{fields.take('layer_subtype')}", where)
     fields.ignore(*TRAINING)

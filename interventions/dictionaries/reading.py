@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError, and ValueError for something else than fields.
     """
-    return fields_of(path.read_bytes(), path)
+    return fields_of(one_file(path.parent, [path.name]).read_bytes(), path)
 
 
 def fields_of(text: bytes, path: Path) -> dict[str, Any]:
@@ -82,9 +82,13 @@ class Fields:
     >>> fields = Fields({"d_in": 4, "seed": 0}, "cfg.json")
     >>> fields.take("d_in"), fields.ignore("seed"), fields.done()
     (4, None, None)
+
+    Raises ValueError for something else than fields.
     """
 
-    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
+    def __init__(self, fields: Any, where: str) -> None:
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"{where}: fields are to stand there; got {fields!r}")
         self.left, self.where = dict(fields), where
         self.known: list[str] = []
 
@@ -107,6 +111,25 @@ class Fields:
         if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{self.where}: {name} is {' or '.join(map(repr, choices))} here; got {value!r}")
         return choices[value]
+
+    def truth(self, name: str, *otherwise: Any) -> bool:
+        """A field that is true or false, and not a word or a number that stands for it.
+
+        Raises ValueError.
+        """
+        if not isinstance(value := self.take(name, *otherwise), bool):
+            raise ValueError(f"{self.where}: {name} is true or false; got {value!r}")
+        return value
+
+    def whole(self, name: str, *otherwise: Any) -> int:
+        """A field that is a whole number.
+
+        Raises ValueError.
+        """
+        value = self.take(name, *otherwise)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{self.where}: {name} is a whole number; got {value!r}")
+        return value
 
     def expect(self, name: str, value: Any, why: str) -> None:
         """A field that has to have this value, where it is there.
@@ -134,12 +157,14 @@ class Fields:
 def tensors_named(found: Mapping[str, Tensor], names: Mapping[str, str], where: Path) -> dict[str, Tensor]:
     """Tensors under our names (values) of a file that has them under its own (keys), all of them and no others.
 
-    Raises ValueError naming a tensor that is missing, or that has no place.
+    Raises ValueError naming a tensor that is missing, that has no place, or whose numbers are no floats.
     """
     if unknown := [name for name in found if name not in names]:
         raise ValueError(f"{where}: tensor {unknown[0]!r} has no place in this dictionary{nearest(unknown[0], names)}")
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"{where} has no tensor {missing[0]!r}; it has {', '.join(found) or 'none'}")
+    if whole := [name for name in names if not found[name].is_floating_point()]:
+        raise ValueError(f"{where}: tensor {whole[0]!r} is of {found[whole[0]].dtype}, and no floating point numbers")
     return {ours: found[theirs] for theirs, ours in names.items() if ours}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vit.errors import nearest
+from interventions.storing import digest
 
 ACTIVATIONS = ("relu", "tanh_relu", "topk", "signed_topk", "jumprelu", "gated")
 NORMS = ("none", "rescale", "layer_norm")
@@ -73,7 +76,7 @@ class Sae:
             raise ValueError(
                 f"a dictionary of activation {self.activation!r} takes {takes}; got {', '.join(has) or 'none'}"
             )
-        if self.k is not None and (isinstance(self.k, bool) or not 1 <= self.k <= self.n_features):
+        if self.k is not None and (type(self.k) is not int or not 1 <= self.k <= self.n_features):
             raise ValueError(f"k is 1 to {self.n_features}, the number of features; got {self.k!r}")
         if not 0 < self.input_scale < float("inf"):
             raise ValueError(f"an input is divided by a finite number above 0; got input_scale={self.input_scale!r}")
@@ -159,6 +162,11 @@ class Sae:
     def to(self, dtype: torch.dtype) -> Sae:
         """The same dictionary in another dtype."""
         return self.replace(**{name: tensor.to(dtype) for name, tensor in self._tensors().items()})
+
+    def fingerprint(self) -> str:
+        """Sixteen digits that differ where any number or field does, but for where it is spliced in and comes from."""
+        fields = digest({**self.to_dict(), **dict.fromkeys(("layer", "site", "tokens", "source"))})
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by name; `from_dict` reads it back."""

@@ -9,6 +9,7 @@ from interventions.dictionaries.reading import (
     DTYPES,
     Fields,
     check_size,
+    one_file,
     place_of,
     read_json,
     read_tensors,
@@ -42,20 +43,20 @@ def load(path: Path, *, input_scale: float | None = None) -> Sae:
             f"{where} has no field 'metadata': it is older than SAELens 6; load and save it with a newer one"
         )
     form = fields.word("architecture", {name: name for name in TENSORS})
-    size = {"d_in": fields.take("d_in"), "d_sae": fields.take("d_sae")}
-    centred = fields.take("apply_b_dec_to_input", True)
+    size = {"d_in": fields.whole("d_in"), "d_sae": fields.whole("d_sae")}
+    centred = fields.truth("apply_b_dec_to_input", True)
     norms = NORMS if input_scale is None else {AVERAGE: "none"}
     norm = fields.word("normalize_activations", norms, "none")
     reshaped = fields.word("reshape_activations", {"none": False, "hook_z": True}, "none")
-    k = fields.take("k") if form == "topk" else None
-    by_norm = fields.take("rescale_acts_by_decoder_norm", False) if form == "topk" else False
+    k = fields.whole("k") if form == "topk" else None
+    by_norm = fields.truth("rescale_acts_by_decoder_norm", False) if form == "topk" else False
     dtype = fields.word(
         "dtype", {prefix + name: dt for name, dt in DTYPES.items() for prefix in ("", "torch.")}, "float32"
     )
-    metadata = fields.take("metadata")
+    metadata = Fields(fields.take("metadata"), f"{where}, metadata").left
     fields.ignore("device")
     fields.done()
-    tensors = tensors_named(read_tensors(path / WEIGHTS), TENSORS[form], path / WEIGHTS)
+    tensors = tensors_named(read_tensors(one_file(path, [WEIGHTS])), TENSORS[form], path / WEIGHTS)
     check_size(where, size, tensors["W_dec"])
     if by_norm:
         # activations are those along directions of length 1
@@ -63,14 +64,13 @@ def load(path: Path, *, input_scale: float | None = None) -> Sae:
         tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"] * lengths, tensors["b_enc"] * lengths
         tensors["W_dec"] = tensors["W_dec"] / lengths[:, None]
     made: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    made |= {"activation": ACTIVATIONS[form], "k": k, "centred": bool(centred), "norm": norm}
+    made |= {"activation": ACTIVATIONS[form], "k": k, "centred": centred, "norm": norm}
     made |= {"input_scale": input_scale or 1.0, **_place(metadata, reshaped, where)}
     return Sae(**made, source=f"saelens {form}")
 
 
-def _place(metadata: Any, reshaped: bool, where: str) -> dict[str, Any]:
+def _place(about: dict[str, Any], reshaped: bool, where: str) -> dict[str, Any]:
     """Layer and site; of the metadata only what says where the dictionary reads and writes is understood."""
-    about = metadata if isinstance(metadata, dict) else {}
     hook, out = about.get("hook_name"), about.get("hook_name_out")
     if out not in (None, hook):
         raise ValueError(f"{where}: it reads {hook!r} and writes {out!r}: a transcoder is no dictionary of one site")

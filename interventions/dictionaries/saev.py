@@ -53,7 +53,7 @@ def load(
         inside = Fields(kind.take("params"), f"{path}, activation")
         kind.done()
         size = _size(fields, "d_model")
-    k = inside.take("top_k") if activation in ("TopK", "BatchTopK") else None
+    k = inside.whole("top_k") if activation in ("TopK", "BatchTopK") else None
     inside.ignore("key", "kind", "sparsity", "aux", "momentum")
     inside.done()
     fields.ignore(*TRAINING)
@@ -73,7 +73,7 @@ def load(
 
 
 def _size(fields: Fields, width: str) -> dict[str, Any]:
-    d = fields.take(width)
+    d = fields.whole(width)
     if "d_sae" in fields.left:
-        return {width: d, "d_sae": fields.take("d_sae")}
-    return {width: d, "exp_factor": d * fields.take("exp_factor")}
+        return {width: d, "d_sae": fields.whole("d_sae")}
+    return {width: d, "exp_factor": d * fields.whole("exp_factor")}

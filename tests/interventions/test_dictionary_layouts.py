@@ -295,6 +295,41 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str, dict[str, Any], str]] = {
         lambda f: saelens(f, PLAIN | {"b_enc": B_ENC / 0}, architecture="standard"),
         *("saelens", {}, "b_enc holds finite numbers"),
     ),
+    "saelens/a word for true": (
+        lambda f: saelens(f, PLAIN, architecture="standard", apply_b_dec_to_input="false"),
+        *("saelens", {}, "apply_b_dec_to_input is true or false; got 'false'"),
+    ),
+    "saelens/half a feature": (
+        lambda f: saelens(f, PLAIN, architecture="topk", k=2.5),
+        *("saelens", {}, "k is a whole number; got 2.5"),
+    ),
+    "saelens/k as a word": (
+        lambda f: saelens(f, PLAIN, architecture="topk", k="3"),
+        *("saelens", {}, "k is a whole number; got '3'"),
+    ),
+    "saelens/whole numbers": (
+        lambda f: saelens(f, PLAIN | {"b_enc": B_ENC.int()}, architecture="standard"),
+        *("saelens", {}, "tensor 'b_enc' is of torch.int32"),
+    ),
+    "saelens/no fields": (
+        lambda f: saelens(f, PLAIN, architecture="standard", metadata=[1]),
+        *("saelens", {}, r"metadata: fields are to stand there; got \[1\]"),
+    ),
+    "saelens/another tool's folder": (
+        lambda f: prisma(f, PLAIN, d_sae=F),
+        *("saelens", {}, "holds no cfg.json"),
+    ),
+    "saelens/a file": (overcomplete, "saelens", {}, "layout 'saelens' is a folder; .* is one file"),
+    "saev/a folder": (lambda f: saelens(f, PLAIN), "saev", {}, "layout 'saev' is one file; .* is a folder"),
+    "saev/no fields": (lambda f: saev(f, PLAIN, activation=3), "saev", {}, "activation: fields are to stand there"),
+    "prisma/no fields": (
+        lambda f: prisma(f, PLAIN, d_sae=F, activation_fn_kwargs=[1]),
+        *("prisma", {}, "activation_fn_kwargs: fields are to stand there"),
+    ),
+    "prisma/a word for true": (
+        lambda f: prisma(f, PLAIN, d_sae=F, cls_token_only="no"),
+        *("prisma", {}, "cls_token_only is true or false; got 'no'"),
+    ),
     "saelens/site": (
         lambda f: saelens(f, PLAIN, **meta(hook_name="blocks.1.hook_resid_past")),
         *("saelens", {}, "no site is called 'blocks.1.hook_resid_past'"),

@@ -16,6 +16,12 @@ from analyses.questions.patching.patching_metrics import EPS, Metric, Reference,
 from analyses.statistics.intervals import RATE, mean_intervals
 
 
+def check_eps(eps: float) -> None:
+    """Raises ValueError for a smallest denominator that is not above 0, or no number."""
+    if not 0 < eps < float("inf"):
+        raise ValueError(f"a denominator is refused below eps, which is above 0; got {eps}")
+
+
 class Tally:
     """Values per pair and key, gathered batch by batch; `rows` has their means over pairs.
 
@@ -23,8 +29,7 @@ class Tally:
     """
 
     def __init__(self, metrics: Sequence[Metric], eps: float = EPS) -> None:
-        if not eps > 0:
-            raise ValueError(f"a denominator is refused below eps, which is above 0; got {eps}")
+        check_eps(eps)
         self.metrics, self.eps = list(metrics), eps
         self._values: dict[tuple[Hashable, str], list[Tensor]] = defaultdict(list)
         self._ends: dict[tuple[Hashable, str], list[Tensor]] = defaultdict(list)

@@ -153,8 +153,8 @@ def as_metric(metric: MetricLike) -> Metric:
     if isinstance(metric, str):
         if metric not in METRICS:
             raise ValueError(
-                f"no metric is called {metric!r}{nearest(metric, METRICS)} There are {', '.join(METRICS)}; a function "
-                "(logits, reference) -> [n] is one too"
+                f"no metric is called {metric!r} (there are {', '.join(METRICS)}; a function (logits, reference) -> [n]"
+                f" is one too){nearest(metric, METRICS)}"
             )
         return METRICS[metric]
     if not callable(metric):

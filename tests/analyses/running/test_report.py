@@ -170,3 +170,14 @@ def test_without_the_extra_it_is_named(drawn, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kaleido", None)
     with pytest.raises(ImportError, match=r"hooked-vit\[export\]"):
         drawn.savefig(tmp_path / "f.pdf")
+
+
+def test_stress_and_numbers_are_set_as_such(tmp_path):
+    """A number is never broken; stars are stress in prose, and nothing else: no product, pattern, bullet or code."""
+    frame = pd.DataFrame({"model": ["a"], "dead": [0.651]})
+    intro = "The *total* effect, *loss recovered*; 2 * 3 * 4, *.png *.jpg, a*b*c, `x = *y*`."
+    source = write_report(Result(frame, {}), tmp_path, intro=intro).read_text(encoding="utf-8")
+    assert "white-space: nowrap" in re.search(r"\.number {[^}]*}", source).group()
+    assert "overflow-wrap: break-word" in re.search(r"\.scroll td {[^}]*}", source).group()
+    assert re.findall("<em>(.*?)</em>", source) == ["total", "loss recovered"]
+    assert "2 * 3 * 4, *.png *.jpg, a*b*c, <code>x = *y*</code>." in source

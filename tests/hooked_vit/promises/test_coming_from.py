@@ -18,7 +18,7 @@ from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_p
 
 from hooked_vit import HookedViT, NumberedImages
 from hooked_vit.loading.crosscheck import import_nnsight
-from interventions import ablate_branch, apply, patch_heads, patch_tokens
+from interventions import ablate_branch, apply, patch_heads, patch_subspace, patch_tokens
 from tests.tiny import IMAGE, make_hf, pixels, processor_of, tiny
 
 PAGE = Path(__file__).parents[3] / "docs" / "coming_from.md"
@@ -186,3 +186,16 @@ def test_raw_hooks(page):
     with torch.no_grad(), page["model"].hooks([("blocks.0.attn.hook_z", lambda z, hook: torch.zeros_like(z))]):
         assert torch.equal(page["silenced"], page["model"](page["pixels"]))
     assert torch.equal(page["margin"](page["pixels"]), page["model"](page["pixels"])[:, :2] @ torch.tensor([1.0, -1.0]))
+
+
+def test_a_learned_subspace_is_one_of_ours(page):
+    """Its basis, as the page says, is the transpose of ours."""
+    model, x, learned = page["model"], page["pixels"], page["learned"]
+    swap = page["SubspaceInterchange"](learned.basis)
+    at = {"positions": page["where"]}
+    other = page["collect_activations"](model, learned.hook_name, page["corrupt"], model, **at)
+    theirs = page["intervened_logits"](model, learned.hook_name, swap, x, other, model, **at)
+    _, cache = model.run_with_cache(page["corrupt"])
+    ours = under(model, x, patch_subspace(1, tokens="cls", basis=learned.basis.T, value=cache))
+    assert torch.allclose(theirs, ours, atol=1e-5)
+    assert not torch.allclose(ours, model(x), atol=1e-3)

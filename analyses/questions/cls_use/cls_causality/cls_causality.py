@@ -92,7 +92,7 @@ def cls_causality(
         probes, answers = fit_role_probes(name, model, opening, batch_size)
         tally = _measure(name, answers, probes, opening.measured, plan)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in tally.rows()]
-        notes[name] = _describe(answers)
+        notes[name] = _describe(name, answers)
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": notes,
@@ -226,14 +226,14 @@ def _cls_readout(model: HookedViT) -> str:
     return "differs" if "cls" in model.cfg.pooled_roles else "none"
 
 
-def _describe(answers: Answers) -> dict[str, Any]:
+def _describe(name: str, answers: Answers) -> dict[str, Any]:
     cfg = answers.model.cfg
     reads = " and ".join(cfg.sources)
     never = "by one probe" if "cls" in cfg.sources else "never CLS"
     green = {
-        "same": f"{cfg.architecture}: its readout is CLS alone, so the green curve would be the orange one",
+        "same": f"{name}: its readout is CLS alone, so the green curve would be the orange one",
         "differs": "",
-        "none": f"{cfg.architecture}: its readout reads {reads}, {never}, so there is no CLS-only readout to show",
+        "none": f"{name}: its readout reads {reads}, {never}, so there is no CLS-only readout to show",
     }[_cls_readout(answers.model)]
     return {
         **answers.about(),

@@ -39,7 +39,7 @@ def main_figure(result: Result) -> go.Figure:
         [t for name in model_names(result) for t in (f"{name}: in the place of CLS", f"{name}: beside CLS")],
         "How much of the label can one block write into a token that knows nothing of the image? (test images)",
         "A ridge probe on what the block of a layer answers, run once more with another token, in closed form: no "
-        "optimiser. Blue and cyan tokens know the image, the others do not. 95 % intervals over images",
+        "optimiser. Blue and light blue tokens know the image, the others do not. 95 % intervals over images",
         x="layer of the block that is run once more",
         y="accuracy",
         columns=2,

@@ -5,10 +5,10 @@ CLS (`replace`) or beside it (`augment`), and the block's output at that token i
 the image can answer only from the other tokens, through this one block.
 
 The base is closed form: tokens that are chosen or drawn, read by a ridge probe. Nothing of it depends on an optimiser,
-and each is compared with the block's own CLS on the same images. Beside it stand trained readouts (orange: replace,
-green: augment, purple: one token for all images; blue: null, the block's own CLS), where a generator of tokens is
-learned together with a decoder. They are lower bounds of what can be read, the null too, and one that reads less than
-a closed form it could have come to has measured its optimiser: it is called unsettled.
+and each is compared with the block's own CLS on the same images. Trained readouts, where they are asked for, have a
+figure of their own (orange: replace, green: augment, purple: one token for all images; blue: null, the block's own
+CLS): a generator of tokens is learned together with a decoder. They are lower bounds of what can be read, the null too,
+and one that reads less than a closed form it could have come to has measured its optimiser: it is called unsettled.
 """
 
 from __future__ import annotations

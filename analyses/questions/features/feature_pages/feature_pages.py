@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from analyses.data import ImageData, as_data, load_data
+from analyses.drawing.colours import NAMES
 from analyses.drawing.pictures import as_url
 from analyses.questions.features.feature_pages.tops import Seen, Tops, Use, top_images, use_by_role
 from analyses.running.files import check_writable, write_together
@@ -25,6 +26,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SIDE = 196  # pixels of a picture
 AROUND = 1  # patches around the one a crop shows
 N = 200
+RED = "Red: the patches at which the feature is active; the redder, the nearer to its largest activation."
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _index(chosen: list[int], where: str, sae: Sae, data: ImageData, use: dict[s
     body = (
         f"<h1>Features at {escape(where)}</h1>\n<p>{escape(repr(sae))}, {escape(sae.source or 'of unknown origin')}; "
         f"{dead} of {sae.n_features} are never active on the {escape(str(data.n or 'many'))} images of "
-        f"{escape(str(data.name))}. Each picture is the one the feature is largest in.</p>\n"
+        f"{escape(str(data.name))}. Each picture is the one the feature is largest in. {RED}</p>\n"
         f'<div class="row">{"".join(shown)}</div>'
     )
     return _document(f"Features at {where}", body)
@@ -115,18 +117,19 @@ def _page(feature: int, where: str, sae: Sae, use: dict[str, Use], top: Tops) ->
     highest = top.seen[0].value if top.seen else 1.0
     rows = "".join(_use_row(role, part, feature) for role, part in use.items())
     pictures = "".join(
-        f"<figure>{_overlay(seen, highest)}<figcaption>{_caption(seen)}, {seen.value:.3g}</figcaption></figure>"
+        f"<figure>{_overlay(seen, highest)}<figcaption>{_caption(seen)}: {_shown(seen.value)}</figcaption></figure>"
         for seen in top.seen
     )
     crops = "".join(
-        f"<figure>{_crop(seen, row, column)}<figcaption>{value:.3g}</figcaption></figure>"
+        f"<figure>{_crop(seen, row, column)}<figcaption>{_shown(value)}</figcaption></figure>"
         for value, seen, row, column in _patches(top)
     )
+    told = f"<p>{RED}</p>\n"
     nothing = "" if top.seen else "<p>No patch of these images activates it.</p>\n"
     body = (
         f'<p><a href="index.html">all features</a></p>\n<h1>Feature {feature} at {escape(where)}</h1>\n<table>'
         "<tr><th>tokens</th><th>active at</th><th>mean where active</th><th>largest</th></tr>"
-        f"{rows}</table>\n<h2>Images in which it is largest</h2>\n{nothing}"
+        f"{rows}</table>\n<h2>Images in which it is largest</h2>\n{nothing or told}"
         f'<div class="row">{pictures}</div>\n<h2>Patches in which it is largest</h2>\n'
         f'<div class="row">{crops}</div>'
     )
@@ -135,13 +138,18 @@ def _page(feature: int, where: str, sae: Sae, use: dict[str, Use], top: Tops) ->
 
 def _use_row(role: str, use: Use, feature: int) -> str:
     n, total, largest = (torch.as_tensor(part)[feature].item() for part in (use.active, use.total, use.largest))
-    mean = f"{total / n:.3g}" if n else "—"
+    mean = _shown(total / n) if n else "—"
     share = f"{n / use.n:.2%}" if use.n else "—"
-    return f"<tr><td>{escape(role)}</td><td>{share}</td><td>{mean}</td><td>{largest:.3g}</td></tr>"
+    return f"<tr><td>{escape(NAMES.get(role, role))}</td><td>{share}</td><td>{mean}</td><td>{_shown(largest)}</td></tr>"
 
 
 def _caption(seen: Seen) -> str:
-    return escape(f"image {seen.number}" + f", {seen.label}" * bool(seen.label))
+    return escape(f"image {seen.number}" + f" of “{seen.label}”" * bool(seen.label))
+
+
+def _shown(activation: float) -> str:
+    """Three digits, the last one too where it is 0."""
+    return f"{activation:#.3g}".rstrip(".")
 
 
 def _overlay(seen: Seen, highest: float) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, MIDGREY, ORANGE
-from analyses.drawing.panels import add, curve, each_panel, model_panels, panels, place, sentence
+from analyses.drawing.panels import add, curve, each_panel, model_panels, panels, place, sentence, whole_numbers
 from analyses.drawing.rows import by_model, picked, value_of
 from analyses.questions.features.head_words.study import OTHER, RANDOM, TEXTS, UNTRAINED
 from analyses.running.results import Result
@@ -59,7 +59,7 @@ def explained_figure(result: Result) -> go.Figure:
             groups = some.groupby("k").value
             line = pd.DataFrame({"value": groups.mean(), "low": groups.quantile(0.25), "high": groups.quantile(0.75)})
             curve(fig, at, line.reset_index(), variant, colour, x="k")
-    return fig
+    return whole_numbers(fig, int(picked(result.frame, measure="explained").k.max()))
 
 
 def map_figure(result: Result) -> go.Figure:
@@ -72,7 +72,7 @@ def map_figure(result: Result) -> go.Figure:
     if not shown:
         return sentence("No map was asked for.")
     fig = panels(
-        [f"{name}: image {image}, {some.text.iloc[0]}" for name, image, some in shown],
+        [f"{name}: image {image}, towards “{some.text.iloc[0]}”" for name, image, some in shown],
         "From which patches do the heads take the answer?",
         "What all heads together add to the logit of the image's answer, by the patch they take it from; each map on "
         "its own scale, red adds and blue takes away",

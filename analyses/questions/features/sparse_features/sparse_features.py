@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ EDITS = {"ablated": "ablation", "steered": "steering"}
 @analysis(figure=main_figure, more_figures={"What the largest features do": effects_figure})
 def sparse_features(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *, fit_data: ImageData | Any = None,
-    dictionary: Sae | Sequence[Sae] | str | None = None, layout: str = "saelens", layers: tuple[int, ...] | None = None,
-    site: str | None = None, k: int = 8, top: int = 4, seed: int = 0, batch_size: int = 32,
+    dictionary: Sae | Sequence[Sae] | Path | str | None = None, layout: str = "saelens",
+    layers: tuple[int, ...] | None = None, site: str | None = None, k: int = 8, top: int = 4, seed: int = 0,
+    batch_size: int = 32,
 ) -> Result:  # fmt: skip
     """How much of the stream does a sparse dictionary hold, beside random directions, and what do its features do?
 
@@ -84,7 +86,7 @@ def sparse_features(
         rows += [{"model": name, **row} for row in study.rows()]
         about[name] = {
             **about_model(model),
-            "dictionaries": {f"{layer} {where}": repr(sae) for (layer, where), sae in study.examined.items()},
+            "dictionaries": {f"{layer} {where}": _told(sae) for (layer, where), sae in study.examined.items()},
             "distance": "KL" if answers_with_classes(model) else "1 - cosine",
         }
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "feature": "Int64"})
@@ -107,12 +109,17 @@ Place = tuple[int, str]
 def _given(dictionary: Any, layout: str) -> list[Sae]:
     if dictionary is None:
         return []
-    if isinstance(dictionary, str):
+    if isinstance(dictionary, (str, Path)):
         return [load_sae(dictionary, layout)]
     found = [dictionary] if isinstance(dictionary, Sae) else list(dictionary)
     if not found or not all(isinstance(sae, Sae) for sae in found):
         raise ValueError("a dictionary is an Sae, several, or the path of one; got none, or something else")
     return found
+
+
+def _told(sae: Sae) -> str:
+    """Which dictionary it was, so that another of the same size is not taken for it."""
+    return f"{sae!r}, {sae.source or 'of unknown origin'}, {sae.fingerprint()}"
 
 
 def _places(model: HookedViT, found: list[Sae], layers: Any, site: str | None) -> dict[Place, Sae | None]:
@@ -125,11 +132,12 @@ def _places(model: HookedViT, found: list[Sae], layers: Any, site: str | None) -
         return {(layer, site or "resid_post"): None for layer in chosen}
     places: dict[Place, Sae | None] = {}
     for sae in found:
-        asked: list[int | None] = [sae.layer]
-        if sae.layer is None and layers is not None:
-            asked = [*layers_of(model, layers)]
+        # one that says where it was trained is refused elsewhere
+        asked: list[int | None] = [None] if layers is None else [*layers_of(model, layers)]
+        if sae.layer is not None and layers_of(model, [sae.layer])[0] in asked:
+            asked = [sae.layer]
         for wanted in asked:
-            ((hook, _),) = splice(sae, wanted, None if sae.site is not None else site).hooks(model)
+            ((hook, _),) = splice(sae, wanted, site).hooks(model)
             at = layer_of_hook(hook), hook.rpartition("hook_")[2]
             if at in places:
                 raise ValueError(f"two dictionaries are for {hook}; a place is examined with one at a time")

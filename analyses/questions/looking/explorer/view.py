@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from analyses.activations.relevance import attention_gradients, rollout
+from analyses.activations.relevance import attention_gradients, read_roles, rollout
 from analyses.drawing.pictures import as_url, colours_of
 from analyses.questions.looking.explorer.effects import Readings, layer_effects, patch_effects
 from hooked_vit import ActivationCache, HookedViT, TokenLayout
@@ -138,8 +138,8 @@ def _gradient(model: HookedViT, pixels: Tensor, layout: TokenLayout, readings: R
     heads, from the tokens the readout reads to the patches; signed, as shares of the largest."""
     if not readings.classes:
         return None
-    role = "cls" if "cls" in model.cfg.sources else "patches"
-    queries = layout.mask(role).nonzero().flatten().to(pixels.device)
+    roles = read_roles(model)
+    queries = torch.stack([layout.mask(role) for role in roles]).any(0).nonzero().flatten().to(pixels.device)
     maps = []
     for c in readings.classes:
         found, gradients = attention_gradients(model, pixels, torch.tensor([c]))
@@ -147,4 +147,4 @@ def _gradient(model: HookedViT, pixels: Tensor, layout: TokenLayout, readings: R
         maps.append(torch.stack(rows).detach().float().cpu())
     values = torch.stack(maps)
     largest = float(values.abs().max().clamp(min=1e-12))
-    return {**_packed(values / largest / 2 + 0.5), "largest": largest, "from": role}
+    return {**_packed(values / largest / 2 + 0.5), "largest": largest, "from": " and ".join(roles)}

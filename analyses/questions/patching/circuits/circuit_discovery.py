@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from analyses.questions.patching.circuits.edge_scores import ALONG, cut_logits, edge_scores, exact_effects
 from analyses.questions.patching.circuits.figure import faithfulness_figure, graph_figure, in_words, summary_table
 from analyses.questions.patching.circuits.pairs import ABLATIONS, Pairs, make_pairs
-from analyses.questions.patching.pair_tally import Tally, dropped_notes
+from analyses.questions.patching.pair_tally import Tally, check_eps, dropped_notes
 from analyses.questions.patching.patch_sites import pair_pixels
 from analyses.questions.patching.patched_runs import refuse_hooks
 from analyses.questions.patching.patching_metrics import (
@@ -78,6 +78,7 @@ def circuit_discovery(
     check_answers(model, [as_metric(metric)])
     check_classes(classes, len(clean))
     refuse_hooks(model)
+    check_eps(eps)
     study = _Study(model, as_metric(metric), eps, seed, batch_size)
     _check_options(study.metric, len(clean), ablation, along, steps, draws, exact)
     wanted = _sizes(study.n_edges, sizes)

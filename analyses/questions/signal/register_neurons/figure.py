@@ -60,14 +60,14 @@ def neuron_figure(result: Result) -> go.Figure:
     fig = model_panels(
         result,
         "How much do these neurons tell outlier tokens from others?",
-        "Mean magnitude behind the nonlinearity; neurons in the order in which they were chosen, as layer.neuron",
+        "Mean magnitude behind the nonlinearity; neurons in the order in which they were chosen, by layer and number",
         x="", y="magnitude", y_range=None, shared=False,
     )  # fmt: skip
     kinds = {"activation": ("at tokens of outlier norm", RED), "activation_elsewhere": ("at other patches", MIDGREY)}
     for at, _, rows in each_panel(fig, result):
         for measure, (label, colour) in kinds.items():
             some = picked(rows, measure=measure)[["layer", "neuron", "value"]]
-            bars(fig, at, [f"{l}.{i}" for l, i in zip(some.layer, some.neuron, strict=True)], some, label, colour)
+            bars(fig, at, [f"L{l}N{i}" for l, i in zip(some.layer, some.neuron, strict=True)], some, label, colour)
     return fig.update_xaxes(type="category")
 
 

@@ -14,6 +14,7 @@ from analyses.activations.relevance import (
     attention_patterns,
     gradient_weighted,
     raw_attention,
+    read_roles,
     read_row,
     rollout,
 )
@@ -40,7 +41,7 @@ from analyses.running.results import Result
 from hooked_vit import HookedViT, ViTConfig
 from interventions import apply, remove_tokens
 from tests.analyses.questions.cls_use.test_cls_causality import coloured
-from tests.tiny import FAMILIES, IMAGE, make, make_hf, pixels
+from tests.tiny import FAMILIES, IMAGE, make, make_hf, pixels, tiny
 
 CLASSIFIERS = [name for name in FAMILIES if name != "clip-projection"]
 N = 16
@@ -140,6 +141,18 @@ def test_the_other_rules_find_the_evidence_too() -> None:
     assert read_row(model, layout, rollout(patterns))[0].tolist() == pytest.approx([0.1] * 4)
     relevance = read_row(model, layout, gradient_weighted(model, x, label))[0]
     assert relevance[0] > 0 == relevance[1] == relevance[2] < relevance[3]
+
+
+def test_rows_are_those_of_the_tokens_that_are_read() -> None:
+    """One probe that reads CLS and patches alike makes the answer of both, and not of CLS alone."""
+    for name, roles in (("timm-pe-core", ("cls", "patches")), ("dinov2", ("cls",)), ("timm-map", ("patches",))):
+        model = tiny(name)[1]
+        layout = model.tokens
+        relevance = torch.rand(1, layout.n_tokens, layout.n_tokens)
+        read = torch.stack([layout.mask(role) for role in roles]).any(0)
+        want = relevance[:, read].mean(1)[:, layout.patches]
+        assert read_roles(model) == roles
+        assert torch.equal(read_row(model, layout, relevance), want)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

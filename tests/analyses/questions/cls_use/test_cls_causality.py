@@ -60,7 +60,8 @@ def test_every_measure_is_there_for_every_layer_and_seed(result: Result, name: s
 def test_a_readout_that_ignores_cls_is_exactly_unchanged_at_the_last_layer(result: Result, name: str) -> None:
     assert set(values(result, name, "shuffled", 1)) == set(values(result, name, "clean"))
     assert values(result, name, "shuffled_cls_readout").empty
-    assert any("never CLS" in note for note in result.meta["notes"])
+    # of this model, as others of its architecture may read something else
+    assert any(note.startswith(f"{name}: ") and "never CLS" in note for note in result.meta["notes"])
 
 
 def test_a_cls_only_readout_drops_to_the_floor_at_the_last_layer() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from analyses import Result
 from analyses.data import ImageData, as_data
+from analyses.questions.features.head_words.figure import explained_figure
 from analyses.questions.features.head_words.head_words import head_words
 from analyses.questions.features.head_words.joint import JointReading, directions, prompt_map
 from analyses.questions.features.head_words.text_span import text_span
@@ -214,6 +215,7 @@ def test_words_stand_beside_their_controls(result: Result) -> None:
     for draw in (entry.figure, *entry.figures(result).values()):
         assert draw is not None
         draw(result)
+    assert explained_figure(result).layout.xaxis.dtick == 1  # there is no half a word
 
 
 def test_some_of_the_texts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,10 +132,10 @@ def test_controls_are_as_many_and_as_sparse_and_the_best_they_can_be():
 
 
 def test_what_is_recovered_lies_between_nothing_and_everything():
-    ablated = np.array([2.0, 4.0, 6.0])
+    ablated = np.tile([2.0, 4.0, 6.0], 20)
     assert recovered(ablated, ablated)["value"] == 0
     assert recovered(0 * ablated, ablated)["value"] == 1
-    part = recovered(np.tile([1.0, 1.0, 4.0], 8), np.tile(ablated, 8))
+    part = recovered(np.tile([1.0, 1.0, 4.0], 20), ablated)
     assert part["value"] == 0.5
     assert part["low"] <= 0.5 <= part["high"]
     assert np.isnan(recovered(ablated, 0 * ablated)["value"])
@@ -164,6 +165,19 @@ def test_a_file_is_what_the_dictionary_in_memory_is(tmp_path):
     np.testing.assert_array_equal(here.value, there.value)
 
 
+def test_a_result_says_which_dictionary_it_was(tmp_path):
+    """Not only how large: two of one size are told apart, and the one from a file is the one in memory."""
+    model, one = model_of(), sae_of(32)
+    other = one.replace(b_enc=one.b_enc + 1)
+    path = Path(saved(tmp_path, one))
+    told = [
+        asked(model, sae, layers=(0,), site="resid_post", top=1).meta["models"]["tiny"]["dictionaries"]["0 resid_post"]
+        for sae in (one, path, other)
+    ]
+    assert told[0].rpartition(" ")[2] == told[1].rpartition(" ")[2] != told[2].rpartition(" ")[2]
+    assert "saelens standard" in told[1]
+
+
 @pytest.mark.parametrize(
     ("sae", "options", "said"),
     [
@@ -174,6 +188,12 @@ def test_a_file_is_what_the_dictionary_in_memory_is(tmp_path):
         ),
         (sae_of(32, layer=7, site="resid_post"), {}, "layers are 0 to 1"),
         (sae_of(32, layer=0), {}, "does not say which site"),
+        (sae_of(32, layer=0, site="z"), {"layers": (1,)}, "trained on layer 0, and is to be spliced into 1"),
+        (
+            sae_of(32, layer=0, site="z"),
+            {"site": "mlp_out"},
+            "trained on site 'z', and is to be",
+        ),
         (sae_of(32, site="mlp_out"), {}, "does not say which layer"),
         ([sae_of(32, layer=0, site="z"), sae_of(32, layer=0, site="z")], {}, "two dictionaries are for"),
         ([], {}, "a dictionary is an Sae"),
@@ -213,7 +233,7 @@ def test_a_page_per_feature_shows_where_it_is_largest(tmp_path):
     patches = acts[:, model.tokens.mask("patches"), feature]
     order = patches.amax(1).argsort(descending=True).tolist()[:3]
     page = made.pages[f"feature-{feature}.html"]
-    places = [page.index(f"image {i}, ") for i in order]
+    places = [page.index(f"image {i} of ") for i in order]
     assert places == sorted(places)
     image, at = divmod(int(patches.argmax()), patches.shape[1])
     row, column = divmod(at, model.tokens.grid[1])

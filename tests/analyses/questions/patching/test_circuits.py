@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 
 import pandas as pd
 import pytest
 import torch
 
-from analyses import Result, circuit_discovery
+from analyses import Result, aligned_subspace, attribution_patching, circuit_discovery, logit_attribution
 from analyses.questions.patching.circuits.circuit_discovery import circuit_of
 from analyses.questions.patching.circuits.edge_scores import cut_logits, edge_scores, exact_effects
 from analyses.questions.patching.circuits.figure import graph_figure
@@ -17,6 +18,7 @@ from hooked_vit import HookedViT
 from interventions import Circuit, apply, only, patch_tokens, readout, sweep
 from interventions.circuits import Graph
 from interventions.wiring import Outputs, outputs_of
+from tests.interventions.cases import unchecked_types
 from tests.tiny import make, pixels, tiny
 
 ZERO_AND_ONE = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
@@ -241,6 +243,7 @@ def test_pairs_without_an_effect_are_dropped_and_counted() -> None:
         ({"sizes": [10**6]}, "has 0 to"),
         ({"steps": -1}, "steps and exact are 0 or more"),
         ({"n": 1}, "judged on the other"),
+        ({"eps": float("nan")}, "eps, which is above 0; got nan"),
         ({"family": "timm-rpn-cls"}, "a circuit takes a branch apart"),
     ],
 )
@@ -266,3 +269,41 @@ def test_a_circuit_belongs_to_its_model(tmp_path) -> None:
         Circuit.of(model, [("L0H1x", "logits")])
     with pytest.raises(ValueError, match="edges; got n_edges=-1"):
         circuit_of(found(), -1)
+    for junk in ({"model": 3, "edges": []}, {"model": dict(circuit.model), "edges": 3}, {}):
+        with pytest.raises(ValueError, match="a circuit is stored as"):
+            Circuit.from_dict(junk)
+    with unchecked_types():
+        with pytest.raises(ValueError, match="an edge is a pair"):
+            Circuit.of(model, ["embed -> logits"])
+        with pytest.raises(ValueError, match="values are None for zeros, pixels, or Outputs"):
+            only(circuit, value="zero").hooks(model)
+
+
+@torch.no_grad()
+def test_heads_that_changed_places_make_another_model() -> None:
+    """Which computes the same, but for the names of its heads; nor do signs go unnoticed."""
+    model = tiny("vit")[1]
+    swapped, turned = deepcopy(model), deepcopy(model)
+    order = torch.arange(model.cfg.d_model).reshape(model.cfg.n_heads, -1).flip(0).flatten()
+    for block in swapped.blocks:
+        for part in (block.attn.q, block.attn.k, block.attn.v):
+            part.weight.copy_(part.weight[order])
+            part.bias.copy_(part.bias[order])
+        block.attn.o.weight.copy_(block.attn.o.weight[:, order])
+    turned.blocks[1].attn.v.weight.mul_(-1)
+    x = pixels(model, n=2)
+    assert torch.allclose(swapped(x), model(x), atol=1e-5)
+    circuit = Circuit.of(model, [("L0H1", "logits")])
+    for other in (swapped, turned):
+        with pytest.raises(ValueError, match="this circuit was found in"):
+            circuit.on(other)
+
+
+@pytest.mark.parametrize("run", [attribution_patching, circuit_discovery, logit_attribution, aligned_subspace])
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "8"])
+def test_a_batch_holds_whole_images(run, wrong) -> None:
+    """Of every analysis, also of those that take tensors, whose kinds are their own."""
+    model = tiny("vit")[1]
+    given = [pixels(model, n=2)] * (1 if run is logit_attribution else 2)
+    with pytest.raises((ValueError, TypeError), match="batch_size is a whole number from 1"):
+        run(model, *given, batch_size=wrong, **({"layer": 1} if run is aligned_subspace else {}))
