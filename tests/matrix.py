@@ -111,6 +111,8 @@ def outcome(analysis: str, model: HookedViT) -> str:
     told = [*result.meta["read"].values()]
     assert len(told) == 1, told
     assert any(word in told[0] for word in ("cls", "patches", "tokens")), told
+    fitted = any(one.get("head_fitted") for one in result.meta.get("models", {}).values() if isinstance(one, dict))
+    assert not fitted or told[0].startswith("a ridge head"), told
     return RUNS
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analyses.running.results import Result
 
+NO_INTERVAL = "too few images for an interval"
 LEVEL = 0.05
 """p-values below it get a star."""
 
@@ -53,6 +54,24 @@ def head_notes(meta: dict[str, Any]) -> list[str]:
     """A sentence for every model whose classes are not those of its training."""
     fitted = [name for name, about in meta["models"].items() if about["head_fitted"]]
     return [f"{name}: the classes are those of a ridge head fitted here, not of its training." for name in fitted]
+
+
+def between(low: float, high: float, spec: str) -> str:
+    """The ends of an interval in words, such as by ".1%"; where too few images differ, that there is none.
+
+    >>> between(0.1, 0.25, ".0%"), between(float("nan"), float("nan"), ".0%")
+    ('10% to 25%', 'too few images for an interval')
+    """
+    return NO_INTERVAL if pd.isna(low) or pd.isna(high) else f"{low:{spec}} to {high:{spec}}"
+
+
+def or_undefined(value: float, spec: str) -> str:
+    """A number in words; of NaN, such as R² of one image, that it is not defined.
+
+    >>> or_undefined(0.5, ".2f"), or_undefined(float("nan"), ".2f")
+    ('0.50', 'not defined')
+    """
+    return "not defined" if pd.isna(value) else f"{value:{spec}}"
 
 
 def ranges(numbers: list[int]) -> list[str]:

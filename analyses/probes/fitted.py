@@ -132,6 +132,7 @@ class FittedProbes:
         The seed of an intervention is another for every batch (the given one, times a million or so, plus the number
         of the batch), or else the same draw would come back in each; a function (number of batch, labels) ->
         intervention takes that in hand itself. `per_image` keeps the rank of the true class in every image.
+        Nothing keeps these images apart from those fitted on, as analyses do: see `two_sets`.
         Raises ValueError for a model without these sites, of another width, and for classes the probes do not know.
         """
         return evaluate_probes(

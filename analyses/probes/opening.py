@@ -58,12 +58,15 @@ def open_study(
     >>> open_study({}, None, None, n=20, n_fit=30).n_classes
     10
 
-    `head` as in `own_head`; a model whose `reads` is not "auto" gets a ridge head on what it says. `n` and `n_fit` as
+    `head` as in `own_head`; a model whose `reads` is not "auto" gets a ridge head on what it says, which is
+    refused beside "own". `n` and `n_fit` as
     in `two_sets`. Raises what those and `classes_to_learn` raise.
     """
     measured, fitted, note = two_sets(data, fit_data, **n)
     n_classes = classes_to_learn(measured, fitted)
     reads = reads or {}
+    if asked := [f"{what!r} of {name}" for name, what in reads.items() if what != AUTO and head == "own"]:
+        raise ValueError(f"a model's own head reads what it reads; head='own' and {asked[0]} exclude each other")
     heads = {
         name: own_head(model, measured, head) if reads.get(name, AUTO) == AUTO else None
         for name, model in models.items()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 
 import analyses
-from analyses import cls_causality, intervention_sweep, with_ridge_head
+from analyses import cls_causality, intervention_sweep, register_controls, register_neurons, with_ridge_head
 from analyses.probes.classifier_heads import fit_head, ready_for_head
 from analyses.questions.patching.paths import Receiver
+from analyses.running.results import Result
 from hooked_vit import HookedViT
 from hooked_vit.errors import NoHeadError
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model, values
@@ -144,3 +149,20 @@ def test_who_needs_a_head_and_cannot_fit_one_says_how_to_get_it() -> None:
             ask()
     own = analyses.activation_patching(headless, *pair, metric=lambda features, reference: features[:, 0], layers=[0])
     assert own.meta["read"] == {"model": "its features: cls behind the final norm"}
+
+
+@pytest.mark.parametrize("ask", [register_controls, register_neurons, cls_causality])
+def test_a_head_that_was_fitted_is_what_was_read(ask: Callable[..., Result]) -> None:
+    """Not the features of the model that came without one."""
+    few = {"seeds": 1, "neurons": 1, "calibration": 8}
+    few = {name: value for name, value in few.items() if name in inspect.signature(ask).parameters}
+    (fit,) = {"fit_data", "probe_data"} & {*inspect.signature(ask).parameters}
+    run = ask({"m": model("vit-model")}, coloured(20, 1), **{fit: coloured(40, 2)}, **few)
+    assert run.meta["models"]["m"]["head_fitted"]
+    assert run.meta["read"]["m"].startswith("a ridge head (fitted on 40 images")
+
+
+@pytest.mark.parametrize(("ask", "reads"), [(register_controls, "cls"), (cls_causality, ("auto", "own"))])
+def test_its_own_head_reads_nothing_else(ask: Callable[..., Result], reads: Any) -> None:
+    with pytest.raises(ValueError, match="a model's own head reads what it reads; head='own' and 'cls' of|'own' of"):
+        ask({"m": model("vit")}, coloured(20, 1), reads=reads, head="own")

@@ -18,7 +18,10 @@ from analyses.statistics.intervals import wilson
 from analyses.statistics.small import WIDE, half_width, said_small
 from tests.analyses.everything import results
 
-INTERVALS_DECIDE = ("random-readouts", "low-frequency", "head-ablation")
+INTERVALS_DECIDE = (
+    *("random-readouts", "low-frequency", "head-ablation", "causality-vs-decodability", "lenses"),
+    "context-tokens",
+)
 
 
 def rows(n: int, **more: object) -> pd.DataFrame:
@@ -49,7 +52,8 @@ def test_it_is_said_everywhere(tmp_path, capsys: pytest.CaptureFixture[str]) -> 
     @analysis(name="few-images-for-a-test", figure=draw, more_figures={"again": draw})
     def few(data: int) -> Result:
         """How many?"""
-        return Result(rows(data), {"data": {"n": data}, "summary": ["a finding"]})
+        about = {"name": "photos", "n": data, "skipped": ["cannot read image a.jpg"], "duplicates": 1}
+        return Result(rows(data), {"data": about, "summary": ["a finding"]})
 
     try:
         result, many = few(20), few(2000)
@@ -59,6 +63,8 @@ def test_it_is_said_everywhere(tmp_path, capsys: pytest.CaptureFixture[str]) -> 
         _print_result(terminal.console(), REGISTERED["few-images-for-a-test"], result)
         said = " ".join(capsys.readouterr().out.split())
         assert said.index("Small: 20 images") < said.index("a finding")
+        assert "photos: 1 image was left out: cannot read image a.jpg." in said
+        assert "photos: 1 image is a copy of another, to the pixel." in said
         page = write_report(result, tmp_path).read_text(encoding="utf-8")
         assert page.index("Small: 20 images") < page.index("a finding")
         for figure in (result.figure(), REGISTERED["few-images-for-a-test"].figures(result)["again"](result)):

@@ -28,7 +28,7 @@ from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, Labellin
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
 from analyses.running.results import Result
-from analyses.statistics.significance import corrected
+from analyses.statistics.significance import corrected, uncorrected
 from hooked_vit import HookedViT
 
 
@@ -95,5 +95,6 @@ def context_tokens(
     result.meta["corrected"] = [
         corrected("difference", method, "the layers of one model (p_sign_flip is not corrected)"),
         corrected("logit_change", method, "the layers of one part of one model"),
+        uncorrected("class tokens below context tokens", "layers and models"),
     ]
     return result

@@ -56,7 +56,7 @@ def fit_position_probes(
     not penalised. Raises what `GramRidge` raises. Source: Vilas et al. 2023, section 8; methods §23.
     """
     where = list(where)
-    ridges = {place: GramRidge(n_classes) for place in where}
+    ridges = {(site, layer): GramRidge(n_classes, name=f"{site} {layer}, by token position") for site, layer in where}
     for pixels, labels in shots():
         for place, x in _read(model, pixels, where).items():
             ridges[place].update({str(t): x[:, t] for t in range(x.shape[1])}, labels)

@@ -32,6 +32,7 @@ from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import CHANGE, mean_intervals, rate_row
 from analyses.statistics.ranks import correct, rank
+from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
 from interventions import Intervention, shuffle_tokens, sweep
 from interventions.catalogue.shuffling import BY_CLASS
@@ -96,6 +97,7 @@ def causality_vs_decodability(
     result = Result(frame, meta)
     result.meta["table"] = summary_table(result).to_dict("records")
     result.meta["summary"], result.meta["notes"] = in_words(result)
+    result.meta["corrected"] = [uncorrected("losing tokens costs more than five in a hundred", "layers and models")]
     return result
 
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, CHANCE, MODELS, ORANGE, PURPLE, UNTOUCHED
 from analyses.drawing.panels import curve, each_panel, level, model_panels, panels, place
-from analyses.drawing.rows import by_model, ranges, value_of
+from analyses.drawing.rows import between, by_model, ranges, value_of
 from analyses.running.results import Result
 
 USED = 0.05
@@ -89,11 +89,14 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         widest = gap.value.idxmax()
         used = [int(layer) for layer in effect.index if effect.low[layer] > USED]
         where = f"at {_layers(used)}" if used else "at no layer"
+        there, at_end = (
+            f"{gap.value[layer]:.1%} of the images ({between(gap.low[layer], gap.high[layer], '.1%')})"
+            for layer in (widest, gap.index[-1])
+        )
         found.append(
             f"{name}: accuracy {rows[rows.measure == 'clean'].value.iloc[0]:.1%}; losing {_tokens(result)} costs more "
-            f"than {USED:.0%} of the images {where}. The gap is widest at layer {widest}: {gap.value[widest]:.1%} of "
-            f"the images ({gap.low[widest]:.1%} to {gap.high[widest]:.1%}) are decodable beyond what is used; at the "
-            f"last layer it is {gap.value.iloc[-1]:.1%} ({gap.low.iloc[-1]:.1%} to {gap.high.iloc[-1]:.1%})."
+            f"than {USED:.0%} of the images {where}. The gap is widest at layer {widest}: {there} are decodable beyond "
+            f"what is used; at the last layer it is {at_end}."
         )
     notes = [
         "Gap: probe accuracy − what that probe reads from another image's tokens − accuracy the model loses when it "

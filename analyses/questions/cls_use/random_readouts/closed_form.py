@@ -30,7 +30,7 @@ class Read(NamedTuple):
 @torch.no_grad()
 def gather(block: FrozenBlock, streams: Sequence[Stream], token: Source, n_classes: int, what: str) -> GramRidge:
     """What a ridge probe needs of the block's answers [n d] on all images of the streams, under the site "read"."""
-    ridge = GramRidge(n_classes)
+    ridge = GramRidge(n_classes, name=None)  # the arm is named where its probe is noted
     total = sum(len(stream.labels) for stream in streams)
     with block.ready(), tqdm(total=total, desc=what, delay=2, leave=False) as bar:
         for number, rows, x in images(streams):

@@ -78,8 +78,7 @@ def about_readouts(result: Result, splits: Mapping[str, ImageData]) -> list[str]
         "What is read is the block's output at the token in CLS's place, with augment at the one that was added. A "
         "token reaches it along the skip path too, so noise drawn for every image is read with it; one draw for all "
         "images (one_normal, one_gaussian) is not noise to the probe.",
-        "Intervals are over images: they hold the fitted readouts fixed and are not corrected for the number of layers "
-        "and arms.",
+        "Intervals are over images: they hold the fitted readouts fixed.",
         "The probe and the decoder read the block's output without the model's final norm.",
     ]
     if meta["modes"]["trained"]:

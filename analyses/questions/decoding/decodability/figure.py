@@ -135,10 +135,8 @@ def in_words(result: Result) -> list[str]:
         level = permuted.model.map(chance)
         # A probe that can only guess is as often right as one of its guesses is frequent: between these two.
         outside = permuted[(permuted.low > level.clip(lower=uniform)) | (permuted.high < level.clip(upper=uniform))]
-        sentence = (
-            f"Probes of permuted labels are at chance, within their interval, at {len(permuted) - len(outside)} of "
-        )
-        sentence += f"{len(permuted)} sites"
+        within = f"{len(permuted) - len(outside)} of {len(permuted)} sites"
+        sentence = f"Probes of permuted labels are at chance, within their single intervals, at {within}"
         places = [f"{r.model} {_name(r.role)} layer {r.layer}" for r in outside.head(5).itertuples()]
         sentences.append(sentence + (f"; not at {', '.join(places)}." if places else "."))
     return sentences

@@ -162,7 +162,7 @@ def _half(rows: pd.DataFrame, measure: str, reader: str) -> int | None:
     """The first layer at which a reader has come half the way from chance to its best; None where that is chance."""
     curves = _only(rows, measure, reader).set_index("layer").sort_index()
     curve, chance = curves.value, _only(rows, measure, "chance").value.iloc[0]
-    if not curves.low[curve.idxmax()] > chance:  # where there is no interval too
+    if not curves.low[curve.idxmax()] > chance:  # an interval that is not there is above nothing
         return None
     reached = curve.index[curve >= chance + HALF * (curve.max() - chance)]
     return int(reached[0])

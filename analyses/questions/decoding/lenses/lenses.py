@@ -36,6 +36,7 @@ from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import mean_intervals, rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
+from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
 
 Key = tuple[str, str, int | None]
@@ -126,6 +127,7 @@ def lenses(
     table = summary_table(result).astype(object)
     result.meta["table"] = table.where(table.notna(), None).to_dict("records")
     result.meta["summary"], result.meta["notes"] = in_words(result)
+    result.meta["corrected"] = [uncorrected("a reader's best is above chance", "layers, readers and models")]
     return result
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from analyses.activations.role_vectors import LABELS
 from analyses.drawing.colours import BLUE, BROWN, DARK, ORANGE, READ_FROM, RED, UNTOUCHED
 from analyses.drawing.panels import bars, curve, each_panel, level, model_panels
-from analyses.drawing.rows import by_model, picked, value_of
+from analyses.drawing.rows import between, by_model, or_undefined, picked, value_of
 from analyses.running.results import Result
 
 COLOURS = {**READ_FROM, "random_patch": BROWN}
@@ -195,8 +195,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
             )
     notes = [
         "The rule, at each block: CLS exceeds the mean patch in the centred cosine after a low-pass (mean over radii) "
-        "and in R² of the lower half of the bands, both with 95 % intervals above 0, paired over images and not "
-        "corrected for the number of blocks; specific, if both exceed what CLS gains in high frequencies. Both "
+        "and in R² of the lower half of the bands, both with 95 % intervals above 0, paired over images; "
+        "specific, if both exceed what CLS gains in high frequencies. Both "
         "tokens have the same number of units and the same probe.",
         "A plain cosine is close to 1 whatever is filtered, as tokens share a large mean; the centred one is about the "
         "token's mean over the data that probes were fitted on. Filtered pictures are unlike those of the training, "
@@ -243,7 +243,7 @@ def _last(rows: pd.DataFrame, measure: str, kind: str) -> str | None:
     if some.empty:
         return None
     row = some.iloc[0]
-    return f"{row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+    return f"{or_undefined(row['value'], '+.3f')} ({between(row['low'], row['high'], '+.3f')})"
 
 
 def _sources(rows: pd.DataFrame, bands: int) -> str:
@@ -256,7 +256,7 @@ def _sources(rows: pd.DataFrame, bands: int) -> str:
         "CLS of random weights": picked(last, token="cls", variant="random weights"),
         "as many projected pixels": picked(low, variant=PIXELS),
     }
-    told = ", ".join(f"{some.value.mean():.2f} from {source}" for source, some in sources.items())
+    told = ", ".join(f"{or_undefined(some.value.mean(), '.2f')} from {source}" for source, some in sources.items())
     return f"R² of the lower bands' log energy at the last block is {told}"
 
 

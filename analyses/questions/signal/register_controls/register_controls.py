@@ -14,11 +14,10 @@ import pandas as pd
 
 from analyses.controls.shuffle_floors import check_shuffles
 from analyses.data import ImageData
-from analyses.probes.classifier_heads import AUTO, Answers, fit_head
-from analyses.probes.opening import Opening, open_study
+from analyses.probes.classifier_heads import AUTO, fit_head, ready_for_head
+from analyses.probes.opening import open_study
 from analyses.questions.signal.register_controls.figure import cosine_figure, in_words, main_figure, summary_table
 from analyses.questions.signal.register_controls.replaced import ReplacedTokens
-from analyses.running.notes import about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
@@ -53,18 +52,19 @@ def register_controls(
         if not model.cfg.prefix or (reads == "cls" and "cls" not in model.cfg.prefix):
             asked = "CLS is read alone" if reads == "cls" else "tokens in front of the patches are replaced"
             raise ValueError(f"{asked}, and there are no CLS and no registers in front of the patches of {name}")
-    opening = open_study(models, data, fit_data, head, n=N, n_fit=N_FIT)
+        ready_for_head(model, reads)
+    opening = open_study(models, data, fit_data, head, dict.fromkeys(models, reads), n=N, n_fit=N_FIT)
     check_shuffles(opening.measured, batch_size, seeds, "batch")
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     for name, model in models.items():
-        answers = _answers(name, model, opening, reads, batch_size)
+        own = opening.heads[name]
+        answers = own or fit_head(name, model, opening.fitted, opening.n_classes, batch_size, reads)
         study = ReplacedTokens(name, answers, seeds, seed)
         study.fit(opening.fitted, batch_size)
         study.measure(opening.measured, batch_size, opening.n_classes)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
-        prefix = {"head": answers.note, "head_fitted": answers.fitted, "prefix": list(model.cfg.prefix)}
-        about[name] = {**about_model(model), **prefix, "targets": study.targets}
+        about[name] = {**answers.about(), "prefix": list(model.cfg.prefix), "targets": study.targets}
     meta = {
         "models": about,
         **opening.about(),
@@ -77,9 +77,3 @@ def register_controls(
     table = summary_table(result).astype(object)
     result.meta["table"] = table.where(table.notna(), None).to_dict("records")
     return result
-
-
-def _answers(name: str, model: HookedViT, opening: Opening, reads: str, batch_size: int) -> Answers:
-    """Who answers: the model's own head where that is what is read, else a ridge head."""
-    own = opening.heads[name] if reads == AUTO else None
-    return own or fit_head(name, model, opening.fitted, opening.n_classes, batch_size, reads)

@@ -25,7 +25,6 @@ from analyses.questions.signal.register_neurons.figure import (
 )
 from analyses.questions.signal.register_neurons.search import Search
 from analyses.questions.signal.register_neurons.study import MovedNeurons
-from analyses.running.notes import about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
@@ -82,9 +81,9 @@ def register_neurons(
         study.measure(opening.measured, batch_size)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = {
-            **about_model(model),
-            **{"head": answers.note, "head_fitted": answers.fitted, "prefix": list(model.cfg.prefix)},
-            **{"layer": search.layer, "has_outliers": search.outliers, "neurons": search.top(neurons)},
+            **answers.about(),
+            **{"prefix": list(model.cfg.prefix), "layer": search.layer},
+            **{"has_outliers": search.outliers, "neurons": search.top(neurons)},
         }
     meta = {
         "models": about,

@@ -65,12 +65,12 @@ class MovedNeurons:
 
     def fit(self, data: ImageData, n_classes: int, batch_size: int) -> None:
         """Probes of the class on the mean token of each role, of every variant."""
-        ridge = GramRidge(n_classes)
+        ridge = GramRidge(n_classes, name=self.name)
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):
             pixels = self.model.preprocess(batch.images)
             sites: dict[str, Tensor] = {}
             for variant in self.variants:
-                sites |= {str((variant, role)): x for role, x in self.run(pixels, variant)[2].items()}
+                sites |= {_site(variant, role): x for role, x in self.run(pixels, variant)[2].items()}
             ridge.update(sites, batch.labels)
         self.probes: dict[str, RidgeProbe] = ridge.fit()
 
@@ -83,7 +83,7 @@ class MovedNeurons:
                 logits, norms, vectors = self.run(pixels, variant)
                 self._hit(("accuracy", None, variant), logits, self.answers.labels(batch.labels))
                 for role, x in vectors.items():
-                    scores = self.probes[str((variant, role))].scores(x)
+                    scores = self.probes[_site(variant, role)].scores(x)
                     self._hit(("probe", role, variant), scores, batch.labels)
                 for layer, of_roles in enumerate(norms):
                     self._norms(variant, layer, of_roles)
@@ -118,6 +118,12 @@ class MovedNeurons:
             which = {"layer": neuron.layer, "neuron": neuron.unit, "rank": place}
             yield {"measure": "activation", **which, "value": neuron.there}
             yield {"measure": "activation_elsewhere", **which, "value": neuron.elsewhere}
+
+
+def _site(variant: Variant, role: str) -> str:
+    """What is read, as notes of its probe name it."""
+    what, draw = variant
+    return f"{role} ({what})" if draw is None else f"{role} ({what}, draw {draw})"
 
 
 def _off(neurons: list[tuple[int, int]]) -> Intervention:
