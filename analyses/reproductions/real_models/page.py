@@ -12,7 +12,8 @@ import pandas as pd
 from analyses.reproductions.filters import rows_where
 from analyses.reproductions.real_models.measuring import MEASURED
 from analyses.reproductions.real_models.runs import RUNS, Run
-from analyses.reproductions.real_models.tables import SHOWN, Published, Shown, Table
+from analyses.reproductions.real_models.shown import Published, Shown, Table
+from analyses.reproductions.real_models.tables import SHOWN
 from analyses.reproductions.recipe import load_recipe
 from analyses.running.files import write_whole
 from analyses.running.results import ABOUT, Result
@@ -106,9 +107,12 @@ def _section(shown: Shown, result: Result) -> Iterator[str]:
 
 def _table(table: Table, result: Result) -> Iterator[str]:
     frame = result.part(table.part).frame if table.part else result.frame
-    columns = {heading: _cells(rows_where(frame, rows), table.down) for heading, rows in table.columns.items()}
+    found = {heading: rows_where(frame, rows) for heading, rows in table.columns.items()}
+    if empty := next((rows for heading, rows in table.columns.items() if found[heading].empty), None):
+        raise ValueError(f"the saved {result.meta['analysis']} has no row where {empty}, which the page shows")
+    columns = {heading: _cells(rows, table.down) for heading, rows in found.items()}
     beside = {heading: _published(told) for heading, told in table.published.items()}
-    yield table.caption
+    yield f"{table.caption} {_sizes(found)}"
     yield ""
     if not table.down:
         yield "| | |"
@@ -129,6 +133,12 @@ def _table(table: Table, result: Result) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
+def _sizes(found: Mapping[str, pd.DataFrame]) -> str:
+    """What a column is a measure of: how many images, pairs or splits."""
+    sizes = sorted({int(n) for rows in found.values() for n in rows["n"].dropna()})
+    return f"n = {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''}." if sizes else ""
+
+
 Cell = tuple[float, float, float]
 
 
@@ -136,9 +146,7 @@ def _cells(rows: pd.DataFrame, down: tuple[str, ...]) -> dict[tuple[Any, ...], C
     """Value and interval by place; of several draws the mean, and the ends that lie furthest out."""
     rows = rows.dropna(subset=["value", *down])
     groups = rows.groupby(list(down), sort=False) if down else [((), rows)] * bool(len(rows))
-    return {
-        place: (float(group["value"].mean()), *(_end(group, end) for end in ("low", "high"))) for place, group in groups
-    }
+    return {place: (float(group["value"].mean()), _end(group, "low"), _end(group, "high")) for place, group in groups}
 
 
 def _end(group: pd.DataFrame, end: str) -> float:

@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published value of a recipe: its `what`, and the model it is of."""
-
-    recipe: str
-    what: str
-    model: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """`columns` are conditions on the result's frame (or on its `part`) by heading; rows that agree in `down` share a
-    line, and where there is no `down`, a column is a line. Of lines `most` are shown, those of the largest values in
-    the first column. `published` stands beside them, by heading.
-    """
-
-    caption: str
-    columns: Mapping[str, str]
-    down: tuple[str, ...] = ()
-    most: int | None = None
-    part: str | None = None
-    published: Mapping[str, Published] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a reader is told of a run: the question, the claim with its source, and the tables."""
-
-    title: str
-    claim: str
-    tables: tuple[Table, ...]
-
-
-def _heads(effect: str) -> dict[str, str]:
-    rows = "measure == 'drop' and part == 'attn' and effect == '{}' and way == '{}'"
-    return {f"{way}, {effect}": rows.format(effect, way) for way in ("mean", "zero", "resample")}
-
-
-def _together(way: str) -> dict[str, str]:
-    rows = "measure == 'together_drop' and way == '{}' and order == '{}'"
-    return {f"{order} heads, {way}": rows.format(way, order) for order in ("ranked", "random")}
-
-
-def _replaced(measure: str, token: str) -> dict[str, str]:
-    rows = "measure == '{}' and token == '{}' and replaced == '{}'"
-    return {how: rows.format(measure, token, how) for how in ("zero", "mean", "noise", "shuffle")}
-
-
-def _variants(measure: str) -> dict[str, str]:
-    told = ("untouched", "register neurons", "random neurons", "empty token", "switched off")
-    return {variant: f"measure == '{measure}' and variant == '{variant}'" for variant in told}
-
-
-def _reading(measure: str, role: str) -> str:
-    return f"measure == '{measure}' and role == '{role}'"
-
-
-def _lens(measure: str, *readers: str) -> dict[str, str]:
-    return {reader.replace("_", " "): f"measure == '{measure}' and reader == '{reader}'" for reader in readers}
-
+from analyses.reproductions.real_models.shown import (
+    Published,
+    Shown,
+    Table,
+    heads,
+    lens,
+    reading,
+    replaced,
+    together,
+    variants,
+)
 
 RESTORED = "measure == 'restoration' and probe_layer == "
 RESTORATION = Table(
@@ -108,13 +55,13 @@ SHOWN = {
         (
             Table(
                 "What taking out one head takes from the margin (right class minus the mean of the others).",
-                {**_heads("total"), **_heads("direct")},
+                {**heads("total"), **heads("direct")},
                 ("layer", "head"),
                 most=6,
             ),
             Table(
                 "The first k heads of that order together, on images it has not seen, against k heads at random.",
-                {**_together("mean"), **_together("zero")},
+                {**together("mean"), **together("zero")},
                 ("k",),
             ),
             Table("The model as it is.", {"margin": "measure == 'margin'", "accuracy": "measure == 'accuracy'"}),
@@ -202,8 +149,8 @@ SHOWN = {
         "About ten neurons make the outliers of large models, and moved to an added token leave the patches alone "
         "(Jiang et al. 2025).",
         (
-            Table("Share of patches that are outliers.", _variants("outlier_share"), ("layer",)),
-            Table("Accuracy.", _variants("accuracy")),
+            Table("Share of patches that are outliers.", variants("outlier_share"), ("layer",)),
+            Table("Accuracy.", variants("accuracy")),
         ),
     ),
     "register-controls": Shown(
@@ -211,14 +158,14 @@ SHOWN = {
         "Registers set to zero cost up to 36.6 points, registers set to their mean, to noise or to another image's "
         "next to nothing, and CLS has no such stand-in (Parodi et al. 2026). This model has no registers.",
         (
-            Table("Accuracy, CLS replaced behind every block.", _replaced("accuracy", "cls")),
-            Table("The control: one patch at a random place.", _replaced("accuracy", "patches")),
+            Table("Accuracy, CLS replaced behind every block.", replaced("accuracy", "cls")),
+            Table("The control: one patch at a random place.", replaced("accuracy", "patches")),
             Table(
                 "Untouched, and chance.",
                 {"untouched": "measure == 'accuracy' and token.isna()", "chance": "measure == 'chance'"},
             ),
-            Table("Cosine of the patches with the untouched ones, CLS replaced.", _replaced("patch_cosine", "cls")),
-            Table("The same, one patch replaced.", _replaced("patch_cosine", "patches")),
+            Table("Cosine of the patches with the untouched ones, CLS replaced.", replaced("patch_cosine", "cls")),
+            Table("The same, one patch replaced.", replaced("patch_cosine", "patches")),
         ),
     ),
     "cls-causality": Shown(
@@ -287,7 +234,7 @@ SHOWN = {
             Table(
                 "Accuracy after each block, beside probes of permuted labels and a model with random weights.",
                 {
-                    f"{role}{said}": _reading(measure, role)
+                    f"{role}{said}": reading(measure, role)
                     for role in ("cls", "patches")
                     for said, measure in (
                         ("", "accuracy"),
@@ -307,11 +254,11 @@ SHOWN = {
         (
             Table(
                 "Accuracy after each block; controls are models with random weights.",
-                _lens("accuracy", "head", "translator", "probe", "random_head", "random_probe"),
+                lens("accuracy", "head", "translator", "probe", "random_head", "random_probe"),
                 ("layer",),
             ),
-            Table("Divergence from the model's answer, in nats.", _lens("kl", "head", "translator"), ("layer",)),
-            Table("Beside them.", _lens("accuracy", "model", "chance")),
+            Table("Divergence from the model's answer, in nats.", lens("kl", "head", "translator"), ("layer",)),
+            Table("Beside them.", lens("accuracy", "model", "chance")),
         ),
     ),
     "registers": Shown(

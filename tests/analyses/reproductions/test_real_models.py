@@ -101,6 +101,13 @@ def test_results_of_two_checkpoints_make_no_page(saved: Path) -> None:
         page.page({})
 
 
+def test_a_table_without_rows_is_refused(saved: Path) -> None:
+    result = Result.load(saved / "register-controls")
+    result.frame = result.frame[result.frame.replaced != "noise"]
+    with pytest.raises(ValueError, match="no row where .*noise"):
+        page.page({"register-controls": result})
+
+
 def test_a_processor_of_another_size_keeps_its_proportions(study: Study) -> None:
     model = HookedViT.from_pretrained(study.model)
     before = model.processor
