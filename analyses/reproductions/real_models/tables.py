@@ -159,13 +159,13 @@ SHOWN = {
         "next to nothing, and CLS has no such stand-in (Parodi et al. 2026). This model has no registers.",
         (
             Table("Accuracy, CLS replaced behind every block.", replaced("accuracy", "cls")),
-            Table("The control: one patch at a random place.", replaced("accuracy", "patches")),
+            Table("The control: one patch at a random place.", replaced("accuracy", "as many patches")),
             Table(
                 "Untouched, and chance.",
                 {"untouched": "measure == 'accuracy' and token.isna()", "chance": "measure == 'chance'"},
             ),
             Table("Cosine of the patches with the untouched ones, CLS replaced.", replaced("patch_cosine", "cls")),
-            Table("The same, one patch replaced.", replaced("patch_cosine", "patches")),
+            Table("The same, one patch replaced.", replaced("patch_cosine", "as many patches")),
         ),
     ),
     "cls-causality": Shown(
@@ -270,7 +270,7 @@ SHOWN = {
                 "Share of patches that are outliers, beside a model with random weights.",
                 {
                     "trained": "measure == 'outlier_share' and variant == 'trained'",
-                    "random weights": "measure == 'outlier_share' and variant != 'trained'",
+                    "random weights": "measure == 'outlier_share' and variant == 'random weights'",
                 },
                 ("layer",),
             ),
