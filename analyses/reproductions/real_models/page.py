@@ -100,7 +100,7 @@ def _section(shown: Shown, result: Result) -> Iterator[str]:
     for table in shown.tables:
         yield ""
         yield from _table(table, result)
-    if notes := result.meta.get("notes"):
+    if notes := [*result.meta.get("notes", []), *result.meta.get("corrected", [])]:
         yield ""
         yield from (f"* {note}" for note in notes)
 
