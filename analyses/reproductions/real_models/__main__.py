@@ -1,8 +1,9 @@
 """Run analyses on a real checkpoint, or write the page of what was saved.
 
-    python -m analyses.reproductions.real_models …
-… run MODEL --data parquet:test.parquet --fit-data parquet:train.parquet --image-size 84 --out FOLDER
-… page FOLDER --to docs/real_models.md
+With `python -m analyses.reproductions.real_models` in place of the dots:
+
+    … run MODEL --data parquet:test.parquet --fit-data parquet:train.parquet --image-size 84 --out FOLDER
+    … page FOLDER --to docs/real_models.md
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from analyses.running.files import check_writable
 
 def main() -> int:
     """Exit status 1 where a run failed; the others are done."""
-    parser = argparse.ArgumentParser(prog="python -m analyses.reproductions.real_models", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m analyses.reproductions.real_models", description=__doc__.partition("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run analyses and save each result in a folder of its own")
     run.add_argument("model", help="a folder of a checkpoint, or what else --model of hooked-vit run takes")

@@ -157,17 +157,21 @@ def _end(group: pd.DataFrame, end: str) -> float:
 
 def _published(told: Published) -> dict[int | None, float]:
     """The published values by layer."""
-    values = [value for step in load_recipe(told.recipe).steps for value in step.published if value.what == told.what]
+    recipe = load_recipe(told.recipe)
+    values = [value for step in recipe.steps for value in step.published if value.what == told.what]
     if not values:
         raise LookupError(f"the recipe {told.recipe} publishes no {told.what!r}")
-    return dict(values[0].pairs(told.model))
+    layers = recipe.models[told.model].layers or 0  # layers below 0 count from the end
+    return {at + layers if at is not None and at < 0 else at: x for at, x in values[0].pairs(told.model)}
 
 
 def _shown(cell: Cell | None) -> str:
     if cell is None:
         return ""
     value, low, high = cell
-    return _number(value) if math.isnan(low) else f"{_number(value)} [{_number(low)}, {_number(high)}]"
+    if math.isnan(low) or low == high == value:  # known exactly, or without an interval
+        return _number(value)
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
 
 
 def _number(value: float) -> str:

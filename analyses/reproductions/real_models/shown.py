@@ -71,3 +71,34 @@ def reading(measure: str, role: str) -> str:
 def lens(measure: str, *readers: str) -> dict[str, str]:
     """A measure of several readers."""
     return {reader.replace("_", " "): f"measure == '{measure}' and reader == '{reader}'" for reader in readers}
+
+
+def arm(mode: str) -> str:
+    """What a closed form reads on test images."""
+    return f"measure == 'accuracy' and split == 'test' and mode == '{mode}'"
+
+
+NOTE_1, NOTE_2 = "cls-not-used", "multiple-readouts"
+RESTORED = "measure == 'restoration' and probe_layer == "
+RESTORATION = Table(
+    "Restoration, (read − floor) / (clean − floor): 0 is another image's CLS, 1 is no exchange.",
+    {
+        "one block later": f"{RESTORED}shuffled_layer + 1",
+        "three blocks later": f"{RESTORED}shuffled_layer + 3",
+        "behind the last block": f"{RESTORED}probe_layer.max()",
+    },
+    ("shuffled_layer",),
+)
+CLEAN_AND_FLOOR = Table(
+    "What the probes read: nothing exchanged, and the control, a probe that reads another image's CLS.",
+    {
+        "nothing exchanged": "measure == 'accuracy' and shuffled_layer.isna()",
+        "exchanged one block before": "measure == 'accuracy' and shuffled_layer == probe_layer - 1",
+        "another image's CLS": "measure == 'accuracy' and shuffled_layer == probe_layer",
+    },
+    ("probe_layer",),
+)
+AS_PUBLISHED = {
+    "published, nothing exchanged": Published(NOTE_2, "Accuracy of the probe, nothing exchanged", "vit"),
+    "published, one block before": Published(NOTE_2, "Accuracy one layer behind the exchange", "vit"),
+}

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from analyses.reproductions.real_models.shown import (
+    AS_PUBLISHED,
+    CLEAN_AND_FLOOR,
+    NOTE_1,
+    NOTE_2,
+    RESTORATION,
     Published,
     Shown,
     Table,
+    arm,
     heads,
     lens,
     reading,
@@ -13,26 +21,6 @@ from analyses.reproductions.real_models.shown import (
     together,
     variants,
 )
-
-RESTORED = "measure == 'restoration' and probe_layer == "
-RESTORATION = Table(
-    "Restoration, (read − floor) / (clean − floor): 0 is another image's CLS, 1 is no exchange.",
-    {
-        "one block later": f"{RESTORED}shuffled_layer + 1",
-        "three blocks later": f"{RESTORED}shuffled_layer + 3",
-        "behind the last block": f"{RESTORED}probe_layer.max()",
-    },
-    ("shuffled_layer",),
-)
-CLEAN_AND_FLOOR = Table(
-    "What the probes read: nothing exchanged, and the control, a probe that reads another image's CLS.",
-    {
-        "nothing exchanged": "measure == 'accuracy' and shuffled_layer.isna()",
-        "another image's CLS": "measure == 'accuracy' and shuffled_layer == probe_layer",
-    },
-    ("probe_layer",),
-)
-NOTE_1, NOTE_2 = "cls-not-used", "multiple-readouts"
 
 SHOWN = {
     "circuit-discovery": Shown(
@@ -206,18 +194,31 @@ SHOWN = {
     "restoration-refit": Shown(
         "How fast is the label written back into an exchanged CLS, in any linear code?",
         "As above: this is what the code of lab note 2 does.",
-        (RESTORATION, CLEAN_AND_FLOOR),
+        (RESTORATION, replace(CLEAN_AND_FLOOR, published=AS_PUBLISHED)),
     ),
     "random-readouts": Shown(
         "What can one block write into a CLS that knows nothing of the image?",
-        "Trained random tokens read more than the block's own CLS in layers 8 and 9 and less in layer 11 (lab note 2: "
+        "Trained random tokens read more than the block's own CLS in layers 8 and 9, less in layer 10 (lab note 2: "
         "DINOv2-base, ImageNet). Here are the closed forms alone.",
         (
             Table(
-                "Accuracy on test images; `replace_own_cls`, the block's own CLS, is what the others are compared "
-                "with.",
-                {f"layer {at}": f"measure == 'accuracy' and split == 'test' and layer == {at}" for at in (8, 11)},
-                ("mode",),
+                "Accuracy on test images, CLS replaced. The block's own CLS is what the others are compared with. The "
+                "published readouts are trained ones.",
+                {mode: arm(f"replace_{mode}") for mode in ("own_cls", "mean_cls", "gaussian", "one_gaussian")},
+                ("layer",),
+                published={
+                    "published, own CLS": Published(NOTE_2, "The block's own CLS, test", "dinov2"),
+                    "published, replace": Published(NOTE_2, "CLS replaced by a random token, test", "dinov2"),
+                },
+            ),
+            Table(
+                "Another image's CLS and the mean patch in its place, and a token added beside it.",
+                {
+                    mode.replace("_", " ", 1): arm(mode)
+                    for mode in ("replace_other_cls", "replace_mean_patch", "augment_gaussian", "augment_mean_cls")
+                },
+                ("layer",),
+                published={"published, augment": Published(NOTE_2, "A random token beside CLS, test", "dinov2")},
             ),
             Table(
                 "Differences on the same images.",
