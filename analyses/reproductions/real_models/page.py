@@ -79,7 +79,7 @@ def _overview(found: Mapping[str, Result]) -> Iterator[str]:
         on = f"{m['data']['n']} images" if pairs is None else f"{pairs} pairs"
         cells = [on, f"{m['fit_data']['n']} images", f"{m['seconds']:.0f}", f"{m['processor_seconds']:.0f}"]
         cells += [f"{m['peak_memory'] / 2**30:.2f} GiB", str(result.meta["computing"]["threads"])]
-        cells += [f"{result.meta['versions'].get('hooked-vit', 'not installed')}, {m['code'] or 'no commit'}"]
+        cells += [m["code"] or f"version {result.meta['versions'].get('hooked-vit', 'unknown')}"]
         yield f"| `{name}` | {' | '.join(cells)} |"
     first = next(iter(found.values())).meta
     yield ""

@@ -225,7 +225,7 @@ SHOWN = {
                 {f"layer {at}": f"measure == 'difference' and split == 'test' and layer == {at}" for at in (8, 11)},
                 ("mode",),
             ),
-            Table("Chance.", {"the most frequent class": "measure == 'chance'"}),
+            Table("Chance.", {"the most frequent class": "measure == 'chance' and split == 'test'"}),
         ),
     ),
     "decodability": Shown(
