@@ -233,7 +233,8 @@ SHOWN = {
         "The label becomes readable from CLS gradually (lab note 1). That says nothing of use.",
         (
             Table(
-                "Accuracy after each block, beside probes of permuted labels and a model with random weights.",
+                "Accuracy after each block, beside probes of permuted labels (brackets: where one more would fall) and "
+                "a model with random weights.",
                 {
                     f"{role}{said}": reading(measure, role)
                     for role in ("cls", "patches")
