@@ -29,6 +29,9 @@ from analyses.running.shown import plain, plain_frame, shown
 from analyses.running.text import check_seen, visible
 from tests.analyses.everything import CLASSES, DATA, LINK, MODEL, results
 
+# all results are made once, in one process
+pytestmark = pytest.mark.xdist_group("everything")
+
 COMMANDS = sorted(name for name, source in in_source().items() if source.is_command)
 TENSORS = ("activation-patching", "attribution-patching", "path-patching", "logit-attribution")
 

@@ -18,6 +18,9 @@ from analyses.statistics.intervals import wilson
 from analyses.statistics.small import WIDE, half_width, said_small
 from tests.analyses.everything import results
 
+# all results are made once, in one process
+pytestmark = pytest.mark.xdist_group("everything")
+
 INTERVALS_DECIDE = (
     *("random-readouts", "low-frequency", "head-ablation", "causality-vs-decodability", "lenses"),
     "context-tokens",
