@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from interventions.circuits import INPUTS, Graph
-from interventions.core import Hooks
+from interventions.core import Edit, Hooks
 from interventions.sources import run_pixels
 from interventions.vocabulary import per_image
 
@@ -121,7 +122,16 @@ class Wiring:
         n = self.model.cfg.n_layers
         everything = len(self.graph.senders), slice(len(self.graph.receivers) - 1, len(self.graph.receivers))
         found.append((f"blocks.{n - 1}.hook_resid_post", lambda x, hook: self._add(x, 2 * n, everything)))
-        return found
+        return [found[0], *((name, partial(self._checked, edit)) for name, edit in found[1:])]
+
+    def _checked(self, edit: Edit, x: Tensor, hook: Any) -> Tensor | None:
+        """An edit of a run whose tokens are those it began with."""
+        if self.heard and x.shape[1] != self.heard[0].shape[1]:
+            raise ValueError(
+                f"a circuit's edges are cut token by token: this run began with {self.heard[0].shape[1]} tokens and "
+                f"has {x.shape[1]} at {hook.name}; insert or remove tokens without `only`"
+            )
+        return edit(x, hook=hook)
 
     def _begin(self, x: Tensor, hook: object) -> Tensor:
         self.heard = []

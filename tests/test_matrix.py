@@ -7,6 +7,7 @@ import pytest
 from analyses.running.catalogue import in_source, registered_analyses
 from hooked_vit import architectures
 from tests import matrix
+from tests.interventions.cases import unchecked_types
 
 PAGE = matrix.read()
 
@@ -20,13 +21,14 @@ def test_the_page_has_every_family_and_every_analysis():
 @pytest.mark.parametrize("name", matrix.variants())
 def test_what_happens_is_what_the_page_says(name):
     """Where it is not, `python -m tests.matrix` writes the page anew; read what changed."""
-    assert matrix.row(name) == PAGE[name]
+    with unchecked_types():  # every analysis has tests of its own that check them, and here they take two thirds
+        assert matrix.row(name) == PAGE[name]
 
 
 def test_a_refusal_says_what_the_model_lacks():
     """No cell says that the settings or the images of this test were wrong."""
     lacks = ("no CLS", "no cls", "no 'cls'", "no classifier", "needs a classifier", "no head", "with an embedding")
-    lacks += ("a norm of their sum is added", "gate")
+    lacks += ("a norm of their sum is added", "gate", "needs a readout that is a sum over tokens")
     told = {reason for cells in PAGE.values() for reason in cells.values() if reason != matrix.RUNS}
     assert [reason for reason in told if not any(word in reason for word in lacks)] == []
 

@@ -13,7 +13,7 @@ def reported(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str, str]]:
 
     >>> from analyses.reproductions.recipe import load_recipe
     >>> next(reported(load_recipe("stand-in")))
-    ('shuffle', 'Accuracy, nothing changed', 'vit', '', '0.985', 'this repository (this repository)')
+    ('shuffle', 'Accuracy, nothing changed', 'vit', '', '0.985 ± 0.005', 'this repository (this repository)')
 
     A layer below 0 counts from the end. Models a recipe was told to leave out have no line.
     """

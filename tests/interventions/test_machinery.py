@@ -188,7 +188,8 @@ def test_wrong_parameters_name_the_right_ones():
 
 
 def test_every_intervention_has_a_summary_and_an_example():
-    for name, factory in registered().items():
+    ours = {name: factory for name, factory in registered().items() if name in OURS}
+    for name, factory in ours.items():
         first, *rest = (factory.__doc__ or "").splitlines()
         assert first.strip().endswith("."), name
         assert any(f"{name}(" in line for line in rest), name

@@ -225,7 +225,6 @@ def test_one_that_is_never_reached(deep):
         @intervention
         def unplugged(model):
             hooks = [("blocks.1.attn.hook_pattern", lambda act, hook: act)]
-            model.blocks[1].attn.hook_pattern.forward = lambda x: x
             return hooks
 
         iv = unplugged()

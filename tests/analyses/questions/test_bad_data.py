@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,7 @@ from analyses.running.results import Result
 from hooked_vit import HookedViT
 from tests.analyses import everything
 from tests.analyses.everything import CLASSES, MODEL, SMALL, asked
+from tests.interventions.cases import unchecked_types
 
 COMMANDS = [name for name, source in in_source().items() if source.is_command]
 EXCHANGE = (
@@ -93,6 +95,13 @@ def divided() -> tuple[HookedViT, list[int]]:
 def fit() -> dict[str, ImageData]:
     data = load_data("scenes:train", n=30)
     return {"fit_data": data, "probe_data": data}
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it() -> Iterator[None]:
+    """What is annotated is checked where each analysis is tested; here it would take half of the time."""
+    with unchecked_types():
+        yield
 
 
 @pytest.mark.parametrize("name", COMMANDS)

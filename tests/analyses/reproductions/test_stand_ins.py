@@ -5,6 +5,7 @@ cannot run.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,17 @@ from analyses.reproductions.recipe import Recipe, load_recipe
 from analyses.reproductions.run import run_recipe
 from analyses.running.results import Result
 from tests.analyses.reproductions.stand_ins import stand_in
+from tests.interventions.cases import unchecked_types
 
 FEW = {"class-embedding": ("miil", "refinement", "gap", "vit-b16", "cifar100")}
 """Models whose stand-ins would be those of others once more: all seven are run at one depth."""
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it() -> Iterator[None]:
+    """What is annotated is checked where each analysis is tested; here it would take half of the time."""
+    with unchecked_types():
+        yield
 
 
 @pytest.fixture(scope="module")
