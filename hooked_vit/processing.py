@@ -72,7 +72,7 @@ def _numbered(i: int, image: Any, channels: str | None) -> Image.Image:
 
 def _as_picture(image: Any, channels: str | None) -> Image.Image:
     if isinstance(image, (Tensor, np.ndarray)):
-        return _of_array(image.detach().cpu().numpy() if isinstance(image, Tensor) else image, channels)
+        return picture_of(image.detach().cpu().numpy() if isinstance(image, Tensor) else image, channels)
     if isinstance(image, (str, Path)):
         address = urlparse(str(image))
         if "://" in str(image) and (address.scheme, address.netloc) not in (("file", ""), ("file", "localhost")):
@@ -86,8 +86,15 @@ def _as_picture(image: Any, channels: str | None) -> Image.Image:
     return image
 
 
-def _of_array(array: np.ndarray, channels: str | None) -> Image.Image:
-    """8 bits a channel, from whole numbers 0 to 255 or from 0.0 to 1.0."""
+def picture_of(array: np.ndarray, channels: str | None) -> Image.Image:
+    """An array as a picture of 8 bits a channel, from whole numbers 0 to 255 or from 0.0 to 1.0.
+
+    >>> picture_of(np.zeros((2, 3), np.uint8), None).size, picture_of(np.ones((3, 2, 5)), "first").size
+    ((3, 2), (5, 2))
+
+    `channels` says whether they are its "first" or "last" axis, where it has three. Raises ValueError where that is not
+    said, for another number of axes or channels than pictures have, and for numbers of an unknown range.
+    """
     if array.ndim == 3:
         if channels not in ("first", "last"):
             raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hooked_vit.loading.files import why_no_file
-from hooked_vit.processing import upright_rgb
+from hooked_vit.processing import picture_of, upright_rgb
 
 
 class UnreadableImageError(ValueError):
@@ -84,14 +84,13 @@ def refuse_unreadable(bad: Sequence[str], name: str, n: int | None, skip_bad: bo
 def _open(value: Any) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
-    if isinstance(value, torch.Tensor):
-        if value.ndim != 3:
-            raise ValueError(f"a tensor of pixels is [channels, height, width]; this one is {tuple(value.shape)}")
-        value = value.cpu().permute(1, 2, 0).numpy()
-    if isinstance(value, np.ndarray):
-        if value.dtype != np.uint8:
-            raise ValueError(f"an array of pixels is uint8, 0 to 255; this one is {value.dtype}")
-        return Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value)
+    if isinstance(value, torch.Tensor) and value.ndim != 3:
+        raise ValueError(f"a tensor of pixels is [channels, height, width]; this one is {tuple(value.shape)}")
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        channels, array = ("first", value.cpu().numpy()) if isinstance(value, torch.Tensor) else ("last", value)
+        if array.dtype != np.uint8:  # a column of a data set may hold numbers of any range
+            raise ValueError(f"an array of pixels is uint8, 0 to 255; this one is {array.dtype}")
+        return picture_of(array, channels)
     if isinstance(value, (str, Path)):
         value = {"path": str(value), "bytes": None}
     if isinstance(value, (bytes, bytearray)):

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from interventions.dictionaries.reading import (
+    COMMON,
     DTYPES,
+    NORMS,
     Fields,
     check_size,
     one_file,
@@ -19,8 +21,6 @@ from interventions.dictionaries.sae import Sae
 
 CONFIG = "config.json"
 WEIGHTS = ("weights.safetensors", "model.safetensors", "weights.pt")
-NORMS = {"none": "none", "constant_norm_rescale": "rescale", "layer_norm": "layer_norm"}
-COMMON = {name: name for name in ("W_enc", "W_dec", "b_dec")}
 TENSORS = {
     "standard": {**COMMON, "b_enc": "b_enc"},
     # a gated one has a b_enc that nothing reads

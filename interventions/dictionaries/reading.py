@@ -17,6 +17,12 @@ from hooked_vit.errors import nearest
 from hooked_vit.hook_table import without_layer
 from interventions.vocabulary import HEADS, NEURONS, TOKEN_SITES
 
+NORMS = {"none": "none", "constant_norm_rescale": "rescale", "layer_norm": "layer_norm"}
+"""How two of the layouts call what is done to an activation first, and what it is called here."""
+
+COMMON = {name: name for name in ("W_enc", "W_dec", "b_dec")}
+"""Tensors that two of the layouts call as they are called here."""
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from interventions.dictionaries.reading import (
+    COMMON,
     DTYPES,
+    NORMS,
     Fields,
     check_size,
     one_file,
@@ -18,9 +20,7 @@ from interventions.dictionaries.reading import (
 from interventions.dictionaries.sae import Sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-NORMS = {"none": "none", "constant_norm_rescale": "rescale", "layer_norm": "layer_norm"}
 AVERAGE = "expected_average_only_in"
-COMMON = {name: name for name in ("W_enc", "W_dec", "b_dec")}
 TENSORS = {
     "standard": {**COMMON, "b_enc": "b_enc"},
     "topk": {**COMMON, "b_enc": "b_enc"},
