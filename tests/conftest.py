@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 import tempfile
+from typing import Any
 
+import jaxtyping
 import pytest
 
 # Set before anything imports transformers, datasets or torch, which read them once; child processes inherit them.
@@ -16,9 +18,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+CHECKED = jaxtyping.jaxtyped
+
+
+def of_modules_and_classes(*, typechecker: Any) -> Any:
+    """Annotations are checked, but not those of functions inside functions.
+
+    Their checks would be written and compiled anew whenever the function around them is called: two thirds of the time
+    of all tests. The import hook looks this decorator up in jaxtyping.
+    """
+    check = CHECKED(typechecker=typechecker)
+    return lambda found: found if "<locals>" in getattr(found, "__qualname__", "") else check(found)
+
+
 def pytest_configure() -> None:
     import hypothesis
 
+    jaxtyping.jaxtyped = of_modules_and_classes
     # A busy machine is slow, not wrong.
     hypothesis.settings.register_profile("hooked-vit", deadline=None, print_blob=True)
     hypothesis.settings.load_profile("hooked-vit")
