@@ -8,7 +8,7 @@ one intervention per layer that is 66 + 12 evaluations of a block instead of 144
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vit import HookedViT, HookPoint, TokenLayout
+from hooked_vit.components.pieces import in_pieces
 from hooked_vit.components.watching import watched
 from hooked_vit.hook_table import SPLICED
 from interventions.apply import AppliedRun, InterventionNotFired, brought
@@ -27,6 +28,7 @@ FOLD_TOKENS = 1024
 """Tokens that pass a block as one batch: on a CPU more of them cost more than their fewer calls save."""
 
 History = tuple[tuple[str, int], ...]
+Look = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def sweep(
     *,
     memory_budget: int = 2 * 2**30,
     fold_tokens: int = FOLD_TOKENS,
+    undisturbed: Look | None = None,
 ) -> Iterator[tuple[Intervention, Float[Tensor, "b n"]]]:
     """Yield (intervention, logits) for each, as separate runs would give them, sharing all that runs have in common.
 
@@ -82,9 +85,11 @@ def sweep(
     ...     ...
 
     At most `memory_budget` bytes of residual streams are alive at once; beyond that the list is walked in parts.
-    Streams of up to `fold_tokens` tokens together pass a block as one batch (0: never; then results are those of
-    separate runs bit by bit, otherwise up to the rounding of larger matrix products). No gradients. Random generators
-    start anew with every sweep, so that over many batches each wants seeds of its own.
+    Streams of up to `fold_tokens` tokens together pass a block as one batch, and large ones in pieces (0: neither;
+    then results are those of separate runs bit by bit, otherwise up to the rounding of other matrix products).
+    `undisturbed` is called with each layer and the stream behind it [b, t, d] in a run without any edit, which costs
+    nothing where a variant has none in front of the readout. No gradients. Random generators start anew with every
+    sweep, so that over many batches each wants seeds of its own.
     Raises what `apply` raises, before the first run; and RuntimeError where hooks are attached to the model already.
     """
     _refuse_hooks(model)
@@ -93,18 +98,18 @@ def sweep(
         variants = [_resolve(model, iv) for iv in interventions]
     per_state = len(pixels) * layout.n_tokens * model.cfg.d_model * model.embed.patch.weight.element_size()
     at_once = max(1, memory_budget // max(1, 2 * per_state))
-    return _in_parts(model, pixels, variants, at_once, fold_tokens)
+    return _in_parts(model, pixels, variants, at_once, fold_tokens, undisturbed)
 
 
 def _in_parts(
-    model: HookedViT, pixels: Tensor, variants: list[Variant], at_once: int, fold_tokens: int
+    model: HookedViT, pixels: Tensor, variants: list[Variant], at_once: int, fold_tokens: int, look: Look | None
 ) -> Iterator[tuple[Intervention, Tensor]]:
     for first in range(0, len(variants), at_once):
         part = variants[first : first + at_once]
         _refuse_hooks(model)
         points = {name: point for variant in part for name, point in variant.brought.items()}
         with torch.no_grad(), model.more_hooks(points):
-            outputs = _walk(model, pixels, part, fold_tokens)
+            outputs = _walk(model, pixels, part, fold_tokens, None if first else look)
         for variant, logits in zip(part, outputs, strict=True):
             yield variant.intervention, logits
 
@@ -159,8 +164,13 @@ def _forks(variants: list[Variant], depth: int, place: str | None = None) -> lis
     return list(forks.values())
 
 
-def _walk(model: HookedViT, pixels: Tensor, variants: list[Variant], fold_tokens: int) -> list[Tensor]:
+def _walk(
+    model: HookedViT, pixels: Tensor, variants: list[Variant], fold_tokens: int, look: Look | None
+) -> list[Tensor]:
     layout = model.check_pixels(pixels)
+    asked = variants
+    if look is not None:  # one more variant, without an edit
+        variants = [*variants, Variant(variants[0].intervention, [], AppliedRun(), {})]
     model.run.n_forwards += 1
     states: dict[History, State] = {}
     for fork in _forks(variants, -1):
@@ -170,12 +180,14 @@ def _walk(model: HookedViT, pixels: Tensor, variants: list[Variant], fold_tokens
         states = _edit_outside(model, states, _forks(variants, layer, "pre"))
         states = _pass_block(model, block, states, _forks(variants, layer, "inside"), fold_tokens)
         states = _edit_outside(model, states, _forks(variants, layer, "post"))
+        if look is not None:
+            look(layer, states[()].resid)
     outputs: dict[History, Tensor] = {}
-    for fork in _forks(variants, model.cfg.n_layers):
+    for fork in _forks(asked, model.cfg.n_layers):
         state = states[fork.old]
         with _attached(model, fork, state.tokens):
             outputs[fork.new] = model.readout(state.resid)
-    return [outputs[v.history] for v in variants]
+    return [outputs[v.history] for v in asked]
 
 
 @contextmanager
@@ -217,8 +229,10 @@ def _pass_block(
                 after[fork.new] = State(block(state.resid), model.run.tokens)
     for fold in _folds([(fork.new, states[fork.old]) for fork in forks if not fork.steps], fold_tokens):
         tokens = fold[0][1].tokens
+        resid = torch.cat([state.resid for _, state in fold]) if len(fold) > 1 else fold[0][1].resid
         with model.running(tokens):
-            parts = block(torch.cat([state.resid for _, state in fold])).chunk(len(fold))
+            whole = tokens.ragged or fold_tokens == 0
+            parts = (block(resid) if whole else in_pieces(block, model.cfg, (), resid)).chunk(len(fold))
         after |= {new: State(part, tokens) for (new, _), part in zip(fold, parts, strict=True)}
     return after
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vit import HookedViT
+from hooked_vit.components.pieces import images_at_once
 
 Read = Callable[[Tensor], Tensor]
 
@@ -28,20 +29,19 @@ def read_stream(
     >>> logits, at_layer = read_stream(model, pixels, lambda resid: resid[:, cls].squeeze(1))  # doctest: +SKIP
 
     `embedding` puts the stream that enters block 0 in front. Without `read` whole activations are kept. `site` is a
-    block's hook without "hook_", such as "resid_mid" or "attn_out". Runs under whatever is applied to the model.
+    block's hook without "hook_", such as "resid_mid" or "attn_out". Runs under whatever is applied to the model; where
+    nothing is, a large batch passes some images at a time.
     """
-    kept: list[Tensor] = []
+    kept: list[list[Tensor]] = []
 
     def keep(x: Tensor, hook: object) -> None:
-        kept.append(x if read is None else read(x))
+        kept[-1].append(x if read is None else read(x))
 
     names = ["blocks.0.hook_resid_pre"] if embedding else []
     names += [f"blocks.{layer}.hook_{site}" for layer in range(model.cfg.n_layers)]
-    return model.run_with_hooks(pixels, fwd_hooks=[(name, keep) for name in names]), kept
-
-
-def cls_at_every_layer(
-    model: HookedViT, pixels: Float[Tensor, "b c h w"], *, embedding: bool = False
-) -> tuple[Float[Tensor, "b n"], list[Float[Tensor, "b d"]]]:
-    """Logits, and CLS after every block (`embedding`: and in front of the first)."""
-    return read_stream(model, pixels, lambda resid: resid[:, model.tokens.cls].squeeze(1), embedding=embedding)
+    n = images_at_once(model.cfg, model.hook_points(), pixels, model.layout_for(pixels).n_tokens)
+    logits = []
+    for piece in pixels.split(n):
+        kept.append([])
+        logits.append(model.run_with_hooks(piece, fwd_hooks=[(name, keep) for name in names]))
+    return torch.cat(logits), [torch.cat(pieces) for pieces in zip(*kept, strict=True)]

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.activations.streams import cls_at_every_layer
 from analyses.controls.shuffle_floors import (
     batch_seed,
     check_exchange,
@@ -30,7 +29,7 @@ from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers, by_readout
 from analyses.probes.opening import open_study
 from analyses.probes.ridge import RidgeProbe
-from analyses.probes.role_probes import fit_role_probes
+from analyses.probes.role_probes import fit_role_probes, read_role
 from analyses.questions.cls_use.cls_causality.figure import lens_figure, main_figure, summary_table
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -138,7 +137,7 @@ def _check(name: str, model: HookedViT, plan: _Plan) -> None:
 
 def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, plan: _Plan) -> _Tally:
     model, tally = answers.model, _Tally()
-    layers = range(model.cfg.n_layers)
+    layers, read = range(model.cfg.n_layers), read_role(model)
     readouts = {"shuffled": readout("full")}
     if _cls_readout(model) == "differs":
         readouts["shuffled_cls_readout"] = readout("cls")
@@ -146,14 +145,8 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
     for i, batch in enumerate(exchange_batches(data, plan.batch_size, f"{name}: shuffling CLS", plan.among)):
         pixels = model.preprocess(batch.images)
         labels, heads_labels = batch.labels, answers.labels(batch.labels)
-        logits, cls = cls_at_every_layer(model, pixels)
-        tally.add_floor(logits.argmax(-1).cpu(), heads_labels)
         tally.add_counts(labels)
-        for layer in layers:
-            tally.add("probe", layer, None, probes[layer].scores(cls[layer]).cpu(), labels)
-            scores = model.project(cls[layer], "cls").cpu()
-            tally.add("head_on_cls", layer, None, scores, heads_labels)
-            tally.add_mean("identifiability", layer, identifiability(rank(scores, heads_labels), scores.shape[-1]))
+        cls: list[Tensor] = []
         variants: dict[tuple[str, int | None, int | None], Intervention] = {}
         for measure, restricted in readouts.items():
             variants[clean_of[measure], None, None] = restricted
@@ -161,8 +154,16 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
                 for layer in layers:
                     # another permutation for every batch, the same for every layer and readout
                     variants[measure, layer, seed] = plan.disturbed(layer, batch_seed(seed, i), labels) + restricted
-        for key, (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
+        outputs = sweep(model, pixels, variants.values(), undisturbed=lambda layer, resid: cls.append(read(resid)))
+        for key, (_, out) in zip(variants, outputs, strict=True):
             tally.add(*key, out.cpu(), heads_labels)
+            if key[0] == "clean":
+                tally.add_floor(out.argmax(-1).cpu(), heads_labels)
+        for layer in layers:
+            tally.add("probe", layer, None, probes[layer].scores(cls[layer]).cpu(), labels)
+            scores = model.project(cls[layer], "cls").cpu()
+            tally.add("head_on_cls", layer, None, scores, heads_labels)
+            tally.add_mean("identifiability", layer, identifiability(rank(scores, heads_labels), scores.shape[-1]))
     return tally
 
 

@@ -37,6 +37,7 @@ from analyses.statistics.comparisons import ratio_interval
 from analyses.statistics.intervals import rate_row
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
+from hooked_vit.components.pieces import in_pieces
 from interventions import shuffle_tokens
 
 LEAST_LOSS = 0.05  # a probe that a shuffle costs less than this has nothing that could be restored
@@ -130,7 +131,10 @@ def shuffled_streams(
     # step by step: a generator that switched gradients off would leave them off for whoever goes through it
     @torch.no_grad()
     def through(resid: Tensor, layer: int) -> Tensor:
-        return model(resid, start_at_layer=layer, stop_at_layer=layer + 1, tokens=layout)
+        def block(piece: Tensor) -> Tensor:
+            return model(piece, start_at_layer=layer, stop_at_layer=layer + 1, tokens=layout)
+
+        return in_pieces(block, model.cfg, model.hook_points(), resid)
 
     with torch.no_grad():
         resid = model(pixels, stop_at_layer=0)
