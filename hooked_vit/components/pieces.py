@@ -12,8 +12,11 @@ from hooked_vit.components.watching import HookPoint, watched
 from hooked_vit.config import ViTConfig
 
 PIECE_BYTES = 16 * 2**20
-"""The largest activation of a piece. From 32 MiB on the C library maps every one anew and gives it back: for ViT-S/14 at
-224 pixels and a batch of 64 a fifth of the time is the kernel clearing pages."""
+"""The largest activation of a piece.
+
+From 32 MiB on the C library maps every one anew and gives it back: for ViT-S/14 at 224 pixels and a batch of 64 the
+kernel clears pages for a fifth of the time.
+"""
 
 
 def images_at_once(cfg: ViTConfig, points: Iterable[HookPoint], x: Shaped[Tensor, "b ..."], n_tokens: int) -> int:
