@@ -141,12 +141,16 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
     readouts = {"shuffled": readout("full")}
     if _cls_readout(model) == "differs":
         readouts["shuffled_cls_readout"] = readout("cls")
+    cls: dict[int, Tensor] = {}
+
+    def keep(layer: int, resid: Tensor) -> None:
+        cls[layer] = read(resid)
+
     clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
     for i, batch in enumerate(exchange_batches(data, plan.batch_size, f"{name}: shuffling CLS", plan.among)):
         pixels = model.preprocess(batch.images)
         labels, heads_labels = batch.labels, answers.labels(batch.labels)
         tally.add_counts(labels)
-        cls: list[Tensor] = []
         variants: dict[tuple[str, int | None, int | None], Intervention] = {}
         for measure, restricted in readouts.items():
             variants[clean_of[measure], None, None] = restricted
@@ -154,7 +158,7 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
                 for layer in layers:
                     # another permutation for every batch, the same for every layer and readout
                     variants[measure, layer, seed] = plan.disturbed(layer, batch_seed(seed, i), labels) + restricted
-        outputs = sweep(model, pixels, variants.values(), undisturbed=lambda layer, resid: cls.append(read(resid)))
+        outputs = sweep(model, pixels, variants.values(), undisturbed=keep)
         for key, (_, out) in zip(variants, outputs, strict=True):
             tally.add(*key, out.cpu(), heads_labels)
             if key[0] == "clean":
