@@ -36,7 +36,7 @@ from analyses.statistics.intervals import Interval
 from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
 
-READS = "the mean token of every role behind the last block and the final norm, through prototypes made here"
+READS = "its tokens, of each role the mean behind the last block and the final norm, through prototypes made here"
 
 
 @analysis(figure=main_figure, more_figures={"What other CLS embeddings gain": gain_figure})
