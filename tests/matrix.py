@@ -29,8 +29,8 @@ N_IMAGES = 15
 # norms inside them beside rotary positions, a probe that reads CLS too
 EXTRA = ("clip-classifier", "dinov2-swiglu", "timm-rpn", "timm-rpn-cls", "timm-eva02-inner", "timm-pe-core")
 SMALL: dict[str, Any] = {
-    **dict.fromkeys(("seeds", "random_models", "permutations", "epochs", "shots", "min_images"), 1),
-    **dict.fromkeys(("draws", "n_shuffles", "steps", "points", "bands"), 2),
+    **dict.fromkeys(("seeds", "random_models", "permutations", "epochs", "shots", "min_images", "queries"), 1),
+    **dict.fromkeys(("ways", "episodes", "draws", "n_shuffles", "steps", "points", "bands"), 2),
     **{"n_permutations": 19, "permuted_heads": 0, "lens_images": 24, "learning_curve": False, "calibration": 8},
     **{
         "max_pairs": 4,

@@ -53,6 +53,7 @@ RANGES = {
     "components": COUNT,
     "cutoff": Range(0, 1e12),
     "draws": COUNT,
+    "episodes": COUNT,
     "epochs": COUNT,
     "eps": Range(0, 1, above=True),
     "examples": Range(0, 1000),
@@ -75,6 +76,7 @@ RANGES = {
     "permutations": Range(1, 1_000_000),
     "permuted_heads": Range(0, 10_000),
     "points": Range(2, 100_000),
+    "queries": COUNT,
     "radii": Range(0, 1_000_000),
     "random_models": Range(0, 10_000),
     "seed": SEED,
@@ -86,6 +88,7 @@ RANGES = {
     "threshold": MANY,
     "top": COUNT,
     "trainings": COUNT,
+    "ways": Range(2, LARGEST),
     "window": Range(0, 10_000),
     "z": Range(0, 1_000_000),
 }

@@ -16,6 +16,7 @@ WIDE = 0.1
 
 Published differences between layers and models are of that size, so below 93 images a share says it is small."""
 COUNTS = {"n": "images", "n_right": "images answered rightly", "n_wrong": "images answered wrongly"}
+COUNTS |= {"n_groups": "groups of images"}
 
 
 def said_small(frame: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ SMALL = {
     **{"seeds": 1, "random_models": 1, "permutations": 1, "n_shuffles": 5, "n_permutations": 5, "epochs": 1},
     **{"lens_images": 20, "draws": 2, "points": 2, "shots": 1, "calibration": 8, "min_images": 1, "max_pairs": 4},
     **{"bands": 2, "images": 1, "memories": 1, "examples": 1, "components": 2, "batch_size": 20, "patience": 1},
-    **{"steps": 2, "top": 2},
+    **{"steps": 2, "top": 2, "ways": 2, "queries": 1, "episodes": 2},
     **{"tau": 0.02},  # of a patch this large hardly any lies on a digit by half
 }
 

@@ -38,6 +38,7 @@ CHEAP: dict[str, Any] = {
     **{"steps": 1, "lens_images": 20, "epochs": 1, "bands": 2, "components": 2, "n_permutations": 19, "n_shuffles": 19},
     **{"calibration": 8, "min_images": 2, "images": 2, "memories": 1, "examples": 1, "max_pairs": 4, "top": 2},
     **{"controls": ("permuted",), "learning_curve": False, "check": 2, "batch_size": 8},
+    **{"ways": 2, "queries": 1, "episodes": 2},
 }
 """As little as shows whether the sizes fit together, where an analysis has such an option."""
 

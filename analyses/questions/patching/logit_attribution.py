@@ -65,7 +65,7 @@ def logit_attribution(
     the term (a CLS readout reads only CLS), or by "source", which for a head is the token its value comes from.
 
     One row per component, layer, head, neuron and token: `value` is the mean over images and `low`, `high` its 95 %
-    interval (normal). `meta["largest_error"]` is the largest |sum − logit| of any image.
+    interval (methods §28). `meta["largest_error"]` is the largest |sum − logit| of any image.
     Raises NoHeadError for a model without a classifier, ValueError for a class there is not.
     """
     if tokens not in ("none", "position", "source"):

@@ -10,16 +10,18 @@ import torch
 import transformers
 
 from analyses.data import load_data
-from analyses.reproductions.entries import DataEntry
+from analyses.reproductions.entries import DataEntry, Step
 from analyses.reproductions.recipe import Recipe, load_recipe
 from hooked_vit import HookedViT
 
-PIXELS = {"height": 224, "width": 224}  # which published models are given, whatever their own processor says
-SIZE = {"hidden_size": 16, "num_attention_heads": 2, "image_size": 224, "patch_size": 56}
+WIDTH = {"hidden_size": 16, "num_attention_heads": 2}
+SMALL = {"image_size": 32, "patch_size": 8}
+PUBLISHED = {"image_size": 224, "patch_size": 56}  # what they are given, whatever their own processor says
 MLP = {"intermediate_size": 24}
 CLASSES = {"num_labels": 10}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViTForImageClassification", CLASSES | MLP),
+    "published": ("ViTForImageClassification", CLASSES | MLP | PUBLISHED),
     "deit": ("DeiTForImageClassificationWithTeacher", CLASSES | MLP),
     "beit": ("BeitForImageClassification", MLP | {"use_mean_pooling": False, "num_labels": 30}),
     "dinov2": ("Dinov2Model", {}),
@@ -30,8 +32,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "counting": ("ViTForImageClassification", CLASSES | MLP | {"hidden_size": 96}),
 }
 NAMED = {"plain": "dinov2"}
-MEASURED, FITTED = 30, 200
-"""Images to measure on, and to fit on: ten of every class for the 10-shot probes."""
+MEASURED, FITTED, EPISODES = 30, 200, 80
+"""Images to measure on; to fit on, ten of every class for the 10-shot probes; and of episodes, six of most classes."""
 
 
 def stand_in(recipe: str, n_layers: int, folder: Path) -> Recipe:
@@ -40,7 +42,7 @@ def stand_in(recipe: str, n_layers: int, folder: Path) -> Recipe:
     models = {}
     for name, entry in told.models.items():
         depth = n_layers * (2 if entry.layers == 24 else 1)
-        kind = "vit" if entry.checkpoint.startswith("published:") else NAMED.get(name, name)
+        kind = "published" if entry.checkpoint.startswith("published:") else NAMED.get(name, name)
         kind = "registers" if "with-registers" in entry.checkpoint else kind
         models[name] = str(_saved(kind, depth, folder))
     fitted = {name for step in told.steps for parameter, name in step.data.items() if parameter != "data"}
@@ -50,11 +52,19 @@ def stand_in(recipe: str, n_layers: int, folder: Path) -> Recipe:
         for name in told.data
     }
     data["few"] = DataEntry("scenes:train", FITTED)  # where the recipe leaves it to the analysis, which takes many
-    steps = tuple(
-        replace(step, data={"fit_data": "few", **step.data}) if step.analysis == "low-frequency" else step
-        for step in told.steps
-    )
-    return replace(told, data=data, steps=steps, changes=("all of it",))
+    data["fewest"] = DataEntry("scenes:train", MEASURED)
+    data["episodes"] = DataEntry("scenes:test", EPISODES)
+    return replace(told, data=data, steps=tuple(map(_cheaper, told.steps)), changes=("all of it",))
+
+
+def _cheaper(step: Step) -> Step:
+    if step.analysis == "low-frequency":
+        return replace(step, data={"fit_data": "few", **step.data})
+    if step.analysis == "few-shot-transfer":
+        return replace(step, data={"data": "episodes"}, options={**step.options, "queries": 1, "episodes": 2})
+    if step.analysis == "random-readouts":
+        return replace(step, data={**step.data, "fit_data": "fewest"}, options={**step.options, "epochs": 1})
+    return step
 
 
 def _saved(kind: str, n_layers: int, folder: Path) -> Path:
@@ -64,18 +74,22 @@ def _saved(kind: str, n_layers: int, folder: Path) -> Path:
         torch.manual_seed(n_layers)
         hf_class, settings = KINDS[kind]
         config_class = getattr(transformers, hf_class).config_class
-        model = getattr(transformers, hf_class)(config_class(num_hidden_layers=n_layers, **SIZE | settings)).eval()
+        model = getattr(transformers, hf_class)(
+            config_class(num_hidden_layers=n_layers, **WIDTH | SMALL | settings)
+        ).eval()
+        side = model.config.image_size
+        processor = transformers.ViTImageProcessorPil(size={"height": side, "width": side})
         if kind == "counting":
-            _count_right(model)
+            _count_right(model, processor)
         model.save_pretrained(there)
-        transformers.ViTImageProcessorPil(size=PIXELS).save_pretrained(there)
+        processor.save_pretrained(there)
     return there
 
 
 @torch.no_grad()
-def _count_right(model: Any) -> None:
+def _count_right(model: Any, processor: Any) -> None:
     """Give it the head that counts these scenes right, with an object and without it."""
-    hooked = HookedViT.from_hf(model, processor=transformers.ViTImageProcessorPil(size=PIXELS))
+    hooked = HookedViT.from_hf(model, processor=processor)
     (batch,) = load_data("scenes:test", n=MEASURED).batches(MEASURED, extra=["pair", "count"])
     counts = torch.tensor([*batch.extra["count"], *(n - 1 for n in batch.extra["count"])]).double()
     pixels = hooked.preprocess([*batch.images, *batch.extra["pair"]])

@@ -15,14 +15,16 @@ from analyses.command_line.cli import main
 from analyses.reproductions import run as running
 from analyses.reproductions.depth import placed
 from analyses.reproductions.prepared import obstacles
-from analyses.reproductions.recipe import Recipe, load_recipe
+from analyses.reproductions.recipe import Recipe, load_recipe, names
 from analyses.reproductions.run import run_recipe
 from analyses.running.results import Result
 from tests.analyses.reproductions.stand_ins import stand_in
 from tests.interventions.cases import unchecked_types
 
-FEW = {"class-embedding": ("miil", "refinement", "gap", "vit-b16", "cifar100")}
-"""Models whose stand-ins would be those of others once more: all seven are run at one depth."""
+FEW = {"class-embedding": ("miil", "refinement", "vit-b16", "vit-l16")}
+"""Models whose stand-ins would be that of ViT-B/32 once more, or twice as deep: all seven are run at one depth."""
+DEPTHS = (4, 8, 12)
+RECIPES = [name for name in names() if name != "stand-in"]  # that one is of built-in models, and is run as it is
 
 
 @pytest.fixture(autouse=True)
@@ -47,17 +49,19 @@ def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "write_report", save)
 
 
-# the widest recipe at every depth, the others at one
-RUNS = [("class-embedding", 4), ("class-embedding", 8), ("class-embedding", 12), ("cls-not-used", 8)]
-RUNS += [("multiple-readouts", 4), ("counting", 12), ("registers", 4), ("low-frequency", 8)]
-RUNS += [("register-controls", 4)]
-
-
-@pytest.mark.parametrize(("name", "n_layers"), RUNS)
-def test_a_recipe_runs_to_the_end_at_any_depth(name: str, n_layers: int, folder: Path) -> None:
+@pytest.mark.parametrize("n_layers", DEPTHS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_to_the_end_at_any_depth(
+    name: str, n_layers: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = stand_in(name, n_layers, folder)
-    if n_layers > 4:
+    if n_layers > DEPTHS[0]:
         recipe = recipe.changed(without=FEW.get(name, ()))
+    with monkeypatch.context() as patched:
+        patched.setattr("analyses.reproductions.recipe.load_recipe", lambda name: recipe)
+        patched.setattr("hooked_vit.HookedViT.forward", lambda *a, **kw: pytest.fail("a model was run"))
+        assert main(["reproduce", name, "--dry-run", "--out", str(folder / "none")]) == 0
+    assert "Everything is there." in capsys.readouterr().out
     out = folder / f"{name}-{n_layers}-out"
     run_recipe(recipe, out)
     frame = Result.load(out).frame

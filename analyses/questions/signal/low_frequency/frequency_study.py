@@ -20,7 +20,7 @@ from analyses.activations.streams import read_stream
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers, head_of_probe, ready_for_head
 from analyses.probes.ridge import GramRidge, RidgeProbe
-from analyses.questions.signal.low_frequency.cls_parameter import cls_swaps
+from analyses.questions.signal.cls_parameter import cls_swaps
 from analyses.questions.signal.regression import GramRegression, LinearMap, r_squared, r_squared_gain
 from analyses.questions.signal.similarity import CrossMoments, cosine, linear_cka
 from analyses.questions.signal.spectrum import (

@@ -17,7 +17,7 @@ from analyses import Result
 from analyses.activations.role_vectors import random_patches, read_roles
 from analyses.activations.streams import read_stream
 from analyses.data import ImageData, as_data
-from analyses.questions.signal.low_frequency.cls_parameter import cls_swaps
+from analyses.questions.signal.cls_parameter import cls_swaps
 from analyses.questions.signal.low_frequency.domain_probe import domain_rows, equal_halves
 from analyses.questions.signal.low_frequency.figure import summary_table
 from analyses.questions.signal.low_frequency.low_frequency import low_frequency

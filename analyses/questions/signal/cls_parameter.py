@@ -35,14 +35,9 @@ def cls_swaps(model: HookedViT, mean_patch: Float[Tensor, "d"], *, seeds: int = 
     Each with and without the position embedding of CLS, where it has one; "learned" only without, as it is the model
     itself otherwise. Raises ValueError where the model has no CLS token.
     """
-    if model.embed.cls is None:
-        raise ValueError(f"there is no CLS embedding to swap; this model has {', '.join(model.tokens.roles)}")
-    learned = model.embed.cls.detach().flatten()
+    learned = learned_cls(model)
     vectors: list[tuple[str, int | None, Tensor]] = [("learned", None, learned)]
-    for seed in range(seeds):
-        generator = torch.Generator("cpu").manual_seed(seed)
-        drawn = torch.randn(model.cfg.d_model, generator=generator, device="cpu") * INITIAL_STD
-        vectors.append(("normal", seed, drawn.to(learned)))
+    vectors += [("normal", seed, initial_cls(learned, seed)) for seed in range(seeds)]
     vectors += [("zeros", None, torch.zeros_like(learned)), ("mean patch", None, mean_patch.to(learned))]
     positions = (True, False) if _has_position(model) else (True,)
     return [
@@ -51,6 +46,22 @@ def cls_swaps(model: HookedViT, mean_patch: Float[Tensor, "d"], *, seeds: int = 
         for position in positions
         if not (variant == "learned" and position)
     ]
+
+
+def learned_cls(model: HookedViT) -> Float[Tensor, "d"]:
+    """The CLS embedding of a model.
+
+    Raises ValueError where it has none.
+    """
+    if model.embed.cls is None:
+        raise ValueError(f"there is no CLS embedding to swap; this model has {', '.join(model.tokens.roles)}")
+    return model.embed.cls.detach().flatten()
+
+
+def initial_cls(like: Float[Tensor, "d"], seed: int) -> Float[Tensor, "d"]:
+    """A CLS embedding as training begins with it: a draw of N(0, 0.02²)."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return (torch.randn(len(like), generator=generator, device="cpu") * INITIAL_STD).to(like)
 
 
 def _has_position(model: HookedViT) -> bool:
