@@ -1,0 +1,40 @@
+"""What mkdocs calls while it builds: the generated pages join those of `docs/`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from site_pages import documents, reference
+from site_pages.commands import command_page
+from site_pages.gallery import gallery_pages
+from site_pages.hooks import hook_page
+
+NO_FIGURES = "HOOKED_VIT_DOCS_WITHOUT_FIGURES"
+"""Set to 1 it leaves the figures out, so that words can be looked at within seconds; the pages say so."""
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add every generated page; one that stands in `docs/` already is left as it is."""
+    drawn = os.environ.get(NO_FIGURES) != "1"
+    pages = {
+        **gallery_pages(drawn=drawn),
+        **reference.pages(),
+        "reference/hooks.md": hook_page(),
+        "reference/commands.md": command_page(),
+        **documents.pages(),
+    }
+    for place, text in pages.items():
+        if files.get_file_from_path(place) is None:
+            files.append(File.generated(config, place, content=text))
+    if drawn:
+        files.append(File.generated(config, "assets/plotly.min.js", content=_plotly()))
+    return files
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
