@@ -12,7 +12,13 @@ FLAG = re.compile(r"[ \t]*# doctest: [^\n]*")
 
 
 class Docstrings(griffe.Extension):
-    """Applied to everything that has a docstring."""
+    """Applied to everything that is read for the site."""
+
+    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Leave out what a constructor keeps for itself: attributes that nothing is said of, and no field declares."""
+        for name, member in list(cls.members.items()):
+            if member.is_attribute and member.docstring is None and member.labels == {"instance-attribute"}:
+                cls.del_member(name)
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of a module, class, function or attribute."""

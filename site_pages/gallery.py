@@ -19,6 +19,9 @@ TITLES = {
     "features": "Words and features",
     "intervention_sweep": "Any interventions",
 }
+WIDE = ("---", "hide: [toc]", "---", "")
+"""Figures need the room of the table of contents, which is on the page that lists all."""
+
 SHORT = 900
 """A section of methods with more characters than that is folded."""
 
@@ -70,7 +73,7 @@ def _index(subjects: dict[str, list[Analysis]]) -> str:
 
 def _subject(subject: str, entries: list[Analysis], drawn: bool) -> str:
     room = (import_module(f"analyses.questions.{subject}").__doc__ or "").strip().split("\n\n")[0]
-    lines = [f"# {title_of(subject)}", "", " ".join(room.split()), ""]
+    lines = [*WIDE, f"# {title_of(subject)}", "", " ".join(room.split()), ""]
     for entry in entries:
         lines += [*_entry(entry, drawn), ""]
     return "\n".join(lines)
@@ -81,7 +84,7 @@ def _entry(entry: Analysis, drawn: bool) -> list[str]:
     lines = [f"## {entry.name}", "", f"**{entry.summary}**", "", *_figure(entry, drawn), ""]
     for word in ("Source", "Control"):
         said = [f"{_link(section)} {_below(section.said[word])}" for section in found if word in section.said]
-        lines += [f"*{word}* {'  · '.join(said)}", ""]
+        lines += [f"*{word}* {' · '.join(said)}", ""]
     for section in found:
         fold = "+" if len(section.body) < SHORT else ""
         lines += [f'???{fold} note "What is measured: {section.title}"', ""]

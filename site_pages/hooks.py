@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
+from hooked_vit import HookedViT
 from hooked_vit.hook_table import describe_hooks, without_layer
 from site_pages import ROOT
-
-NAMES = re.compile(r"`[^`]+`")
 
 
 def hook_page() -> str:
     """The README's table, and below it every kind of hook point with its axes, written from the models themselves."""
-    rows: dict[tuple[str, str, str], list[str]] = {}
-    for family, model in _models().items():
-        seen = set()
+    rows: dict[tuple[str, str, str], set[str]] = {}
+    models = _models()
+    for model in models:
         for name, shape, meaning in describe_hooks(model.cfg, model.hook_dict):
             row = without_layer(name).replace("blocks.", "blocks.l."), re.sub(r"=\d+", "", shape), meaning
-            if row not in seen:
-                seen.add(row)
-                rows.setdefault(row, []).append(family)
-    n = len(_models())
+            rows.setdefault(row, set()).add(model.cfg.architecture)
+    known = {model.cfg.architecture for model in models}
     lines = [
         "# Hook points",
         "",
@@ -36,34 +32,31 @@ def hook_page() -> str:
         "## Every one",
         "",
         "In the order of the forward pass, written from the graphs of all families; where a hook means something else",
-        "in some of them it stands there twice. Behind the name of the one that a dictionary is spliced into comes",
-        "`….hook_sae_acts`, `[batch, pos, sae_feature]`.",
+        "in some of them it stands there twice. A family is named where some of its models have it. Behind the name of",
+        "the one that a dictionary is spliced into comes `….hook_sae_acts`, `[batch, pos, sae_feature]`.",
         "",
         "| hook | axes | what it is | families |",
         "|---|---|---|---|",
     ]
     for (name, shape, meaning), families in _in_order(rows):
-        who = "all" if len(families) == n else ", ".join(families)
-        lines.append(f"| `{name}` | `{shape}` | {meaning} | {who} |")
+        lines.append(f"| `{name}` | `{shape}` | {meaning} | {_who(families, known)} |")
     return "\n".join(lines) + "\n"
 
 
-def _models() -> Mapping[str, object]:
-    """A tiny model of every family, by the family's name; the variants that differ in their graph with their own."""
+def _models() -> list[HookedViT]:
+    """Tiny models that together have every hook point of every family, and every meaning of it."""
     from tests.tiny import LOADED, tiny
 
-    found: dict[str, object] = {}
-    graphs: dict[tuple[str, frozenset[str]], str] = {}
-    for name in LOADED:
-        model = tiny(name)[1]
-        graph = (model.cfg.architecture, frozenset(map(without_layer, model.hook_dict)))
-        if graph not in graphs:
-            graphs[graph] = name
-            found[model.cfg.architecture if model.cfg.architecture not in found else name] = model
-    return found
+    return [tiny(name)[1] for name in LOADED]
 
 
-def _in_order(rows: dict[tuple[str, str, str], list[str]]) -> list[tuple[tuple[str, str, str], list[str]]]:
+def _who(families: set[str], known: set[str]) -> str:
+    if not (others := sorted(known - families)):
+        return "all"
+    return f"all but {', '.join(others)}" if len(others) < len(families) else ", ".join(sorted(families))
+
+
+def _in_order(rows: dict[tuple[str, str, str], set[str]]) -> list[tuple[tuple[str, str, str], set[str]]]:
     """Rows of one hook together, at the place of the first."""
     order = {name: i for i, name in reversed([*enumerate(row[0] for row in rows)])}
     return sorted(rows.items(), key=lambda item: order[item[0][0]])

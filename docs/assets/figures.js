@@ -1,23 +1,26 @@
 // Figures of the gallery: each is drawn when it comes into view, as wide as the page, or scrolls where that is too narrow.
 (function () {
   const LEAST = 0.62; // below this a label is too small to be read
-  function fit(box, plot, width, height) {
+  function fit(box, frame, plot, width, height) {
     const scale = Math.max(LEAST, Math.min(1, box.clientWidth / width));
     plot.style.transform = `scale(${scale})`;
-    plot.style.width = `${width}px`;
-    box.style.height = `${height * scale + (box.scrollWidth > box.clientWidth ? 16 : 2)}px`;
+    frame.style.width = `${Math.floor(width * scale)}px`;
+    frame.style.height = `${Math.ceil(height * scale)}px`;
   }
   function draw(box) {
     const drawn = JSON.parse(box.querySelector("script").textContent);
     const plot = document.createElement("div");
     const width = drawn.layout.width || 1080;
     const height = drawn.layout.height || 450;
+    const frame = document.createElement("div");
     plot.className = "plot";
+    frame.className = "frame";
+    frame.append(plot);
     box.querySelectorAll(".waits").forEach((text) => text.remove());
-    box.append(plot);
+    box.append(frame);
     window.Plotly.newPlot(plot, drawn.data, { ...drawn.layout, width, height }, { displaylogo: false, displayModeBar: false })
-      .then(() => fit(box, plot, width, height));
-    window.addEventListener("resize", () => fit(box, plot, width, height));
+      .then(() => fit(box, frame, plot, width, height));
+    window.addEventListener("resize", () => fit(box, frame, plot, width, height));
   }
   function start() {
     const boxes = [...document.querySelectorAll(".figure")];
