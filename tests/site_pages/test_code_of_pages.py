@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.interventions.cases import unchecked_types
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / "index.md", DOCS / "concepts.md", *sorted((DOCS / "howto").glob("*.md"))]
 FEWER = {"n=256).batches(256)": "n=16).batches(16)", "n=64).batches(64)": "n=16).batches(16)"}
@@ -26,7 +28,8 @@ def test_it_runs(page, tmp_path, monkeypatch):
     for many, few in FEWER.items():
         code = code.replace(many, few)
     try:
-        exec(compile(code, f"{page.stem}.py", "exec"), {"__name__": page.stem})
+        with unchecked_types():
+            exec(compile(code, f"{page.stem}.py", "exec"), {"__name__": page.stem})
     finally:  # what a page defines is not there for other tests
         for name in [name for name, entry in REGISTERED.items() if entry.run.__module__ == page.stem]:
             del REGISTERED[name]
