@@ -34,6 +34,13 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """The start page stands alone in its tab: a column for its neighbours would be empty."""
+    if page.file.src_uri == "index.md":
+        page.meta["hide"] = ["navigation"]
+    return markdown
+
+
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
