@@ -7,7 +7,7 @@ from importlib import import_module
 
 from analyses.running.catalogue import Analysis, in_source, registered_analyses
 from site_pages import runs
-from site_pages.methods import Section, about
+from site_pages.methods import Section, about, sections
 from site_pages.names import subject_of
 
 TITLES = {
@@ -134,8 +134,13 @@ def _link(section: Section) -> str:
 
 
 def _below(text: str) -> str:
-    """Text of a page in `docs/`, its links as they are from a folder in it."""
-    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", r"](../\1)", text)
+    """Text of the page of methods, its links as they are from a folder beside it, and sections it names as links."""
+    anchors = {section.title.split()[0]: section.anchor for section in sections()}
+
+    def link(found: re.Match[str]) -> str:
+        return f"[{found[0]}](../methods.md#{anchors[found[0]]})" if found[0] in anchors else found[0]
+
+    return re.sub(r"§\d+", link, re.sub(r"\]\((?!https?:|#)([^)]+)\)", r"](../\1)", text))
 
 
 def _cell(text: str) -> str:

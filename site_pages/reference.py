@@ -53,7 +53,9 @@ def _catalogue() -> str:
         "# The catalogue of interventions",
         "",
         "Every one is imported from `interventions`, takes keywords, and gives a value: it acts inside",
-        "`with apply(model, …):`, composes by `+`, and is stored as JSON. `hooked-vit interventions` lists them.",
+        "`with apply(model, …):`, composes by `+`, and is stored as JSON. What is shown is the function that an",
+        "intervention is: you call it without `model`, which it is given when it meets one. `hooked-vit interventions`",
+        "lists them.",
         "",
     ]
     for module, names in catalogue().items():
