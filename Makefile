@@ -31,7 +31,6 @@ format: $(READY) ## what ruff can put right by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Its pages open as files; their search wants a server: python -m http.server -d out/site
 docs: $(READY) ## the documentation as a site, in out/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict
 

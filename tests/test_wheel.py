@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("wheel")  # which is built once
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("hooked_vit", "interventions", "analyses")
 # The only folder of ours on the path is the one it was installed into; an editable install would lead to the checkout.

@@ -20,6 +20,7 @@ from site_pages.methods import about
 from site_pages.mkdocs_hooks import NO_FIGURES
 from tests.tiny import LOADED, tiny
 
+pytestmark = pytest.mark.xdist_group("site")  # which is built once
 NOT_FOR_USERS = {"analyses.command_line.commands"}  # its names are commands, on the page of the command line
 
 
@@ -135,6 +136,13 @@ def test_nothing_is_fetched_from_elsewhere(site):
             assert not re.search(r"(https?:)?//", found[0]), f"{page.name}: {found[0]}"
     for style in site.rglob("*.css"):
         assert not re.search(r"url\((['\"]?)(https?:)?//", style.read_text(encoding="utf-8")), style.name
+
+
+def test_the_search_works_in_a_page_that_is_opened_as_a_file(site):
+    """The stand-in for its worker is there before the theme's script starts one, and the index is a script."""
+    page = html(site, "index.html")
+    assert page.index("search_of_files.js") < page.index("assets/javascripts/bundle.")
+    assert html(site, "search/search_index.js") == f"var __index = {html(site, 'search/search_index.json')}"
 
 
 def test_every_page_of_docs_is_in_the_navigation():
