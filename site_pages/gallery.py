@@ -14,6 +14,7 @@ TITLES = {
     "cls_use": "Is CLS used?",
     "decoding": "What can be read?",
     "class_space": "Class embedding space",
+    "looking": "What is attended to?",
     "patching": "Patching, heads, circuits",
     "signal": "Frequencies, norms, registers",
     "features": "Words and features",

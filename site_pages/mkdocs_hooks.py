@@ -10,11 +10,32 @@ from mkdocs.structure.files import File, Files
 
 from site_pages import documents, reference
 from site_pages.commands import command_page
-from site_pages.gallery import gallery_pages
+from site_pages.gallery import by_subject, gallery_pages, title_of
 from site_pages.hooks import hook_page
 
+GALLERY, UNLISTED = "gallery/index.md", "How to"
 NO_FIGURES = "HOOKED_VIT_DOCS_WITHOUT_FIGURES"
 """Set to 1 it leaves the figures out, so that words can be looked at within seconds; the pages say so."""
+
+
+def on_config(config: Any) -> Any:
+    """Put the subjects of the gallery into the navigation, and pages of `docs/` that nobody listed below How to."""
+    for section in config.nav:
+        for title, pages in section.items():
+            if title == UNLISTED:
+                listed = set(_places(config.nav))
+                there = {path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir).rglob("*.md")}
+                pages += sorted(there - listed)
+            if GALLERY in pages:
+                at = pages.index(GALLERY) + 1
+                pages[at:at] = [{title_of(subject): f"gallery/{subject}.md"} for subject in by_subject()]
+    return config
+
+
+def _places(nav: Any) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    return [place for part in (nav.values() if isinstance(nav, dict) else nav) for place in _places(part)]
 
 
 def on_files(files: Files, config: Any) -> Files:
