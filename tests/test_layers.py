@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "analyses": {"analyses", "interventions", "hooked_vit"},
 }
 # The last three are not in the wheel: a package that imports one works only inside the repository.
-OURS = {*MAY_IMPORT, "zoo_training", "benchmarks", "tests"}
+OURS = {*MAY_IMPORT, "zoo_training", "benchmarks", "tests", "site_pages"}
 FAMILIES = "hooked_vit.architectures"
 FAMILY_FIELDS = {"family", "model_type", "architecture", "architectures"}
 

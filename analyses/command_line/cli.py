@@ -185,6 +185,8 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     _add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
     _add_out(shown, "folder for the pages (default: %(default)s)", default="out/features")
 
+    told = command("docs", "list the pages of the documentation, or print one")
+    told.add_argument("page", metavar="PAGE", nargs="?", type=text, help="its name (default: all are listed)")
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
     hooks = command("hooks", "list every hook point of a model with its shape and meaning")

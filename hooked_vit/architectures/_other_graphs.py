@@ -32,8 +32,8 @@ LISTS = "it takes images of any shape as one list of patches, in which each atte
 SHARED_KEYS = "several heads share keys and values, which no graph here does"
 TEXT_READER = "it reads or writes text beside a vision tower of its own, which nobody has compared with the graph"
 UNREAD = (
-    "nobody has compared it with the graph to the last bit, and what was not compared is not loaded; docs/families.md "
-    "says what was"
+    "nobody has compared it with the graph to the last bit, and what was not compared is not loaded; `hooked-vit docs "
+    "families` says what was"
 )
 
 # models of images and texts around towers, by the beginning of their names: first those whose tower is loaded

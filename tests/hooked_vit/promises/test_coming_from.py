@@ -19,7 +19,7 @@ from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_p
 from hooked_vit import HookedViT, NumberedImages
 from hooked_vit.loading.crosscheck import import_nnsight
 from interventions import ablate_branch, apply, patch_heads, patch_subspace, patch_tokens
-from tests.tiny import IMAGE, make_hf, pixels, processor_of, tiny
+from tests.tiny import IMAGE, attention, make_hf, pixels, processor_of, tiny
 
 PAGE = Path(__file__).parents[3] / "docs" / "coming_from.md"
 FAMILIES = ("vit", "deit-teacher", "dinov2", "clip-classifier")
@@ -199,3 +199,49 @@ def test_a_learned_subspace_is_one_of_ours(page):
     ours = under(model, x, patch_subspace(1, tokens="cls", basis=learned.basis.T, value=cache))
     assert torch.allclose(theirs, ours, atol=1e-5)
     assert not torch.allclose(ours, model(x), atol=1e-3)
+
+
+MODULES = {  # module of transformers: what of it, and the hook that has the same
+    "vit.embeddings": ("out", "blocks.0.hook_resid_pre"),
+    "vit.layers.1": ("in", "blocks.1.hook_resid_pre"),
+    "vit.layers.0": ("out", "blocks.0.hook_resid_post"),
+    "vit.layers.1.layernorm_before": ("gain", "blocks.1.ln1.hook_normalized"),
+    "vit.layers.1.attention.q_proj": ("out", "blocks.1.attn.hook_q"),
+    "vit.layers.1.attention.k_proj": ("out", "blocks.1.attn.hook_k"),
+    "vit.layers.1.attention.v_proj": ("out", "blocks.1.attn.hook_v"),
+    "vit.layers.1.attention": ("pattern", "blocks.1.attn.hook_pattern"),
+    "vit.layers.1.attention.o_proj ": ("in", "blocks.1.attn.hook_z"),
+    "vit.layers.1.attention.o_proj": ("out", "blocks.1.hook_attn_out"),
+    "vit.layers.1.mlp.fc1": ("out", "blocks.1.mlp.hook_pre"),
+    "vit.layers.1.mlp.fc2 ": ("in", "blocks.1.mlp.hook_post"),
+    "vit.layers.1.mlp.fc2": ("out", "blocks.1.hook_mlp_out"),
+    "vit.layernorm": ("gain", "ln_final.hook_normalized"),
+    "classifier ": ("in", "hook_pooled"),
+    "classifier": ("out", "hook_logits"),
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_of_transformers_holds_what_the_page_says(module):
+    what, hook = MODULES[module]
+    hf, model = tiny("vit")
+    x, seen = pixels(model), []
+    part = hf.get_submodule(module.strip())
+    handle = part.register_forward_hook(lambda _, given, made: seen.append(given if what == "in" else made))
+    try:
+        with torch.no_grad():
+            hf(x)
+    finally:
+        handle.remove()
+    found = seen[0][-1 if what == "pattern" else 0] if isinstance(seen[0], tuple) else seen[0]
+    with attention(model, "eager"):
+        want = model.run_with_cache(x)[1][hook]
+    if what == "gain":
+        want = want * part.weight + part.bias
+    if hook == "ln_final.hook_normalized":
+        found = found[:, : want.shape[1]]
+    assert torch.allclose(found.reshape(want.shape), want, rtol=0, atol=1e-6 if what == "gain" else 0)
+    kind = re.sub(r"\b(layers|blocks)\.\d", r"\1.l", module.strip())
+    said = PAGE.read_text(encoding="utf-8").partition("Where in a `transformers` model")[2]
+    assert f"`{kind}`" in said or what == "pattern" or kind.endswith(("k_proj", "v_proj"))
+    assert re.sub(r"^.*\.(?=hook_)", "", hook) in said
