@@ -46,6 +46,7 @@ def main_figure(result: Result) -> go.Figure:
             at = place(fig, len(CLAIMS) * number + column)
             some = picked(rows, measure=SHOWN[claim][0])
             _variants(fig, at, some)
+            _axes(fig, at, int(rows.layer.max()))
             _divide(fig, at, int(rows.layer.max()) + 1)
             if some.empty:
                 note(fig, at, result.meta["models"][name]["no_objects"])
@@ -138,6 +139,7 @@ def _curves(
     for at, _, rows in each_panel(fig, result):
         some = picked(rows, measure=measure)
         _variants(fig, at, some)
+        _axes(fig, at, int(rows.layer.max()))
         _divide(fig, at, int(rows.layer.max()) + 1)
         if some.empty:
             note(fig, at, "not defined for this model")
@@ -147,6 +149,11 @@ def _curves(
 def _variants(fig: go.Figure, at: Place, rows: pd.DataFrame) -> None:
     for variant, (colour, dash) in LINES.items():
         curve(fig, at, picked(rows, variant=variant), variant, colour, dash=dash, bare=dash != "solid")
+
+
+def _axes(fig: go.Figure, at: Place, last: int) -> None:
+    """Nothing to be seen: a panel without any trace has no axes, and its note lands in another panel."""
+    add(fig, at, go.Scatter(x=[0, last], y=[None, None], mode="lines", hoverinfo="skip"), None)
 
 
 def _divide(fig: go.Figure, at: Place, n_layers: int) -> None:

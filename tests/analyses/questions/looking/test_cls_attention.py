@@ -202,7 +202,9 @@ def test_without_masks_nothing_is_said_of_objects() -> None:
     (row,) = (row for row in one.meta["table"] if row["claim"] == claims.OBJECTS)
     assert (row["verdict"], row["why"]) == ("cannot tell", "the data have no masks")
     assert any("nothing is said of objects: the data have no masks" in note for note in one.meta["notes"])
-    get_analysis("cls-attention").figure(one)
+    drawn = get_analysis("cls-attention").figure(one)
+    # a panel without a trace has no axes, and what is noted in it stands in the first panel
+    assert {trace.xaxis for trace in drawn.data} == {"x", "x2", "x3"}
 
 
 def test_two_blocks_have_no_middle_and_no_verdict() -> None:
