@@ -1,4 +1,4 @@
-"""A layer x token patching map: attribution patching beside exact patching, and how well their ranks agree."""
+"""A layer x token patching map: beside plain hooks; attribution patching beside exact patching, and how they agree."""
 
 from __future__ import annotations
 
@@ -18,27 +18,80 @@ from benchmarks._timing import Ratio, take_turns
 from hooked_vit import HookedViT, zoo
 
 # ViT-Ti/16: 12 layers and 197 tokens as in ViT-B/16, so that 2364 exact patches end within a minute or two
-SMALL = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+TI = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+EVERY = 12
+"""Plain hooks patch each twelfth token, as all of them would take minutes."""
 
 
 def measure(quick: bool) -> Iterator[Ratio]:
     """Random weights show the speed; where the zoo has a counting model, trained weights show the agreement."""
     torch.manual_seed(0)
-    size = {**TINY, "image_size": 32, "patch_size": 8} if quick else SMALL
+    size = {**TINY, "image_size": 32, "patch_size": 8} if quick else TI
     config = ViTConfig(num_labels=1000, architectures=["ViTForImageClassification"], **size)
-    model = HookedViT.from_hf(ViTForImageClassification(config).eval())
+    hf = ViTForImageClassification(config).eval()
+    hf.set_attn_implementation("sdpa")
     with torch.no_grad():
-        for parameter in model.parameters():  # as initialised, a network is so nearly linear that any estimate is right
+        for parameter in hf.parameters():  # as initialised, a network is so nearly linear that any estimate is right
             if parameter.ndim == 2:
                 parameter.mul_(2.5)
+    model = HookedViT.from_hf(hf)
     clean = torch.randn(1, 3, *model.cfg.image_size, generator=torch.Generator().manual_seed(0))
     corrupt = clean.clone()
     quarter = model.cfg.image_size[0] // 4
     corrupt[:, :, quarter : 2 * quarter, quarter : 2 * quarter] = 0.0
     classes = (torch.tensor([0]), torch.tensor([1]))
-    yield from _compared(model, clean, corrupt, classes, "tiny model" if quick else "random ViT-Ti/16")
+    name = "tiny model" if quick else "random ViT-Ti/16"
+    yield _beside_hooks(hf, model, clean, corrupt, classes, name, rounds=1 if quick else 3)
+    yield from _compared(model, clean, corrupt, classes, name)
     if not quick and "vit-count" in zoo.names():
         yield from _compared(zoo.load("vit-count"), *_scenes(32), "zoo:vit-count")
+
+
+def _beside_hooks(
+    hf: ViTForImageClassification,
+    model: HookedViT,
+    clean: Tensor,
+    corrupt: Tensor,
+    classes: tuple[Tensor, Tensor],
+    name: str,
+    rounds: int,
+) -> Ratio:
+    """One run per layer and token, which gets the clean run's activation; the maps are compared before the time."""
+    n_layers, tokens = model.cfg.n_layers, range(0, model.tokens.n_tokens, EVERY)
+    maps: dict[str, Tensor] = {}
+
+    def ours() -> None:
+        kw = {"sites": "resid_post", "metric": "logit_diff", "classes": classes}
+        each = {str(token): token for token in tokens}
+        frame = activation_patching(model, clean, corrupt, **kw, tokens=each).frame
+        maps["ours"] = torch.tensor(frame.sort_values(["layer", "group"]).value.to_numpy())
+
+    @torch.no_grad()
+    def hooks() -> None:
+        donors: list[Tensor] = []
+        handles = [layer.register_forward_hook(lambda _, args, out: donors.append(out)) for layer in hf.vit.layers]
+        hf(clean)
+        for handle in handles:
+            handle.remove()
+        found = []
+        for layer in range(n_layers):
+            for token in sorted(tokens, key=str):
+
+                def patched(_: object, args: object, out: Tensor, layer: int = layer, token: int = token) -> Tensor:
+                    out = out.clone()
+                    out[:, token] = donors[layer][:, token]
+                    return out
+
+                handle = hf.vit.layers[layer].register_forward_hook(patched)
+                logits = hf(corrupt).logits[0]
+                handle.remove()
+                found.append(float(logits[classes[0]] - logits[classes[1]]))
+        maps["hooks"] = torch.tensor(found, dtype=torch.float64)
+
+    times = take_turns({"ours": ours, "hooks": hooks}, rounds, warm_up=False)
+    assert torch.allclose(maps["ours"].double(), maps["hooks"], atol=1e-3), "these are not the same patches"
+    what = f"{n_layers} x {len(tokens)} patching map, {name}: ours / plain hooks on transformers sdpa"
+    return times.ratio(what, "ours", "hooks")
 
 
 def _compared(

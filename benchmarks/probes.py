@@ -56,15 +56,15 @@ def _time(quick: bool) -> Iterator[Ratio]:
     candidates = {"ours": ours, "generalised": generalised, "five_fold": five_fold}
     times = take_turns(candidates, rounds=1 if quick else 3, warm_up=False)
     where = f"ridge probes, {layers} layers × {d} units, {n} images: ours / scikit-learn "
-    yield times.ratio(f"{where}RidgeCV", "ours", "generalised", 1.0)
-    yield times.ratio(f"{where}5-fold search", "ours", "five_fold", 1.0)
+    yield times.ratio(f"{where}RidgeCV", "ours", "generalised", 0.2)
+    yield times.ratio(f"{where}5-fold search", "ours", "five_fold", 0.2)
 
 
 def _memory(quick: bool) -> Ratio:
     n = 40 if quick else 2000
     once, fourfold = _peak(n, quick), _peak(4 * n, quick)
     ratio = fourfold / once
-    return Ratio(f"peak memory fitting probes on {4 * n} images / on {n}", [ratio], [ratio], ratio, 1.03)
+    return Ratio(f"peak memory fitting probes on {4 * n} images / on {n}", [ratio], [], ratio, 1.03)
 
 
 def _peak(n: int, quick: bool) -> int:

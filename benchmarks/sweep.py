@@ -1,79 +1,101 @@
-"""Shuffling CLS after each layer in turn: our sweep beside plain hooks, transformer-lens' ViT bridge, and nnsight."""
+"""Shuffling CLS after one layer, and after each in turn: ours beside plain hooks, transformer-lens' bridge, nnsight."""
 
 from __future__ import annotations
 
-import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import nnsight
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import ViTForImageClassification
 
-from benchmarks._models import images, vit
+from benchmarks._models import bridged, images, installed, vit
 from benchmarks._timing import Ratio, take_turns
 from hooked_vit import HookedViT
-from interventions import shuffle_cls, sweep
+from interventions import apply, shuffle_cls, sweep
 
 BATCH = 8
+Run = Callable[[], list[Tensor]]
 
 
 def measure(quick: bool) -> Iterator[Ratio]:
-    """All four on the same weights with the same permutations; what they return is compared before it is timed."""
+    """All on the same weights with the same permutations; what they return is compared before it is timed."""
     hf = vit(quick)
-    model = HookedViT.from_hf(hf)
-    x = images(hf, BATCH)
+    model, x = HookedViT.from_hf(hf), images(hf, BATCH)
     n_layers = model.cfg.n_layers
-    order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(0))
+    one = f"one edit, CLS shuffled after block {n_layers // 2}, batch {BATCH}: ours / "
+    yield from compared(quick, model, x, [n_layers // 2], one, rounds=2 if quick else 10, targets={})
+    all_layers = f"{n_layers}-layer CLS shuffle, batch {BATCH}: ours / "
+    targets = {"plain hooks on transformers sdpa": 0.48, "transformer-lens' bridge": 0.30}
+    yield from compared(quick, model, x, range(n_layers), all_layers, rounds=1 if quick else 3, targets=targets)
+
+
+def compared(
+    quick: bool, model: HookedViT, x: Tensor, layers: Sequence[int], where: str, rounds: int, targets: dict[str, float]
+) -> Iterator[Ratio]:
+    """Every candidate over one edit per layer."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
 
     def shuffled(resid: Tensor) -> Tensor:
         return torch.cat([resid[order, :1], resid[:, 1:]], dim=1)
 
     def ours() -> list[Tensor]:
-        return [logits for _, logits in sweep(model, x, [shuffle_cls(layer=layer) for layer in range(n_layers)])]
+        if len(layers) > 1:
+            return [logits for _, logits in sweep(model, x, [shuffle_cls(layer=layer) for layer in layers])]
+        with apply(model, shuffle_cls(layer=layers[0])):
+            return [model(x)]
 
-    def hooks() -> list[Tensor]:
-        outputs = []
-        for block in hf.vit.layers:
-            handle = block.register_forward_hook(lambda _, args, resid: shuffled(resid))
-            outputs.append(hf(x).logits)
-            handle.remove()
-        return outputs
-
-    bridge = bridged(vit(quick))
-
-    def lens() -> list[Tensor]:
-        edits = [(f"blocks.{layer}.hook_out", lambda resid, hook: shuffled(resid)) for layer in range(n_layers)]
-        return [bridge.run_with_hooks(x, fwd_hooks=[edit]) for edit in edits]
-
-    traced = nnsight.NNsight(vit(quick))
-
-    def traces() -> list[Tensor]:
-        outputs = []
-        for layer in range(n_layers):
-            with traced.trace(x):
-                traced.vit.layers[layer].output = shuffled(traced.vit.layers[layer].output)
-                logits = nnsight.save(traced.output.logits)
-            outputs.append(logits)
-        return outputs
-
-    candidates = {"ours": ours, "hooks": hooks, "lens": lens, "nnsight": traces}
+    candidates: dict[str, Run] = {
+        "ours": ours,
+        "plain hooks on transformers sdpa": hooks(vit(quick), x, layers, shuffled),
+        "plain hooks on transformers eager": hooks(vit(quick, "eager"), x, layers, shuffled),
+    }
+    if installed("transformer-lens"):
+        candidates["transformer-lens' bridge"] = lens(bridged(vit(quick)), x, layers, shuffled)
+    if installed("nnsight"):
+        candidates["nnsight"] = traces(vit(quick), x, layers, shuffled)
     with torch.no_grad():
         results = {name: torch.stack(run()) for name, run in candidates.items()}
         for name, result in results.items():
             assert torch.allclose(result, results["ours"], atol=1e-4), f"{name} computes something else"
-        times = take_turns(candidates, rounds=1 if quick else 3, warm_up=False)
-    where = f"{n_layers}-layer CLS shuffle, batch {BATCH}: ours / "
-    yield times.ratio(f"{where}plain hooks on transformers sdpa", "ours", "hooks", 0.60)
-    yield times.ratio(f"{where}transformer-lens bridge", "ours", "lens")
-    yield times.ratio(f"{where}nnsight", "ours", "nnsight")
+        times = take_turns(candidates, rounds=rounds, warm_up=False)
+    for name in [*candidates][1:]:
+        yield times.ratio(f"{where}{name}", "ours", name, targets.get(name))
 
 
-def bridged(hf: ViTForImageClassification) -> TransformerBridge:
-    """transformer-lens' bridge; it wants a name to read a config from, so the config is written down for it."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        hf.config.save_pretrained(folder)
-        return TransformerBridge.boot_transformers(folder, hf_model=hf)
+def hooks(hf: ViTForImageClassification, x: Tensor, layers: Sequence[int], edit: Callable[[Tensor], Tensor]) -> Run:
+    """One forward pass of transformers per layer, with torch's own hook."""
+
+    def run() -> list[Tensor]:
+        outputs = []
+        for layer in layers:
+            handle = hf.vit.layers[layer].register_forward_hook(lambda _, args, resid: edit(resid))
+            outputs.append(hf(x).logits)
+            handle.remove()
+        return outputs
+
+    return run
+
+
+def lens(bridge: Any, x: Tensor, layers: Sequence[int], edit: Callable[[Tensor], Tensor]) -> Run:
+    """The same with transformer-lens' bridge."""
+    edits = [(f"blocks.{layer}.hook_out", lambda resid, hook: edit(resid)) for layer in layers]
+    return lambda: [bridge.run_with_hooks(x, fwd_hooks=[one]) for one in edits]
+
+
+def traces(hf: ViTForImageClassification, x: Tensor, layers: Sequence[int], edit: Callable[[Tensor], Tensor]) -> Run:
+    """The same with nnsight."""
+    import nnsight
+
+    traced = nnsight.NNsight(hf)
+
+    def run() -> list[Tensor]:
+        outputs = []
+        for layer in layers:
+            with traced.trace(x):
+                traced.vit.layers[layer].output = edit(traced.vit.layers[layer].output)
+                logits = nnsight.save(traced.output.logits)
+            outputs.append(logits)
+        return outputs
+
+    return run

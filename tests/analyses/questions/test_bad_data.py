@@ -27,7 +27,13 @@ EXCHANGE = (
     *("causality-vs-decodability", "cls-causality", "head-ablation", "intervention-sweep", "register-controls"),
     *("registers", "restoration"),
 )
-PROBES = (*(name for name in EXCHANGE if name != "intervention-sweep"), "decodability", "low-frequency", "lenses")
+PROBES = (
+    *(name for name in EXCHANGE if name != "intervention-sweep"),
+    "cls-attention",
+    "decodability",
+    "low-frequency",
+    "lenses",
+)
 EXTRA = ("mask", "pair", "count", "removed")
 N = 24
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.activations.class_masks import CLASS, CONTEXT, counts_of
 from analyses.questions.class_space.context_tokens.logit_change import PUBLISHED_SHUFFLES, LogitChange
 from analyses.questions.class_space.measures.image_means import ImageMeans, group_mean, interval_rows
-from analyses.questions.class_space.measures.masks import CLASS, CONTEXT, counts_of
 from analyses.questions.class_space.measures.projection import AS_TRAINED, EMBEDDING, Rules, check_rules, token_ranks
 from analyses.questions.class_space.measures.rank_counts import RankCounts
 from analyses.questions.class_space.measures.updates import Scores, read_updates

@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.activations.class_masks import Labelling
 from analyses.data import ImageData
 from analyses.questions.class_space.context_tokens.context import N_SHUFFLES, PUBLISHED_SHUFFLES, measure_context
 from analyses.questions.class_space.context_tokens.figure import (
@@ -24,7 +25,7 @@ from analyses.questions.class_space.context_tokens.figure import (
     notes,
     summary_table,
 )
-from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, Labelling, masked_batches, with_masks
+from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, masked_batches, with_masks
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
 from analyses.running.results import Result

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from analyses.activations.class_masks import CLASS, CONTEXT
 from analyses.questions.class_space.measures.image_means import ImageMeans, group_mean, interval_rows
-from analyses.questions.class_space.measures.masks import CLASS, CONTEXT
 from analyses.questions.class_space.measures.projection import true_scores
 from analyses.questions.class_space.measures.updates import PARTS, Scores
 from analyses.statistics.significance import holm, sign_flip_test

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from analyses.activations.class_masks import CLASS, class_maps, label_cells, mask_columns
 from analyses.activations.relevance import attention_patterns, check_classes
 from analyses.activations.token_groups import aligned_masks
 from analyses.data import ImageData
@@ -33,7 +34,6 @@ from analyses.questions.class_space.gradient_explanations.figure import (
     summary_table,
 )
 from analyses.questions.class_space.measures.explanations import check_asked, check_explainable, gradient_maps
-from analyses.questions.class_space.measures.masks import CLASS, class_maps, label_cells, mask_columns
 from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result

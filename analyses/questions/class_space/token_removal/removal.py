@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from analyses.activations.class_masks import CLASS, CONTEXT
 from analyses.questions.class_space.measures.image_means import ImageMeans, interval_rows
 from analyses.questions.class_space.measures.last_block import Ending, read_ending
-from analyses.questions.class_space.measures.masks import CLASS, CONTEXT
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
 from analyses.statistics.comparisons import ratio_interval
 from analyses.statistics.intervals import CHANGE, RATE, rate_row

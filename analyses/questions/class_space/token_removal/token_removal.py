@@ -14,8 +14,9 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.activations.class_masks import Labelling
 from analyses.data import ImageData
-from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, Labelling, masked_batches, with_masks
+from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, masked_batches, with_masks
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.questions.class_space.token_removal.figure import in_words, notes, removal_figure, summary_table
 from analyses.questions.class_space.token_removal.removal import measure_removal

@@ -12,6 +12,15 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from analyses import context_tokens, load_data
+from analyses.activations.class_masks import (
+    Labelling,
+    class_map,
+    class_maps,
+    counts_of,
+    label_cells,
+    mask_columns,
+    published_patches,
+)
 from analyses.activations.token_groups import aligned_masks
 from analyses.data import ImageData, as_data, map_labels
 from analyses.data.batches import Batch
@@ -19,16 +28,7 @@ from analyses.data.imagenet_s import imagenet_synsets
 from analyses.questions.class_space.context_tokens.context import ContextTally, measure_context
 from analyses.questions.class_space.context_tokens.figure import change_figure, difference_figure, groups_figure
 from analyses.questions.class_space.context_tokens.logit_change import LogitChange
-from analyses.questions.class_space.measures.masks import (
-    Labelling,
-    class_map,
-    class_maps,
-    counts_of,
-    label_cells,
-    mask_columns,
-    masked_batches,
-    published_patches,
-)
+from analyses.questions.class_space.measures.masks import masked_batches
 from analyses.questions.class_space.measures.projection import project_tokens, token_ranks
 from analyses.questions.class_space.measures.subjects import prepare
 from analyses.questions.class_space.measures.updates import Scores
