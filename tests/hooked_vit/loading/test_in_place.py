@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import hooked_vit
 from hooked_vit import HookedViT, architectures, in_place
 from hooked_vit.errors import UnsupportedModelError
 from interventions import apply, insert_token, zero_attention
+from tests.documents import python
 from tests.tiny import MLP, SIZE, make, make_hf, pixels, set_kernel
 
 LANGUAGE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -131,7 +131,7 @@ def test_what_the_edit_does_is_what_it_does_to_the_original(llava):
 def test_the_recipe_of_the_docs(llava):
     """As it stands there: one answer for each edit, and the unedited one is the model's own."""
     vlm, asked = llava
-    (recipe,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (recipe,) = python(PAGE)
     held = {"vlm": vlm, "inputs": asked}
     exec(compile(recipe, str(PAGE), "exec"), held)
     answers = held["answers"]

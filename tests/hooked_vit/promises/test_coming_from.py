@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_p
 from hooked_vit import HookedViT, NumberedImages
 from hooked_vit.loading.crosscheck import import_nnsight
 from interventions import ablate_branch, apply, patch_heads, patch_subspace, patch_tokens
+from tests.documents import python
 from tests.tiny import IMAGE, attention, make_hf, pixels, processor_of, tiny
 
 PAGE = Path(__file__).parents[3] / "docs" / "coming_from.md"
@@ -40,7 +40,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         kind: [Image.fromarray(rng.integers(0, 255, (IMAGE, IMAGE, 3), np.uint8)) for _ in range(N)]
         for kind in ("images", "other_images")
     }
-    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL))
+    code = "\n".join(python(PAGE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HookedViT, "from_pretrained", lambda place: model)
         file = tmp_path_factory.mktemp("page") / "coming_from.py"
