@@ -45,8 +45,8 @@ def overlay_figure(result: Result) -> go.Figure:
     fig.update_annotations(font_size=12)
     fig.update_layout(
         title=f"Which patches would raise a class in CLS?<br><sup>{_read_as(result)}</sup>",
-        template="plotly_white", width=max(n * CELL + 40 + BAR, 640), height=3 * (CELL + 26) + 90,
-        margin={"l": 20, "r": BAR, "t": 90, "b": 10},
+        template="plotly_white", width=max(n * CELL + 40 + BAR, 640), height=3 * (CELL + 26) + 110,
+        margin={"l": 20, "r": BAR, "t": 110, "b": 10},
     )  # fmt: skip
     return _one_scale(fig)
 
