@@ -164,7 +164,9 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     what = "one or two image files; with two, CLS of one is put in the other's place (default: two scenes)"
     look.add_argument("--image", metavar="FILE", nargs="+", action=Once, type=path, help=what)
     _add_out(look, "the page (default: %(default)s)", metavar="FILE", default="out/explorer.html")
-    what = "zero every patch at several layers too (default: where that is quickly done)"
+    what = "what could be seen, in words, for models with a text tower: logits, lens and patch map of these texts"
+    look.add_argument("--text", metavar="TEXT", nargs="+", action=Once, type=text, help=what)
+    what = "change every patch alone at several layers too (default: where that is quickly done)"
     _add_classes(look)
     look.add_argument("--patches", action=argparse.BooleanOptionalAction, default=None, help=what)
 

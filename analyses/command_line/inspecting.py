@@ -94,16 +94,18 @@ def explore(args: argparse.Namespace) -> int:
 
     terminal.quiet()
     _check_classes(args, args.model)
+    specs, names = _with_texts(args.model, args.text), args.text or args.classes
     check_writable(Path(args.out).parent)
-    short_names(args.model)
-    for spec in args.model:
+    short_names(specs)
+    for spec in specs:
         check_model(spec)
-    check_prompts(args.model, args.classes)
+    check_prompts(specs, names)
     if args.image:
         pictures = {Path(file).name: open_rgb(Path(file), file) for file in args.image}
     else:
         pictures = dict(zip(("a scene", "another scene"), next(load_data(SCENES, n=2).batches(2)).images, strict=True))
-    page = explore(load_models(args.model, class_names=args.classes), pictures, patches=args.patches).save(args.out)
+    models, told = load_models(specs, class_names=names), len(args.text) if args.text else 5
+    page = explore(models, pictures, patches=args.patches, classes=told).save(args.out)
     terminal.say(terminal.console(), page)
     return 0
 
@@ -122,6 +124,20 @@ def features(args: argparse.Namespace) -> int:
     data = load_data(args.data, args.n)
     terminal.say(terminal.console(), feature_pages(load_model(args.model), dictionary, data).save(out))
     return 0
+
+
+def _with_texts(specs: Sequence[str], texts: Sequence[str] | None) -> list[str]:
+    """The models whose classes are texts as they stand; without texts the models as they are.
+
+    Raises ValueError for a model whose classes are said already.
+    """
+    from analyses.running.models import PROMPTS
+
+    if not texts:
+        return list(specs)
+    if said := [spec for spec in specs if spec.startswith(PROMPTS)]:
+        raise ValueError(f"--text are the classes as they stand: give {said[0]!r} without {PROMPTS}, or --classes")
+    return [f"{PROMPTS}{spec}={{}}" for spec in specs]
 
 
 def _check_classes(args: argparse.Namespace, specs: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from analyses.pages.fitting import FITTING
 from analyses.running.files import check_writable
 from analyses.running.results import REPORT, Result
 from analyses.running.text import visible
@@ -51,16 +52,19 @@ li { margin-bottom: 4px; }
 .found.small { border-left-color: #b00020; }
 .found ul { margin: 0; max-width: none; }
 .scroll { overflow-x: auto; }
+.drawn { overflow-y: hidden; }
 table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; padding-top: 8px; }
 th, td { text-align: left; vertical-align: top; padding: 6px 20px 6px 0; border-bottom: 1px solid var(--line); }
-th, td:first-child { white-space: nowrap; }
+tbody th, td:first-child { white-space: nowrap; }
+thead th { vertical-align: bottom; }
 th { font-weight: 600; }
 td { max-width: 34em; overflow-wrap: anywhere; }
 td:not(.number, :first-child) { min-width: 7em; }
 thead th { border-bottom: 2px solid var(--ink); }
 tbody th { font-weight: 500; }
 .number { text-align: right; white-space: nowrap; }
+thead th.number { white-space: normal; } /* a long name takes two lines: more columns have room */
 .scroll td { overflow-wrap: break-word; } /* which has room beside it: no name is cut to save it */
 code, pre { font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { overflow-wrap: anywhere; }
@@ -189,7 +193,7 @@ def html_page(title: str, parts: Sequence[str]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n<script>{FITTING}</script>\n</head>\n<body>\n"
         f"<main>\n{chr(10).join(filter(None, parts))}\n</main>\n</body>\n</html>\n"
     )
 
@@ -218,7 +222,7 @@ def _own_figure(result: Result) -> go.Figure | None:
 
 def _figure(figure: go.Figure) -> str:
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, **BUTTONS})
-    return f'<div class="scroll">{drawn}</div>'
+    return f'<div class="scroll drawn">{drawn}</div>'
 
 
 def _prose(text: str) -> str:

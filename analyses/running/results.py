@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses.pages.paper import at_paper_size
 from analyses.running.catalogue import get_analysis
 from analyses.running.files import check_writable, committed, write_together, write_whole
 from analyses.running.parts import join_frames, part_frame
@@ -35,6 +36,7 @@ PACKAGES = (
 NUMBERS, ABOUT, REPORT = "result.parquet", "result.json", "report.html"
 ROWS_SHOWN = 8
 PICTURES = ("pdf", "svg", "png")
+PIXELS = 300 / 96  # of print, for one of the screen
 CHECKSUMS = "sha256"
 """The entry of `result.json` that says which files it belongs to."""
 
@@ -87,22 +89,24 @@ class Result:
             raise LookupError(f"{self.meta['analysis']} has no figure; its numbers are in .frame")
         return draw(self)
 
-    def savefig(self, path: str | Path) -> Path:
+    def savefig(self, path: str | Path, size: str | None = None) -> Path:
         """Write the figure into a file of the kind its name ends in: pdf, svg or png. Returns the path.
 
-        >>> result.savefig("cls.pdf")  # doctest: +SKIP
+        >>> result.savefig("cls.pdf", size="paper")  # doctest: +SKIP
 
+        `size` is "paper", 7 inches as the text of a page, or "column", 3.5 inches: letters of 7.5 points and no title,
+        which belongs in the caption (`figure().layout.title.text`). Without it the figure is as on a screen.
         A browser draws it, by the `export` extra (`pip install "hooked-vit[export]"`). Raises ValueError for another
-        kind of file, ImportError without the extra, and LookupError where there is no figure.
+        kind of file or size, ImportError without the extra, and LookupError where there is no figure.
         """
         path = Path(path).expanduser()
         kind = path.suffix.lower().removeprefix(".")
         if kind not in PICTURES:
             raise ValueError(f"a figure is saved as {', '.join(PICTURES)}; got {path.name!r}")
-        figure = self.figure()
+        figure = self.figure() if size is None else at_paper_size(self.figure(), size)
         if find_spec("kaleido") is None:
             raise ImportError('figures are saved with kaleido: pip install "hooked-vit[export]"')
-        drawn = figure.to_image(format=kind, scale=2 if kind == "png" else 1)
+        drawn = figure.to_image(format=kind, scale=PIXELS if kind == "png" and size else 2 if kind == "png" else 1)
         write_whole(path, lambda part: part.write_bytes(drawn))
         return path
 

@@ -14,6 +14,7 @@ from analyses.running.results import Result
 from analyses.running.text import visible
 
 SMALL_LINE = 22  # pixels of a line on what is small
+LETTER = 7.8  # pixels that a bold letter takes in it, in the widest of the fonts that browsers put in
 TOP = 100  # plotly's own margin
 WRITTEN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
 
@@ -60,7 +61,8 @@ def _warned(fig: go.Figure, small: list[str]) -> go.Figure:
     """The figure with what is small below its title, so that whoever copies the picture copies it too."""
     if not small:
         return fig
-    lines = [f"<sup><b>{line}</b></sup>" for sentence in small for line in wrap(sentence, 170)]
+    wide = int((fig.layout.width or 1080) / LETTER)
+    lines = [f"<sup><b>{line}</b></sup>" for sentence in small for line in wrap(sentence, wide)]
     more, top, height = SMALL_LINE * len(lines), fig.layout.margin.t, fig.layout.height
     fig.update_layout(
         title_text="<br>".join([*filter(None, [fig.layout.title.text]), *lines]),

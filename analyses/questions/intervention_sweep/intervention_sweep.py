@@ -12,13 +12,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
-import plotly.express as px
 import plotly.graph_objects as go
 from torch import Tensor
 
 from analyses.controls.shuffle_floors import check_exchange, exchange_batches
 from analyses.data import ImageData
 from analyses.data.sets import one_set
+from analyses.drawing.colours import MODELS
+from analyses.drawing.panels import bars, panels, place
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import answering
 from analyses.questions.intervention_sweep.journal import Journal
@@ -37,16 +38,25 @@ COUNTS = ("n", "correct", "changed")
 CLEAN = "unperturbed"
 
 
-def bars(result: Result) -> go.Figure:
+def bars_figure(result: Result) -> go.Figure:
     """Accuracy under every intervention, with its interval."""
-    frame = result.frame.assign(up=lambda f: f.high - f.accuracy, down=lambda f: f.accuracy - f.low)
-    figure = px.bar(
-        frame, x="intervention", y="accuracy", color="model", barmode="group", error_y="up", error_y_minus="down"
+    frame, explained = result.frame, "Share of images answered right, with its 95 % Wilson interval"
+    counted = f" over {int(frame.n.iloc[0])} images" if frame.n.nunique() == 1 and len(frame) else ""
+    fig = panels(
+        [""],
+        "What does each of these interventions cost?",
+        explained + counted,
+        x="intervention",
+        y="accuracy",
+        columns=1,
     )
-    return figure.update_layout(template="plotly_white", yaxis_range=[0, 1], xaxis_title="")
+    for number, (name, rows) in enumerate(frame.groupby("model", sort=False)):
+        drawn = rows.rename(columns={"accuracy": "value"})
+        bars(fig, place(fig, 0), rows.intervention, drawn, str(name), MODELS[number % len(MODELS)])
+    return fig
 
 
-@analysis(figure=bars)
+@analysis(figure=bars_figure)
 def intervention_sweep(
     models: Mapping[str, HookedViT],
     data: ImageData | Any = None,

@@ -111,3 +111,31 @@ def test_what_no_prompts_can_be_made_for(typed, says, clip, bare, tmp_path, caps
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert re.search(says, error), error
+
+
+def test_the_explorer_answers_in_the_words_of_text(clip, tmp_path):
+    """Each text as it stands, among no others."""
+    out = tmp_path / "page.html"
+    assert main(["explore", clip, "--text", "a zero", "the one", "--no-patches", "--out", str(out)]) == 0
+    views = json.loads(out.read_text().partition('id="views">')[2].partition("</script>")[0])
+    assert {frozenset(view["classes"]) for view in views} == {frozenset({"a zero", "the one"})}
+
+
+@pytest.mark.parametrize("model", ["bare", "zoo:clip", "zoo:vit"])
+def test_text_is_refused_without_a_text_tower(model, bare, tmp_path, capsys):
+    assert main(["explore", bare if model == "bare" else model, "--text", "a cat", "--out", str(tmp_path / "x")]) == 2
+    assert "has no text tower" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spec", "texts", "why"),
+    [
+        ("{clip}", ["a cat", "a cat"], "given twice"),
+        ("{clip}", [" "], "it is empty"),
+        ("prompts:{clip}", ["a cat"], "without prompts:"),
+    ],
+)
+def test_texts_that_mean_nothing_are_refused(spec, texts, why, clip, tmp_path, capsys):
+    asked = ["explore", spec.format(clip=clip), "--text", *texts, "--out", str(tmp_path / "x")]
+    assert main(asked) == 2
+    assert why in " ".join(capsys.readouterr().err.split())

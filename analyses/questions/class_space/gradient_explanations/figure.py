@@ -21,6 +21,7 @@ from analyses.questions.class_space.measures.explanations import overlay
 from analyses.running.results import Result
 
 CELL = 170  # pixels of a picture in a figure
+BAR = 90  # of the scale beside the pictures
 
 
 def overlay_figure(result: Result) -> go.Figure:
@@ -37,17 +38,17 @@ def overlay_figure(result: Result) -> go.Figure:
         for row, of in enumerate(("label", "other"), start=2):
             part = rows[(rows.of == of) & rows.layer.isna()]
             titles.append(f"for class {part.class_name.iloc[0]}" + (" (strongest other)" if of == "other" else ""))
-            fig.add_trace(_picture(overlay(_tensor(picture), _grid(part, picture))), row=row, col=column)
+            _lay_over(fig, picture, _grid(part, picture), row, column, repro=_as_published(result))
         for row, title in enumerate(titles):
             fig.layout.annotations[row * n + column - 1].text = title
     _bare(fig)
     fig.update_annotations(font_size=12)
     fig.update_layout(
-        title="Which patches would raise a class in CLS? Global gradient maps (red: most, blue: least)",
-        template="plotly_white", width=max(n * CELL + 40, 640), height=3 * (CELL + 26) + 90,
-        margin={"l": 20, "r": 20, "t": 90, "b": 10},
+        title=f"Which patches would raise a class in CLS?<br><sup>{_read_as(result)}</sup>",
+        template="plotly_white", width=max(n * CELL + 40 + BAR, 640), height=3 * (CELL + 26) + 110,
+        margin={"l": 20, "r": BAR, "t": 110, "b": 10},
     )  # fmt: skip
-    return fig
+    return _one_scale(fig)
 
 
 def heads_figure(result: Result) -> go.Figure:
@@ -67,17 +68,17 @@ def heads_figure(result: Result) -> go.Figure:
     for layer in layers:
         for column, head in enumerate(columns, start=1):
             here = rows[(rows.layer == layer) & (rows["head"].isna() if head is None else rows["head"] == head)]
-            fig.add_trace(_picture(overlay(_tensor(picture), _grid(here, picture))), row=layer + 1, col=column)
+            _lay_over(fig, picture, _grid(here, picture), layer + 1, column, repro=_as_published(result))
     _bare(fig)
     fig.update_annotations(font_size=12)
     of = rows.class_name.iloc[0]
     fig.update_layout(
-        title=f"Importance for class {of} by layer and head<br><sup>{name}, image {image}; each map is stretched from "
-        "blue, least, to red, most</sup>",
-        template="plotly_white", width=max(len(columns) * 120 + 80, 640), height=len(layers) * 120 + 110,
-        margin={"l": 20, "r": 50, "t": 90, "b": 10},
+        title=f"Importance for class {of} by layer and head<br><sup>{name}, image {image}</sup>"
+        f"<br><sup>{_read_as(result)}</sup>",
+        template="plotly_white", width=max(len(columns) * 120 + 80 + BAR, 640), height=len(layers) * 120 + 130,
+        margin={"l": 20, "r": 50 + BAR, "t": 110, "b": 10},
     )  # fmt: skip
-    return fig
+    return _one_scale(fig)
 
 
 def curves_figure(result: Result) -> go.Figure:
@@ -180,6 +181,43 @@ def _grid(rows: pd.DataFrame, picture: np.ndarray) -> Tensor:
     height, width = picture.shape[:2]
     n_rows = round((len(values) * height / width) ** 0.5)
     return values.reshape(n_rows, -1)
+
+
+def _as_published(result: Result) -> bool:
+    return bool(result.meta.get("repro"))
+
+
+def _read_as(result: Result) -> str:
+    """What the colours of the maps mean."""
+    if _as_published(result):
+        return "As published: each map stretched, blue where it is least, red where it is greatest; no zero"
+    return "Red raises the class, blue lowers it, white is zero; one scale for all maps"
+
+
+def _lay_over(fig: go.Figure, picture: np.ndarray, grid: Tensor, row: int, column: int, *, repro: bool) -> None:
+    """The picture with its map on it: around zero, or as the published pictures have it."""
+    if repro:
+        fig.add_trace(_picture(overlay(_tensor(picture), grid)), row=row, col=column)
+        return
+    fig.add_trace(_picture(picture), row=row, col=column)
+    height, width = picture.shape[0] / grid.shape[0], picture.shape[1] / grid.shape[1]
+    laid = go.Heatmap(
+        z=grid.numpy(), coloraxis="coloraxis", opacity=0.7, hovertemplate="%{z:.3g}<extra></extra>",
+        x=[(c + 0.5) * width - 0.5 for c in range(grid.shape[1])],
+        y=[(r + 0.5) * height - 0.5 for r in range(grid.shape[0])],
+    )  # fmt: skip
+    fig.add_trace(laid, row=row, col=column)
+
+
+def _one_scale(fig: go.Figure) -> go.Figure:
+    """One scale around a marked zero for all maps of a figure."""
+    maps = [np.abs(trace.z).max() for trace in fig.data if trace.type == "heatmap"]
+    if not maps:
+        return fig
+    reach = float(max(maps)) or 1.0
+    ticks = {"tickvals": [-reach, 0, reach], "ticktext": [f"−{reach:.2g}", "0", f"{reach:.2g}"]}
+    bar = {**ticks, "ticks": "outside", "thickness": 12, "len": 0.8, "title": {"text": "gradient", "side": "right"}}
+    return fig.update_layout(coloraxis={"colorscale": "RdBu_r", "cmin": -reach, "cmax": reach, "colorbar": bar})
 
 
 def _picture(picture: np.ndarray) -> go.Image:

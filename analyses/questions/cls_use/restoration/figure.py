@@ -130,7 +130,6 @@ def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[s
         height=350,
         right=110,
     )
-    fig.update_layout(width=380 * len(fig._grid_ref[0]) + 180 if len(fig._grid_ref[0]) < 3 else fig.layout.width)
     for at, _, rows in each_panel(fig, result):
         cells = rows[rows.measure == measure]
         row = cells.shuffled_layer.map(str, na_action="ignore").fillna(NONE)
@@ -154,7 +153,13 @@ def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[s
         )
     fig.update_xaxes(type="category")
     fig.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    bar = {"title": f"{unit}<br> ", "thickness": 14, "tickformat": ".0%", "len": 250, "lenmode": "pixels"}
+    bar = {
+        "title": {"text": unit.replace("<br>", " "), "side": "right"},
+        "thickness": 14,
+        "tickformat": ".0%",
+        "len": 250,
+        "lenmode": "pixels",
+    }
     bar |= {"y": 1, "yanchor": "top", "x": 1.02}
     return fig.update_layout(coloraxis={"colorscale": colours, "cmin": 0, "cmax": 1, "colorbar": bar})
 

@@ -13,9 +13,11 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from analyses.questions.looking.explorer.view import read_view
+from analyses.questions.looking.explorer.effects import patch_kinds
+from analyses.questions.looking.explorer.view import TOP, read_view
 from analyses.running.files import check_writable, write_whole
 from hooked_vit import HookedViT
+from interventions import Intervention
 
 # nothing is fetched, sent or followed
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
@@ -48,6 +50,8 @@ def explore(
     images: Image.Image | Mapping[str, Image.Image] | Sequence[Image.Image],
     *,
     patches: bool | None = None,
+    inserted: Intervention | None = None,
+    classes: int = TOP,
 ) -> Explorer:
     """A page on which a reader explores what tokens of one or two images attend to, in one or two models.
 
@@ -56,10 +60,18 @@ def explore(
     Every model with every image is a panel; panels share one layer slider. Drawn over the picture: attention from and
     to CLS, a prefix token or any patch that is clicked, rollout (Abnar & Zuidema 2020), attention times the gradient of
     a class, norms, the head on every patch. Beside it the class lens of the token, and what the answer becomes when one
-    thing is changed at each layer; with two images also when CLS is the other image's. `patches` adds the effect of
-    zeroing every patch at up to six layers (None: where that is at most 4,000 runs).
-    Raises ValueError for no or more than two models or images, and what `preprocess` raises.
+    thing is changed at each layer; with two images also when CLS or the patches are the other image's. `patches` adds
+    what the answer becomes when one patch is zero, unseen by CLS, or the other image's, for every patch at up to six
+    layers (None: where that is at most 4,000 runs and nothing is inserted). `inserted`, an `insert_token`, adds a token
+    in every run, which can be asked as any other. `classes` of the answer are told; where texts shall be the classes,
+    `zero_shot_head(name, texts, ["{}"])` makes the model.
+    Raises ValueError for an `inserted` that is no `insert_token`, fewer classes than one, no or more than two models or
+    images, and what `preprocess` raises.
     """
+    if inserted is not None and (not isinstance(inserted, Intervention) or inserted.name != "insert_token"):
+        raise ValueError(f"what is inserted is an insert_token(...); got {inserted!r}")
+    if classes < 1:
+        raise ValueError(f"at least one class of the answer is told; got classes={classes}")
     named = {models.cfg.name or "model": models} if isinstance(models, HookedViT) else dict(models)
     pictures = _pictures(images)
     for what, several in (("models", named), ("images", pictures)):
@@ -69,9 +81,14 @@ def explore(
     views = []
     for name, title in tqdm(pairs, desc="exploring", leave=False, disable=len(pairs) == 1):
         model, donor = named[name], next((p for other, p in pictures.items() if other != title), None)
-        layers = _patch_layers(model, pictures[title], patches)
+        wanted = False if patches is None and inserted is not None else patches  # such runs share little
+        layers = _patch_layers(model, pictures[title], wanted, with_donor=donor is not None)
         shown = title if isinstance(images, Mapping) or len(pictures) > 1 else ""
-        views.append(read_view(name, model, pictures[title], title=shown, donor=donor, patch_layers=layers))
+        view = read_view(
+            name, model, pictures[title],
+            title=shown, donor=donor, patch_layers=layers, inserted=inserted, top=classes,
+        )  # fmt: skip
+        views.append(view)
     return Explorer(_page(views))
 
 
@@ -82,11 +99,11 @@ def _pictures(images: Any) -> dict[str, Image.Image]:
     return {f"image {i + 1}": image for i, image in enumerate(several)}
 
 
-def _patch_layers(model: HookedViT, image: Image.Image, patches: bool | None) -> int:
-    """At how many layers every patch is zeroed."""
+def _patch_layers(model: HookedViT, image: Image.Image, patches: bool | None, *, with_donor: bool) -> int:
+    """At how many layers every patch is changed."""
     rows, columns = model.check_pixels(model.preprocess([image])).grid
     layers = min(6, model.cfg.n_layers)
-    wanted = layers * rows * columns <= RUNS if patches is None else patches
+    wanted = layers * rows * columns * patch_kinds(model, donor=with_donor) <= RUNS if patches is None else patches
     return layers if wanted else 0
 
 

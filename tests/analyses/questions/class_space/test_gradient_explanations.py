@@ -241,8 +241,17 @@ def test_a_readout_that_never_reads_cls_is_said(result: Result) -> None:
 
 
 def test_the_figures_draw(result: Result) -> None:
-    assert len(overlay_figure(result).data) == 3 * 4
-    assert len(heads_figure(result).data) == 2 * 5
+    overlays, heads = overlay_figure(result), heads_figure(result)
+    assert [t.type for t in overlays.data].count("image") == 3 * 4
+    assert [t.type for t in heads.data].count("image") == 2 * 5
+    for fig, n in ((overlays, 2 * 4), (heads, 2 * 5)):
+        maps = [trace for trace in fig.data if trace.type == "heatmap"]
+        assert len(maps) == n
+        axis = fig.layout.coloraxis
+        assert axis.cmax == -axis.cmin == max(np.abs(trace.z).max() for trace in maps)
+        assert axis.colorbar.ticktext[1] == "0"
+    published = overlay_figure(Result(result.frame, {**result.meta, "repro": True}))
+    assert {trace.type for trace in published.data} == {"image"}
     assert len(curves_figure(result).data) == 2 * 7
 
 

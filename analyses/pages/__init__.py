@@ -1,0 +1,1 @@
+"""Where figures end up: at the width of a window, or on paper."""
