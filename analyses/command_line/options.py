@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from analyses.command_line.values import Number, Once, data, path, text
-from analyses.running.arguments import PLACES, Option, options_of
+from analyses.running.arguments import PLACES, READ_FROM, Option, options_of
 
 
 def add_options(parser: argparse.ArgumentParser, function: Callable, reserved: set[str]) -> None:
@@ -38,10 +38,10 @@ def given(args: argparse.Namespace, function: Callable) -> dict[str, Any]:
 def _value(option: Option) -> Callable[[str], Any]:
     if option.kind in (int, float):
         return Number(option.range, option.kind)
-    return path if option.name in PLACES else data if option.is_data else text
+    return path if option.name in PLACES + READ_FROM else data if option.is_data else text
 
 
 def _metavar(option: Option) -> str:
-    if option.name in PLACES:
+    if option.name in PLACES + READ_FROM:
         return "PATH"
     return "DATA" if option.is_data else {int: "N", float: "X", str: "NAME"}[option.kind]

@@ -26,12 +26,13 @@ from analyses.questions.cls_use.random_readouts.arms import CLOSED_FORM, TRAINED
 from analyses.questions.cls_use.random_readouts.figure import further_figures, main_figure, summary_table
 from analyses.questions.cls_use.random_readouts.networks import Decoder, make_decoder
 from analyses.questions.cls_use.random_readouts.readouts import Layers, ModelReadouts, slug
-from analyses.questions.cls_use.random_readouts.store import check_room, clear, plan, size
+from analyses.questions.cls_use.random_readouts.store import check_room, clear, plan
 from analyses.questions.cls_use.random_readouts.training import Training
 from analyses.questions.cls_use.random_readouts.words import about_readouts, in_words
 from analyses.running.files import check_writable
 from analyses.running.locks import hold_folder, scratch_folder
 from analyses.running.notes import PROBES_READ, about_data, about_model
+from analyses.running.places import size
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.significance import uncorrected

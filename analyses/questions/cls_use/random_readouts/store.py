@@ -27,6 +27,7 @@ from analyses.running.files import clean
 from analyses.running.fingerprint import Fingerprint, fingerprint
 from analyses.running.notes import progress_batches
 from analyses.running.notice import notice
+from analyses.running.places import size
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.components.watching import watched
 from hooked_vit.loading.files import why_no_file
@@ -115,18 +116,6 @@ def check_room(plans: Iterable[Plan], folder: Path) -> int:
     if needed > free:
         raise _no_room(needed, f"{size(free)} are free", folder)
     return needed
-
-
-def size(n_bytes: int) -> str:
-    """Bytes to read: "1.6 GB".
-
-    >>> size(1_600_000_000), size(0)
-    ('1.6 GB', '0 bytes')
-    """
-    for unit, per in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= per:
-            return f"{n_bytes / per:.1f} {unit}"
-    return f"{n_bytes} bytes"
 
 
 def streams(
