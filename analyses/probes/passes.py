@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,31 +14,29 @@ from tqdm.auto import tqdm
 from analyses.activations.sites import SiteReader
 from analyses.activations.store.serving import Serving, in_use
 from analyses.data import ImageData
-from analyses.data.batches import Batch
 from analyses.data.sets import unread_batches
-from analyses.probes.targets import TargetBatch, TargetData
+from analyses.probes.targets import TargetData
 from analyses.running.notes import progress_batches
 from interventions import Intervention, apply
 
-B = TypeVar("B", Batch, TargetBatch)
 Edit = Intervention | Callable[[int, Tensor], Intervention]
 BY_BATCH = 1_000_003  # a prime: seeds of two runs do not meet within a million batches
 
 
-class Reading(NamedTuple, Generic[B]):
+class Reading(NamedTuple):
     """A batch, what the model answers, where that was asked for, and the features [b, d] of every site by its name.
 
     Where activations are stored the batch has no pictures.
     """
 
-    batch: B
+    batch: Any
     answer: Float[Tensor, "b n"] | None
     features: dict[str, Float[Tensor, "b _"]]
 
 
 def read_sites(
     reader: SiteReader, data: TargetData, batch_size: int, what: str, *, answers: bool = False
-) -> Iterator[Reading[TargetBatch]]:
+) -> Iterator[Reading]:
     """All images in order, with a progress bar that says `what` is being done, and what the reader reads of each.
 
     >>> for reading in read_sites(SiteReader(model, ("cls",)), data, 64, "reading"): ...  # doctest: +SKIP
@@ -55,7 +53,7 @@ def read_sites(
 
 def read_images(
     reader: SiteReader, data: ImageData, batch_size: int, what: str, *, answers: bool = False
-) -> Iterator[Reading[Batch]]:
+) -> Iterator[Reading]:
     """`read_sites` of one set of images with their labels."""
     if (stored := _stored(reader, (data,), answers)) is None:
         for batch in progress_batches(data, batch_size, what):
@@ -68,7 +66,7 @@ def read_images(
 
 def edited_sites(
     reader: SiteReader, data: TargetData, batch_size: int, what: str, intervention: Edit | None
-) -> Iterator[Reading[TargetBatch]]:
+) -> Iterator[Reading]:
     """`read_sites` under an intervention, which nothing that is stored has seen."""
     for i, batch in enumerate(data.batches(batch_size, what)):
         edit = for_batch(intervention, i, batch.labels[:, 0])
@@ -101,7 +99,7 @@ class _Stored:
         self.servings, self.sources = servings, sources
 
     @torch.no_grad()
-    def through(self, batches: Iterator[B], reader: SiteReader) -> Iterator[Reading[B]]:
+    def through(self, batches: Iterable[Any], reader: SiteReader) -> Iterator[Reading]:
         part = done = 0
         for batch in batches:
             if done == len(self.servings[part].rows):

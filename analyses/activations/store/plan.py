@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -46,6 +47,17 @@ def hook_behind(layer: int) -> str:
     ('blocks.3.hook_resid_post', 'blocks.0.hook_resid_pre')
     """
     return EMBEDDING_HOOK if layer == EMBEDDING else f"blocks.{layer}.hook_resid_post"
+
+
+def digest_of_mark(mark: str) -> bytes:
+    """What a store holds for a mark of `ImageData.marks`: SHA-256 of a file or of pixels, or of the text of another.
+
+    >>> digest_of_mark("0" * 64) == bytes(32), len(digest_of_mark("scenes test 0 3 image"))
+    (True, 32)
+    """
+    if len(mark) == 64 and not set(mark) - set("0123456789abcdef"):
+        return bytes.fromhex(mark)
+    return hashlib.sha256(mark.encode()).digest()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from analyses.activations.store.manifest import MANIFEST, read_manifest
-from analyses.activations.store.plan import DTYPES
+from analyses.activations.store.plan import DTYPES, digest_of_mark
 from analyses.data.digests import file_digest
 from hooked_vit.errors import nearest
 from hooked_vit.loading.files import why_no_file
@@ -118,10 +118,13 @@ class Store:
         return {name.removeprefix("image."): x for name, x in self.read(names, range(self.n)).items()}
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """The row of each image, by the digest of its file or pixels (`ImageData.marks`)."""
+    def _places(self) -> dict[bytes, int]:
         digests = self.images["digest"].numpy()
-        return {row.tobytes().hex(): i for i, row in reversed(list(enumerate(digests)))}
+        return {row.tobytes(): i for i, row in reversed(list(enumerate(digests)))}
+
+    def places(self, marks: Sequence[str]) -> list[int]:
+        """The row of each image by its mark (`ImageData.marks`); -1 for one that is not here."""
+        return [self._places.get(digest_of_mark(mark), -1) for mark in marks]
 
 
 def header_of(path: Path) -> tuple[dict[str, Any], int]:

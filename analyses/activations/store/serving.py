@@ -161,7 +161,7 @@ class InUse:
         right = [store for store in fitting if store.dtype == model.dtype]
         marks = data.marks() if fitting else []
         for store in right:
-            if marks and (rows := [store.places.get(mark, -1) for mark in marks]) and min(rows) >= 0:
+            if min(rows := store.places(marks), default=-1) >= 0:
                 self._noted(f"{data.name} ({len(marks)} images) from {store.folder}, {store.about['key']}")
                 return Serving(store, model, torch.tensor(rows), data)
         if name is None:
@@ -174,7 +174,7 @@ class InUse:
             )
         if not marks:
             raise ValueError(f"{data.name} is a stream, whose images no store knows; leave activations out")
-        most, store = max(((sum(m in s.places for m in marks), s) for s in right), key=lambda pair: pair[0])
+        most, store = max(((sum(i >= 0 for i in s.places(marks)), s) for s in right), key=lambda pair: pair[0])
         raise ValueError(
             f"of the {len(marks)} images of {data.name}, {most} are in {store.folder}, which holds {store.n} of "
             f"{store.about['data']}; store these too, or leave activations out"

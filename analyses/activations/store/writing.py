@@ -18,7 +18,17 @@ from tqdm.auto import tqdm
 
 from analyses.activations.sites import RANDOM_PATCH, draws_of, role_vector
 from analyses.activations.store.manifest import BEGUN, FIELDS, MANIFEST, read_manifest, write_manifest
-from analyses.activations.store.plan import ALL, DTYPES, FOR_A_HEAD, POOLED, Plan, entry, for_a_head, plan_store
+from analyses.activations.store.plan import (
+    ALL,
+    DTYPES,
+    FOR_A_HEAD,
+    POOLED,
+    Plan,
+    digest_of_mark,
+    entry,
+    for_a_head,
+    plan_store,
+)
 from analyses.activations.store.reading import Store, header_of
 from analyses.data import ImageData, as_data
 from analyses.data.contents import mark_of, pixel_digest
@@ -174,7 +184,7 @@ class _Reads:
                         "float32, and look for NaN in weights or pixels"
                     )
             pictures = [mark_of(pixel_digest(image)) for image in batch.images]
-            digests = np.frombuffer(bytes.fromhex("".join(marks[done : done + len(batch)])), np.uint8)
+            digests = np.frombuffer(b"".join(map(digest_of_mark, marks[done : done + len(batch)])), np.uint8)
             tensors |= {
                 "image.label": batch.labels,
                 "image.index": batch.index,
