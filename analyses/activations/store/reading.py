@@ -95,10 +95,9 @@ class Store:
                 continue
             order.append(mine)
             places = rows[mine] - images.start
-            low, high = int(places.min()), int(places.max()) + 1
             with safe_open(self._sound(shard), "pt") as file:
                 for name in names:
-                    parts[name].append(file.get_slice(name)[low:high][places - low])
+                    parts[name].append(_some(file.get_slice(name), places))
         if not order:
             return {name: torch.empty(0, *self.shapes.get(name, []), dtype=self.dtype) for name in names}
         if len(order) == 1:
@@ -125,6 +124,14 @@ class Store:
     def places(self, marks: Sequence[str]) -> list[int]:
         """The row of each image by its mark (`ImageData.marks`); -1 for one that is not here."""
         return [self._places.get(digest_of_mark(mark), -1) for mark in marks]
+
+
+def _some(tensor: Any, places: Int64[Tensor, "b"]) -> Tensor:
+    """Some rows of a tensor on disk: what lies between them is read too where that is little."""
+    low, high = int(places.min()), int(places.max()) + 1
+    if high - low <= 2 * len(places):
+        return tensor[low:high][places - low]
+    return torch.cat([tensor[place : place + 1] for place in places.tolist()])
 
 
 def header_of(path: Path) -> tuple[dict[str, Any], int]:

@@ -106,6 +106,23 @@ class Serving:
         marks = self.store.images["pixels"][self.rows].numpy().view(np.uint64)
         self.data.note(self.data.positions.tolist(), marks.tolist())
 
+    def whole(self, hook: str) -> tuple[str, TokenLayout]:
+        """The tensor of every token at a hook, and which tokens they are.
+
+        Raises ValueError for a store without it.
+        """
+        name = entry(hook, ALL)
+        if name not in self.store.shapes:
+            raise ValueError(
+                f"{self.store.folder} lacks {name}, which is read here; store that site with roles=('all',) (--roles "
+                "all; what enters the first block is --sites embedding), or leave activations out"
+            )
+        return name, self._layout
+
+    @property
+    def _layout(self) -> TokenLayout:
+        return TokenLayout.native(tuple(self.store.about["prefix"]), tuple(self.store.about["grid"]))
+
     def read(
         self, reader: SiteReader, sources: Mapping[Any, str], part: slice, index: Int64[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b p"] | None, dict[str, Float[Tensor, "b _"]]]:
@@ -113,7 +130,7 @@ class Serving:
         device = self.model.device
         held = self.store.read(list(dict.fromkeys(sources.values())), self.rows[part])
         roles = [role for role in reader.roles if role != HEAD_INPUT]
-        layout = TokenLayout.native(tuple(self.store.about["prefix"]), tuple(self.store.about["grid"]))
+        layout = self._layout
         draws = draws_of(layout, index, reader.seed) if RANDOM_PATCH in roles else None
         features: dict[str, Tensor] = {}
         for layer in reader.layers if roles else ():

@@ -17,8 +17,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from analyses import Result, cls_causality, decodability, lenses, restoration
+from analyses import Result, cls_causality, decodability, lenses, random_readouts, restoration
 from analyses.activations.store import Store, StoredTokens, plan, store_activations
+from analyses.activations.store.serving import activations_in_use
+from analyses.activations.store.stats import stats_over
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData, as_data
 from analyses.running import places
@@ -138,6 +140,32 @@ def test_a_second_question_runs_nothing_and_reads_the_same(stores: Any, family: 
     pd.testing.assert_frame_equal(ran.frame, read.frame, check_exact=True)
     assert read.meta["activations"]["read"]
     assert {k: v for k, v in read.meta.items() if k != "activations"} == ran.meta
+
+
+def test_means_and_covariances_of_a_dictionary_s_place(vit: HookedViT, data: ImageData, kept: Path) -> None:
+    sites = [(site, layer, role) for site in ("resid_post", "mlp_out") for layer in range(2) for role in ("all", "cls")]
+    with counted() as ran, activations_in_use(str(kept), {"m": vit}):
+        read = stats_over(vit, data, sites, batch_size=BATCH)
+    assert not ran
+    run = stats_over(vit, data, sites, batch_size=BATCH)
+    for site, layer, role in sites:
+        assert torch.equal(read.mean(site, layer, role), run.mean(site, layer, role))
+        assert torch.equal(read.covariance(site, layer, role), run.covariance(site, layer, role))
+    with activations_in_use(str(kept), {"m": vit}), pytest.raises(ValueError, match="lacks blocks.0.attn.hook_z.all"):
+        stats_over(vit, data, [("z", 0, "cls")])
+
+
+def test_random_readouts_read_whole_streams(vit: HookedViT, data: ImageData, tmp_path: Path) -> None:
+    fitted = coloured(40, 2)
+    for name, images in (("measured", data), ("fitted", fitted)):
+        store_activations(vit, images, ("resid_post", "embedding"), ("all",), to=tmp_path / name)
+    options = {"layers": (0, 1), "modes": ("replace_mean_cls", "null"), "epochs": 1, "seeds": 1, "lr": 0.01}
+    with counted() as before:
+        ran = random_readouts({"m": vit}, data, fit_data=fitted, **options)
+    with counted() as after:
+        read = random_readouts({"m": vit}, data, fit_data=fitted, **options, activations=(str(tmp_path),))
+    assert len(after) == len(before) - 6  # three sets of images, two layers; the rest are blocks under other tokens
+    pd.testing.assert_frame_equal(ran.frame, read.frame)
 
 
 def test_halves_of_what_is_stored_and_a_stored_control(vit: HookedViT, data: ImageData, tmp_path: Path) -> None:
