@@ -30,8 +30,12 @@ def cache(args: argparse.Namespace) -> int:
         model, data, args.sites, args.roles, args.dtype, to=folder, layers=args.layers, batch_size=args.batch_size,
         seed=args.seed,
     )  # fmt: skip
-    rows = [[name, "×".join(map(str, shape))] for name, shape in store.shapes.items()]
-    terminal.print_table(console, ["tensor", "of an image"], rows, f"{store.n} images of {data.name}")
+    by_hook: dict[str, list[str]] = {}
+    for name, shape in store.shapes.items():
+        hook, _, role = name.rpartition(".") if name.startswith("blocks.") else (name, "", "")
+        by_hook.setdefault(hook, []).append(f"{role} {'×'.join(map(str, shape))}".strip())
+    rows = [[hook, ", ".join(held)] for hook, held in by_hook.items()]
+    terminal.print_table(console, ["hook", "of an image"], rows, f"{store.n} images of {data.name}")
     total = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     terminal.say(console, f"{size(total)} of {args.dtype}; an analysis reads them with --activations {folder}")
     terminal.say(console, folder / "manifest.json")

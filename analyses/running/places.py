@@ -65,7 +65,7 @@ def size(n_bytes: int) -> str:
 
 
 @contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
+def full_disk_named(path: Path, needed: int = ROOM) -> Iterator[None]:
     """Let an error of a full disk, or of a file larger than is allowed, say which file could not be written."""
     try:
         yield
@@ -76,5 +76,5 @@ def full_disk_named(path: Path) -> Iterator[None]:
         raise OSError(
             error.errno,
             f"{path} could not be written: {error.strerror}; its disk has {free:.1f} MB left, and about "
-            f"{ROOM / 1e6:.0f} MB are needed",
+            f"{size(needed)} are needed",
         ) from error

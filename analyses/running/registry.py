@@ -74,7 +74,8 @@ def analysis(
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
             told = _told(function, args, kwargs)
             _check(function, told)
-            with heard_remarks() as remarks, _surroundings(told) as about:
+            ours = function.__module__.startswith("analyses.")
+            with heard_remarks() as remarks, _surroundings(told if ours else {}) as about:
                 result = function(*args, **kwargs)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
@@ -102,9 +103,10 @@ _MEANWHILE: dict[str, Surrounding] = {}
 
 
 def meanwhile(parameter: str, surrounding: Surrounding) -> None:
-    """Have every analysis that is given this parameter run inside `surrounding(value, models)`.
+    """Have every analysis of this package that is given this parameter run inside `surrounding(value, models)`.
 
-    What that gives is what `meta` says under the parameter's name.
+    What somebody else's analysis means by the name is not known here. What that gives is what `meta` says under the
+    parameter's name.
     """
     _MEANWHILE[parameter] = surrounding
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,12 @@ def _write(
             about = json.dumps(_about(plan, images, hashlib.sha256(memoryview(plain)[start:]).hexdigest()))
             del plain
             content = safetensors.torch.save(tensors, {OURS: about})
-            write_whole(folder / name, lambda to, content=content: to.write_bytes(content))  # type: ignore[misc]
+            needed = sum(len(images) for each, images in missing if each >= name) * plan.bytes_an_image
+            write_whole(folder / name, partial(_put, content), needed)
+
+
+def _put(content: bytes, to: Path) -> None:
+    to.write_bytes(content)
 
 
 def _at(data: ImageData, images: range) -> ImageData:

@@ -18,9 +18,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from analyses import Result, cls_causality, decodability, lenses, random_readouts, restoration
-from analyses.activations.store import Store, StoredTokens, plan, store_activations
+from analyses.activations.store import Store, StoredTokens, plan, store_activations, writing
 from analyses.activations.store.serving import activations_in_use
 from analyses.activations.store.stats import stats_over
+from analyses.command_line.cli import main
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData, as_data
 from analyses.running import places
@@ -314,6 +315,45 @@ def test_what_cannot_be_stored(vit: HookedViT, data: ImageData, tmp_path: Path, 
         loud.embed.cls.mul_(1e6)
     with pytest.raises(ValueError, match="float16 cannot hold; use float32"):
         store_activations(loud, data, to=tmp_path / "s", dtype="float16")
+
+
+def test_a_disk_that_fills_up(
+    vit: HookedViT, data: ImageData, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said, with what is still needed; what was written stays, and the same call goes on."""
+    put = writing._put
+
+    def full(content: bytes, to: Path) -> None:
+        if "00002" in to.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(content, to)
+
+    monkeypatch.setattr(writing, "_put", full)
+    with pytest.raises(OSError, match=r"activations-00002\.safetensors could not be written: .* and about .* kB are"):
+        again(vit, data, tmp_path / "s")
+    monkeypatch.undo()
+    assert {path.name for path in (tmp_path / "s").glob("*safetensors")} == {
+        f"activations-0000{i}.safetensors" for i in range(2)
+    }
+    with pytest.raises(FileNotFoundError, match="was not finished, and the same call goes on"):
+        asked(vit, data, tmp_path / "s")
+    again(vit, data, tmp_path / "s")
+    assert content(tmp_path / "s") == content(kept)
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = ["--data", "scenes:train", "--n", "40"]
+    assert main(["cache", "zoo:vit", *images, "--roles", "cls", "--to", str(tmp_path / "s")]) == 0
+    assert "blocks.7.hook_resid_post" in capsys.readouterr().out
+    told = ["run", "decodability", "--model", "zoo:vit", *images, "--roles", "cls", "--controls", "none"]
+    told += ["--out", str(tmp_path / "out"), "--activations", str(tmp_path / "s"), "--no-learning-curve"]
+    with counted() as ran:
+        assert main(told) == 0
+    assert not ran
+    assert main([*told, "--embedding"]) == 2
+    assert "lacks blocks.0.hook_resid_pre.cls" in capsys.readouterr().err
+    assert main(["cache", "zoo:vit", "--n", "30", "--to", str(tmp_path / "s")]) == 2
+    assert "holds other activations: these differ in" in capsys.readouterr().err
 
 
 def test_a_process_killed_at_any_moment(vit: HookedViT, data: ImageData, kept: Path, tmp_path: Path) -> None:
