@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser, function: Callable, reserved: s
         about: dict[str, Any] = {
             "dest": f"option_{option.name}",
             "default": argparse.SUPPRESS,
-            "help": "the analysis chooses if not given" if option.default in (None, ()) else f"default: {shown}",
+            "help": _help(option, shown),
         }
         if option.kind is bool:
             group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **about)
@@ -33,6 +33,12 @@ def given(args: argparse.Namespace, function: Callable) -> dict[str, Any]:
     """The options of an analysis that were given, under their parameters' names."""
     values = {option: getattr(args, f"option_{option.name}", None) for option in options_of(function)}
     return {o.name: tuple(v) if o.many else v for o, v in values.items() if v is not None}
+
+
+def _help(option: Option, shown: Any) -> str:
+    if option.name in READ_FROM:
+        return "folders of `hooked-vit cache` to read from, where the models would be run"
+    return "the analysis chooses if not given" if option.default in (None, ()) else f"default: {shown}"
 
 
 def _value(option: Option) -> Callable[[str], Any]:
