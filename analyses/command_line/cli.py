@@ -189,6 +189,9 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
 
     told = command("docs", "list the pages of the documentation, or print one")
     told.add_argument("page", metavar="PAGE", nargs="?", type=text, help="its name (default: all are listed)")
+    kept = command("cache", "keep activations of a model over images, which `run --activations FOLDER` reads")
+    _add_cache_arguments(kept)
+
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
     hooks = command("hooks", "list every hook point of a model with its shape and meaning")
@@ -215,6 +218,28 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
     _add_number(run, "--num-processes", "P", processes_here(), processes)
     _add_device(run)
+
+
+def _add_cache_arguments(kept: argparse.ArgumentParser) -> None:
+    kept.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
+    what = "the images, as in `run --data` (default: %(default)s)"
+    kept.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
+    what = "folder to keep them in; the same call goes on where a killed one stopped"
+    kept.add_argument("--to", metavar="FOLDER", action=Once, type=path, required=True, help=what)
+    for flag, default, what in (
+        ("--sites", ["resid_post"], "hooks of a block without hook_, and embedding (default: resid_post)"),
+        ("--roles", [], "tokens: cls, patches, all, … (default: one vector of every kind of token)"),
+    ):
+        kept.add_argument(flag, metavar="NAME", nargs="+", action=Once, type=text, default=default, help=what)
+    kept.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", action=Once)
+    layers = Number(Range(-10_000, 10_000), int)
+    kept.add_argument("--layers", metavar="L", nargs="+", action=Once, type=layers, help="blocks (default: all)")
+    _add_number(kept, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    _add_number(kept, "--seed", "S", SEED, "seed of the draws (default: %(default)s)", default=0)
+    _add_number(kept, "--batch-size", "B", COUNT, "images per forward pass (default: %(default)s)", default=64)
+    _add_number(kept, "--random-weights", "S", SEED, "of the control with random weights of this seed, in its place")
+    kept.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
+    _add_device(kept)
 
 
 def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:

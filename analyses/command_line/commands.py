@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analyses.command_line import terminal
+from analyses.command_line.caching import cache
 from analyses.command_line.documents import docs
 from analyses.command_line.inspecting import explore, features, hooks, interventions, models, verify
 from analyses.command_line.saved import list_results, report
 
-__all__ = ["docs", "explore", "features", "hooks", "interventions", "list_results", "models", "report"]
+__all__ = ["cache", "docs", "explore", "features", "hooks", "interventions", "list_results", "models", "report"]
 __all__ += ["reproduce", "run", "verify"]
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     short_names(specs)
     for spec in specs:
         check_model(spec)
-    _check_device(args.device)
+    terminal.check_device(args.device)
     data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
     check_prompts(specs, data.class_names)
     for name in [name for name, value in options.items() if name.endswith("_data") and isinstance(value, str)]:
@@ -93,7 +94,7 @@ def reproduce(args: argparse.Namespace) -> int:
         steps=args.steps,
         without=args.without,
     )
-    _check_device(args.device)
+    terminal.check_device(args.device)
     lacking = missing(recipe)
     if args.dry_run:
         _print_plan(console, recipe)
@@ -167,28 +168,6 @@ def _options(args: argparse.Namespace, entry: Analysis) -> dict[str, Any]:
 
             torch.set_num_threads(args.num_processes)
     return options
-
-
-def _check_device(device: str) -> None:
-    """Raises ValueError for a device on which this machine's torch cannot add two numbers, as on `meta`."""
-    import torch
-
-    try:
-        if torch.device(device).type == "cpu" != device:
-            raise ValueError("the CPU has no number")
-        torch.ones(2, device=device).sum().item()
-    except Exception as error:  # each kind of device refuses in its own way
-        said = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise ValueError(
-            f"this machine's torch cannot use the device {device!r}: {said}; there is {', '.join(_devices())}"
-        ) from error
-
-
-def _devices() -> list[str]:
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return ["cpu", *([accelerator.type] if accelerator else [])]
 
 
 def _about(entry: Analysis) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from analyses.command_line.values import Number, Once, data, path, text
-from analyses.running.arguments import PLACES, Option, options_of
+from analyses.running.arguments import PLACES, READ_FROM, Option, options_of
 
 
 def add_options(parser: argparse.ArgumentParser, function: Callable, reserved: set[str]) -> None:
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser, function: Callable, reserved: s
         about: dict[str, Any] = {
             "dest": f"option_{option.name}",
             "default": argparse.SUPPRESS,
-            "help": "the analysis chooses if not given" if option.default in (None, ()) else f"default: {shown}",
+            "help": _help(option, shown),
         }
         if option.kind is bool:
             group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **about)
@@ -35,13 +35,19 @@ def given(args: argparse.Namespace, function: Callable) -> dict[str, Any]:
     return {o.name: tuple(v) if o.many else v for o, v in values.items() if v is not None}
 
 
+def _help(option: Option, shown: Any) -> str:
+    if option.name in READ_FROM:
+        return "folders of `hooked-vit cache` to read from, where the models would be run"
+    return "the analysis chooses if not given" if option.default in (None, ()) else f"default: {shown}"
+
+
 def _value(option: Option) -> Callable[[str], Any]:
     if option.kind in (int, float):
         return Number(option.range, option.kind)
-    return path if option.name in PLACES else data if option.is_data else text
+    return path if option.name in PLACES + READ_FROM else data if option.is_data else text
 
 
 def _metavar(option: Option) -> str:
-    if option.name in PLACES:
+    if option.name in PLACES + READ_FROM:
         return "PATH"
     return "DATA" if option.is_data else {int: "N", float: "X", str: "NAME"}[option.kind]

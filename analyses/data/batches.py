@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """b images, mode RGB, and their labels.
+    """b images, mode RGB, and their labels; no images where nobody looks at them.
 
     `index` numbers the images within the source, parts of a split included; `extra` holds the columns asked for.
     """
@@ -33,7 +33,7 @@ class Batch:
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def __repr__(self) -> str:
         extra = f", {', '.join(self.extra)}" if self.extra else ""

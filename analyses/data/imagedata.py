@@ -142,7 +142,8 @@ class ImageData:
                 index=torch.tensor([opened.row.position for opened in group]),
                 extra={c: [opened.extra[c] for opened in group] for c in extra},
             )
-            self._note([opened for opened in group if opened.pixels is not None])
+            new = [opened for opened in group if opened.pixels is not None]
+            self.note([opened.row.position for opened in new], [mark_of(opened.pixels or b"") for opened in new])
             if read is not None:
                 for opened, label in zip(group, batch.labels.tolist(), strict=True):
                     read.update((opened.pixels or b"") + str(label).encode())
@@ -157,12 +158,11 @@ class ImageData:
                 found = pool.map(self._open, some, [extra] * len(some))
                 yield from (opened for opened in found if opened is not None)
 
-    def _note(self, opened: Sequence[Opened]) -> None:
-        """Remember what images hold. Raises ValueError for one that a set this one is kept apart from holds too."""
-        positions, marks = [each.row.position for each in opened], [mark_of(each.pixels or b"") for each in opened]
+    def note(self, positions: Sequence[int], marks: Sequence[int]) -> None:
+        """Remember what images hold, by `mark_of` their pixels. Raises ValueError for one of a set kept apart."""
         self._contents.put(positions, marks)
         for other in self._apart:
-            for i in np.flatnonzero(other._contents.holds(marks)):
+            for i in np.flatnonzero(other._contents.holds(marks)).tolist():
                 here, there = positions[i], other._contents.first(marks[i])
                 raise ValueError(
                     f"{APART}: {self._source.name_of(here)} of {self.name} has the pixels of "
@@ -213,7 +213,7 @@ class ImageData:
             raise ValueError(
                 f"a split leaves images on both sides; a fraction of {fraction} of {self.n} images does not"
             )
-        positions = self._positions()
+        positions = self.positions
         return self._part(positions[in_first]), self._part(positions[~in_first])
 
     def per_class(self, n: int, seed: int = 0) -> ImageData:
@@ -230,7 +230,7 @@ class ImageData:
             raise ValueError(f"a class has at least the number of images asked for, 1 or more; got {n}, and {least}")
         rng = np.random.default_rng(seed)
         members = [rng.permutation(np.flatnonzero(labels.numpy() == c))[:n] for c in classes.tolist()]
-        return self._part(self._positions()[np.sort(np.concatenate(members))])
+        return self._part(self.positions[np.sort(np.concatenate(members))])
 
     def fingerprint(self) -> str:
         """16 hex digits that differ where anything differs that is read: pixels, labels, other columns, order, names.
@@ -254,16 +254,17 @@ class ImageData:
         if not bad:
             return self
         refuse_unreadable([text for _, text in bad], self.name, self.n, self.skip_bad)
-        part = self._part(np.setdiff1d(self._positions(), [position for position, _ in bad]))
+        part = self._part(np.setdiff1d(self.positions, [position for position, _ in bad]))
         part.skipped = [*self.skipped, *(text for _, text in bad)]
         return part
 
-    def _positions(self) -> NDArray[np.int64]:
+    @property
+    def positions(self) -> NDArray[np.int64]:
         return np.arange(len(self)) if self._keep is None else self._keep
 
     def without(self, places: Sequence[int]) -> ImageData:
         """The images but for those at these places of the order."""
-        return self._part(np.delete(self._positions(), places))
+        return self._part(np.delete(self.positions, places))
 
     def _part(self, keep: NDArray[np.int64] | None) -> ImageData:
         part = copy(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from analyses.data import ImageData, as_data, load_data
+from analyses.data.batches import Batch
 from analyses.data.imagedata import APART
 
 FIT_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
@@ -161,3 +162,22 @@ def count_classes(*data: ImageData) -> int:
     if n < 2:
         raise ValueError(f"decodability needs at least two classes, {data[0].name} has {n}")
     return n
+
+
+def unread_batches(data: ImageData, batch_size: int, extra: Sequence[str] = ()) -> Iterator[Batch]:
+    """`data.batches` without the pictures, for whom only their number counts: of images nothing is read.
+
+    >>> from analyses.data import load_data
+    >>> [(len(batch), len(batch.images)) for batch in unread_batches(load_data("scenes:test", n=5), 2)]
+    [(2, 0), (2, 0), (1, 0)]
+
+    Raises ValueError for a stream, whose labels only reading tells.
+    """
+    labels, columns = data.labels, {name: data.column(name) or [] for name in extra}
+    if labels is None:
+        raise ValueError(f"{data.name} is a stream: its labels are known only once it was read")
+    positions = torch.from_numpy(data.positions)
+    for start in range(0, len(labels), batch_size):
+        here = slice(start, start + batch_size)
+        more = {name: column[here] for name, column in columns.items()}
+        yield Batch([], labels[here], positions[here], more)

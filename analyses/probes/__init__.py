@@ -3,11 +3,11 @@
 `fit_probes` fits, `FittedProbes.evaluate` applies, under an intervention too. The estimators are scikit-learn's kind.
 """
 
+from analyses.activations.sites import EMBEDDING, Site, SiteReader, check_roles, roles_of
 from analyses.probes.estimators import LogisticProbeClassifier, MLPProbeClassifier, RidgeProbeClassifier
 from analyses.probes.fitted import Evaluation, FittedProbes, evaluate_probes
 from analyses.probes.fitting import fit_probes, fit_with_controls
 from analyses.probes.probe import Probe
-from analyses.probes.reading import EMBEDDING, Site, SiteReader, check_roles, roles_of
 from analyses.probes.settings import Fits, Probing
 from analyses.probes.targets import Target, TargetData, target_data, with_target
 from analyses.probes.training import Training

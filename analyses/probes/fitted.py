@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,20 @@ from jaxtyping import Float, Float64, Int64
 from safetensors.torch import load, save
 from torch import Tensor
 
+from analyses.activations.sites import Site, SiteReader
 from analyses.data import ImageData
 from analyses.probes.class_moments import sites_by_note, some
+from analyses.probes.passes import Edit, edited_sites, read_sites
 from analyses.probes.probe import Probe
-from analyses.probes.reading import Site, SiteReader
 from analyses.probes.targets import Target, TargetData, target_data
 from analyses.running.files import check_writable, committed, write_together
 from analyses.running.notes import note_other_model
 from analyses.statistics.intervals import RATE, mean_row, rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
-from interventions import Intervention, apply
 
 FORMAT = 1
 FILES = ("probes.json", "probes.safetensors")
-Edit = Intervention | Callable[[int, Tensor], Intervention]
-BY_BATCH = 1_000_003  # a prime: seeds of two runs do not meet within a million batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,10 +219,8 @@ def evaluate_probes(
     counts = torch.zeros(n_classes, dtype=torch.int64)
     sums = {site: torch.zeros(4, len(fitted), dtype=torch.float64) for site in panels}
     ranks: dict[str, list[Tensor]] = {site: [] for site in panels}
-    for i, batch in enumerate(data.batches(batch_size, what)):
-        edit = for_batch(intervention, i, batch.labels[:, 0])
-        with nullcontext() if edit is None else apply(model, edit):
-            _, features = reader.read(model.preprocess(batch.images), batch.index)
+    clean = read_sites(reader, data, batch_size, what) if intervention is None else None
+    for batch, _, features in clean or edited_sites(reader, data, batch_size, what, intervention):
         labels = batch.labels[:, targets]
         for site, panel in panels.items():
             pos = _ranks(panel, features[site], labels, site)
@@ -248,24 +243,6 @@ def evaluate_probes(
         )
         for j, key in enumerate(fitted)
     }
-
-
-def for_batch(intervention: Edit | None, number: int, labels: Int64[Tensor, "b"]) -> Intervention | None:
-    """The intervention for a batch, with a seed of its own wherever a part takes one.
-
-    >>> from interventions import shuffle_cls
-    >>> for_batch(shuffle_cls(layer=3, seed=2), 5, torch.zeros(1, dtype=torch.long)).params["seed"]
-    2000011
-    """
-    if intervention is None or not isinstance(intervention, Intervention):
-        return None if intervention is None else intervention(number, labels)
-    first, *rest = [
-        part.replace(seed=part.params["seed"] * BY_BATCH + number) if isinstance(part.params.get("seed"), int) else part
-        for part in intervention.parts
-    ]
-    for part in rest:
-        first = first + part
-    return first
 
 
 class _Panel:

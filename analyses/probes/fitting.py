@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from analyses.activations.sites import HEAD_INPUT, SiteReader
 from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData
 from analyses.probes.fitted import FittedProbes
+from analyses.probes.passes import read_sites
 from analyses.probes.probe import Probe
-from analyses.probes.reading import HEAD_INPUT, SiteReader
 from analyses.probes.ridge import GramRidge
 from analyses.probes.settings import Fits, Probing
 from analyses.probes.store import feature_store
@@ -74,8 +75,8 @@ def fit_with_controls(
         return FittedProbes(probes, data.target, how.probe, tuple(counts.tolist()), how.seed, about)
 
     def features() -> Iterator[tuple[dict[str, Tensor], Int64[Tensor, "b k"]]]:
-        for batch in data.batches(how.batch_size, what):
-            yield reader.read(model.preprocess(batch.images), batch.index)[1], batch.labels
+        for reading in read_sites(reader, data, how.batch_size, what):
+            yield reading.features, reading.batch.labels
 
     if how.probe == "ridge":
         gathered = _Gathered(how, data.target.n_classes, 1 + further)

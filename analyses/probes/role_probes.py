@@ -7,11 +7,11 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.activations.streams import read_stream
+from analyses.activations.sites import Site, SiteReader
 from analyses.probes.classifier_heads import Answers, head_of_probe
 from analyses.probes.opening import Opening
+from analyses.probes.passes import read_images
 from analyses.probes.ridge import GramRidge, RidgeProbe
-from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT
 
 
@@ -47,12 +47,15 @@ def fit_role_probes(
     `ready_for_head` says. Raises what `GramRidge` raises.
     """
     own, pooling = opening.heads[name], opening.pooling(name, model)
-    read = read_role(pooling, tokens)
+    reader = SiteReader(pooling, (tokens,))
     ridge = GramRidge(opening.n_classes, name=name)
-    for batch in progress_batches(opening.fitted, batch_size, f"{name}: fitting probes"):
-        pooled, at_layer = read_stream(pooling, pooling.preprocess(batch.images), read)
-        sites = {str(layer): x for layer, x in enumerate(at_layer)}
-        ridge.update(sites if own is not None else {**sites, "head": pooled}, batch.labels)
+    what = f"{name}: fitting probes"
+    for reading in read_images(reader, opening.fitted, batch_size, what, answers=own is None):
+        sites = {str(layer): reading.features[str(Site(tokens, layer))] for layer in reader.layers}
+        if own is None:
+            assert reading.answer is not None
+            sites["head"] = reading.answer
+        ridge.update(sites, reading.batch.labels)
     fitted = ridge.fit()
     answers = own or head_of_probe(pooling, fitted["head"], opening.fitted)
     return [fitted[str(layer)] for layer in range(model.cfg.n_layers)], answers

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData, as_data
 from analyses.data.batches import Batch
-from analyses.data.sets import common_names, count_classes
+from analyses.data.sets import common_names, count_classes, unread_batches
 from analyses.running.notes import about_data
 
 LABEL, ORIGIN = "label", "dataset"
@@ -104,15 +104,20 @@ class TargetData:
         copy._permuted, copy._control = self._permuted, task
         return copy
 
-    def batches(self, batch_size: int, what: str) -> Iterator[TargetBatch]:
-        """All images in order, with a progress bar that says `what` is being done."""
+    def batches(self, batch_size: int, what: str, *, pictures: bool = True) -> Iterator[TargetBatch]:
+        """All images in order, with a progress bar that says `what` is being done.
+
+        Without `pictures` they are left out, unless a control task has to look at them; not for streams.
+        """
+        pictures = pictures or self._control is not None
         total = None if self.n is None else sum(-(-len(part) // batch_size) for part in self.parts)
         with tqdm(total=total, desc=what, leave=False) as bar:
             done = 0
             for number, part in enumerate(self.parts):
                 column = _column_of(part, self.target.spec)
                 extra = [column] if column not in (None, part.label) else []
-                for batch in part.batches(batch_size, extra=extra):
+                seen = part.batches(batch_size, extra=extra) if pictures else unread_batches(part, batch_size, extra)
+                for batch in seen:
                     answers = self._of_batch(batch, part, number, column)[:, None]
                     if self._permuted is not None:
                         # By place in the pass: an image left out on the way moves the rest, and they stay as random.

@@ -17,6 +17,8 @@ from analyses.running.text import check_seen
 SIMPLE = (bool, int, float, str)
 PLACES = ("keep_in", "file")
 """Options that say where an analysis writes."""
+READ_FROM = ("activations",)
+"""Options that say where an analysis reads what was kept."""
 
 
 class Range(NamedTuple):

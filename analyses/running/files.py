@@ -48,12 +48,12 @@ def check_writable(folder: str | Path) -> Path:
     return folder
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any], needed: int = ROOM) -> None:
     """Let `write` fill a file beside `path` and put it there when it is done, so that nobody sees half of it.
 
-    Raises OSError, saying how much room there is, where the disk is full.
+    Raises OSError, saying how much room there is and is `needed`, where the disk is full.
     """
-    with full_disk_named(path):
+    with full_disk_named(path, needed):
         whole.write_whole(path, write)
 
 

@@ -41,19 +41,31 @@ def usable_path(path: str | Path) -> Path:
     return Path(full)
 
 
-def check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int, what: str = "results") -> None:
     """Raises OSError where a disk has less room than is needed, naming both."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"results need about {needed / 1e6:.0f} MB, and the disk of {folder} has {free / 1e6:.1f} MB left; "
+            f"{what} need about {needed / 1e6:.0f} MB, and the disk of {folder} has {free / 1e6:.1f} MB left; "
             "make room or choose another folder",
         )
 
 
+def size(n_bytes: int) -> str:
+    """Bytes to read: "1.6 GB".
+
+    >>> size(1_600_000_000), size(0)
+    ('1.6 GB', '0 bytes')
+    """
+    for unit, per in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= per:
+            return f"{n_bytes / per:.1f} {unit}"
+    return f"{n_bytes} bytes"
+
+
 @contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
+def full_disk_named(path: Path, needed: int = ROOM) -> Iterator[None]:
     """Let an error of a full disk, or of a file larger than is allowed, say which file could not be written."""
     try:
         yield
@@ -64,5 +76,5 @@ def full_disk_named(path: Path) -> Iterator[None]:
         raise OSError(
             error.errno,
             f"{path} could not be written: {error.strerror}; its disk has {free:.1f} MB left, and about "
-            f"{ROOM / 1e6:.0f} MB are needed",
+            f"{size(needed)} are needed",
         ) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ParamSpec, overload
 
 from analyses.running.arguments import check_batch_size, check_models, check_options
@@ -73,13 +74,15 @@ def analysis(
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
             told = _told(function, args, kwargs)
             _check(function, told)
-            with heard_remarks() as remarks:
+            ours = function.__module__.startswith("analyses.")
+            with heard_remarks() as remarks, _surroundings(told if ours else {}) as about:
                 result = function(*args, **kwargs)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())
             result.meta.setdefault("computing", computing())
             result.meta["analysis"] = key
+            result.meta |= about
             if read := _what_was_read(result.meta.get("models"), told):
                 result.meta["read"] = read
             if more := [*remarks, *data_notes(result.meta)]:
@@ -93,6 +96,26 @@ def analysis(
         return run
 
     return register
+
+
+Surrounding = Callable[[Any, Any], AbstractContextManager[Any]]
+_MEANWHILE: dict[str, Surrounding] = {}
+
+
+def meanwhile(parameter: str, surrounding: Surrounding) -> None:
+    """Have every analysis of this package that is given this parameter run inside `surrounding(value, models)`.
+
+    What somebody else's analysis means by the name is not known here. What that gives is what `meta` says under the
+    parameter's name.
+    """
+    _MEANWHILE[parameter] = surrounding
+
+
+@contextmanager
+def _surroundings(told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    with ExitStack() as stack:
+        given = {name: each for name, each in _MEANWHILE.items() if told.get(name) is not None}
+        yield {name: stack.enter_context(each(told[name], told.get("models"))) for name, each in given.items()}
 
 
 def _drawn(more: Figures) -> Figures:

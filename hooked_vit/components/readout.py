@@ -53,7 +53,10 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
             pooled = torch.stack([self._pool(x, role) for role in self.cfg.sources], dim=1)
         if self.cfg.final_norm == "pooled":
             pooled = self.ln_final(pooled)
-        pooled = self.hook_pooled(pooled.flatten(1))
+        return self.answer_of(self.hook_pooled(pooled.flatten(1)))
+
+    def answer_of(self, pooled: Float[Tensor, "b p"]) -> Float[Tensor, "b c"]:
+        """Output of the model from what its readout has pooled, the value at `hook_pooled`."""
         if self.cfg.unit_norm:
             pooled = self._embed(pooled)
         pooled = pooled.unflatten(1, (self.cfg.n_pooled, -1))

@@ -48,16 +48,50 @@ def model_digests(model: HookedViT) -> dict[str, str]:
     without the model's name; `hooks` those that are attached.
     """
     parts = dict(model.named_modules())
-    own = {
-        name: (type(part), {k: v for k, v in vars(part).items() if isinstance(v, float) or _is_function(v)})
-        for name, part in parts.items()
-    }
     hooks = {name: attached for name, part in parts.items() if (attached := _hooks(part))}
     return {
         "weights": digest(_tensors(model)),
-        "config": digest(model.cfg.replace(name=None), own, model.run.attention),
+        "config": digest(model.cfg.replace(name=None), _own(model), model.run.attention),
         "processor": digest(model.processor),
         "hooks": digest(hooks),
+    }
+
+
+BACKBONE = ("embed", "pos_embed", "ln_pre", "rel_pos", "blocks")
+"""The parts of a model in front of its readout."""
+POOLING = ("sources", "final_norm", "attention_pool")
+HEAD = ("heads", "unit_norm", "d_embed", "head_bias", "n_classes", "outputs", "class_names", "readout_set", "head_set")
+"""Fields of a config that say what is pooled, and what then answers; everything else is of the stream, but the name."""
+
+
+def stream_digests(model: HookedViT) -> dict[str, str]:
+    """`model_digests` of what decides the residual stream alone: the same for two models that differ in the readout.
+
+    >>> stream_digests(model) == stream_digests(with_another_head)  # doctest: +SKIP
+    True
+    """
+    cfg = {f.name: getattr(model.cfg, f.name) for f in fields(model.cfg) if f.name not in (*POOLING, *HEAD, "name")}
+    inside = {name: part for name, part in model.named_children() if name in BACKBONE}
+    return {
+        "weights": digest({name: _tensors(part) for name, part in inside.items()}),
+        "config": digest(cfg, {name: _own(part) for name, part in inside.items()}, model.run.attention),
+        "processor": digest(model.processor),
+    }
+
+
+def pooling_digest(model: HookedViT) -> str:
+    """Of what decides `hook_pooled` behind the residual stream: tokens, norm and probe of the readout, no head."""
+    parts = {name: part for name, part in model.named_children() if name.startswith(("ln_final", "pool_"))}
+    probe = {name: p for name, p in model.named_parameters(recurse=False) if name.startswith("pool_")}
+    tensors = {name: _tensors(part) for name, part in parts.items()}
+    return digest({f: getattr(model.cfg, f) for f in POOLING}, tensors, probe, {n: _own(p) for n, p in parts.items()})
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """What each part of a module holds that is no tensor: its class, epsilons and functions."""
+    return {
+        name: (type(part), {k: v for k, v in vars(part).items() if isinstance(v, float) or _is_function(v)})
+        for name, part in module.named_modules()
     }
 
 

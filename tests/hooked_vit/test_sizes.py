@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from analyses.probes.reading import SiteReader, check_roles
+from analyses.activations.sites import SiteReader, check_roles
 from hooked_vit import TokenLayout
 from interventions import apply, freeze_attention, insert_token, shuffle_tokens, zero_tokens
 from tests.tiny import make, pixels, processor_of, tiny

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from analyses import intervention_sweep
+from analyses.activations.store import Store
 from analyses.data import load_data
 from analyses.probes.fitted import FittedProbes
 from analyses.questions.cls_use.random_readouts.store import read
@@ -35,6 +36,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "stats": (Stats.load, "stats.safetensors"),
     "recipe": (lambda path: load_recipe(str(path)), "it.toml"),
     "stream": (lambda path: read(path, "key", ("cls",)), "it.stream"),
+    "activations": (lambda path: Store(path.parent), "manifest.json"),
     "sweep": (sweep_into, "rows.jsonl"),
     "weights": (read_tensors, "it.pth"),
     "config": (read_json, "config.json"),

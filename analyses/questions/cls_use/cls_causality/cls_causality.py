@@ -54,6 +54,7 @@ def cls_causality(
     head: str = "auto",
     reads: tuple[str, ...] = ("auto",),
     disturb: Callable[..., Intervention] | None = None,
+    activations: tuple[str, ...] | None = None,
 ) -> Result:
     """Where in each model is the label decodable from CLS, and where is CLS used?
 
@@ -67,6 +68,7 @@ def cls_causality(
     what ridge heads read, each of them for every model: besides "auto", "own" (what the model gives out: CLIP's
     projected CLS, where its family's classifier averages the patches) and tokens, such as "cls+patches". `disturb` puts
     another intervention in place of `shuffle_cls`: it is called with the layer, and with a seed where it takes one.
+    With `activations`, folders that `store_activations` filled, nothing runs for the probes.
 
     The frame has one row per model, layer, measure and seed: `value`, its 95 % Wilson interval, and `n` images.
     Measures: probe, shuffled, shuffled_cls_readout, head_on_cls, identifiability; without a layer: clean,

@@ -26,12 +26,13 @@ from analyses.questions.cls_use.random_readouts.arms import CLOSED_FORM, TRAINED
 from analyses.questions.cls_use.random_readouts.figure import further_figures, main_figure, summary_table
 from analyses.questions.cls_use.random_readouts.networks import Decoder, make_decoder
 from analyses.questions.cls_use.random_readouts.readouts import Layers, ModelReadouts, slug
-from analyses.questions.cls_use.random_readouts.store import check_room, clear, plan, size
+from analyses.questions.cls_use.random_readouts.store import check_room, clear, plan
 from analyses.questions.cls_use.random_readouts.training import Training
 from analyses.questions.cls_use.random_readouts.words import about_readouts, in_words
 from analyses.running.files import check_writable
 from analyses.running.locks import hold_folder, scratch_folder
 from analyses.running.notes import PROBES_READ, about_data, about_model
+from analyses.running.places import size
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.significance import uncorrected
@@ -50,7 +51,7 @@ def random_readouts(
     start: int | None = None, decoder: Decoder = "linear", epochs: int | None = None, batch_size: int = 64,
     lr: float | None = None, patience: int = Training.patience, draws: int = 16, seeds: int = 3, trainings: int = 1,
     seed: int = 0, cache_dtype: Literal["float32", "float16"] = "float32", keep_in: str | None = None,
-    repro: bool = False,
+    repro: bool = False, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """How much of the label can one block write into a CLS token that knows nothing of the image?
 
@@ -70,7 +71,8 @@ def random_readouts(
     `data` is set aside for it (scenes: the train split). `draws` tokens per image are averaged at the end.
 
     The inputs of the blocks are kept on disk, as `cache_dtype`, in a temporary folder or in `keep_in`; there the
-    trainings are kept as well, and the same call continues where it was interrupted, to the same numbers.
+    trainings are kept as well, and the same call continues where it was interrupted, to the same numbers. With
+    `activations`, folders that `store_activations` filled with the role "all", they are read from there instead.
     `repro` also trains, unless `modes` are named, and as published: raw decoder input, generators with batch norms, 5
     epochs, a learning rate (0.001) that falls along a cosine; readouts of layer `start` (the last but one) begin from
     scratch and those of others from its weights, but for `null_de_novo`. It draws validation accuracy where the source
@@ -109,6 +111,7 @@ def random_readouts(
             name: {
                 split: plan(model, part, chosen[name].all, folder, dtype=cache_dtype, name=f"{slug(name)}-{split}")
                 for split, part in splits.items()
+                if activations is None
             }
             for name, model in models.items()
         }

@@ -28,7 +28,7 @@ from analyses.questions.cls_use.random_readouts.closed_form import read_closed_f
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.networks import Decoder, RandomToken, TokenReadout
 from analyses.questions.cls_use.random_readouts.starting import begin_as_published, begin_at_cls
-from analyses.questions.cls_use.random_readouts.store import Plan, Stream, streams
+from analyses.questions.cls_use.random_readouts.store import Plan, Stream, stored_streams, streams
 from analyses.questions.cls_use.random_readouts.tokens import ARMS, BASE, RANDOM, ClsDistribution
 from analyses.questions.cls_use.random_readouts.training import (
     Draws,
@@ -77,6 +77,9 @@ class ModelReadouts:
     def cache(self, plans: Mapping[str, Plan], splits: Mapping[str, ImageData]) -> list[str]:
         notes: list[str] = []
         for split, data in splits.items():
+            if split not in plans:
+                self.streams[split] = stored_streams(self.model, data, self.layers.all)
+                continue
             what = f"{self.name}: caching {split}"
             self.streams[split], more = streams(plans[split], self.model, data, batch_size=CACHING, what=what)
             notes += more

@@ -22,13 +22,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.activations.store.plan import hook_behind
+from analyses.activations.store.serving import Serving, in_use
 from analyses.data import ImageData
 from analyses.running.files import clean
 from analyses.running.fingerprint import Fingerprint, fingerprint
 from analyses.running.notes import progress_batches
 from analyses.running.notice import notice
+from analyses.running.places import size
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.components.watching import watched
+from hooked_vit.loading.digests import digest
 from hooked_vit.loading.files import why_no_file
 
 MAGIC = "hooked-vit stream 1"
@@ -64,9 +68,9 @@ class Plan:
 
 
 class Stream(NamedTuple):
-    """The stream entering one block over a data set, memory-mapped [n t d], and the labels [n]."""
+    """The stream entering one block over a data set, on disk [n t d], and the labels [n]."""
 
-    x: np.ndarray[Any, Any]
+    x: Any
     labels: Int[Tensor, "n"]
     layout: TokenLayout
     checksum: str
@@ -117,18 +121,6 @@ def check_room(plans: Iterable[Plan], folder: Path) -> int:
     return needed
 
 
-def size(n_bytes: int) -> str:
-    """Bytes to read: "1.6 GB".
-
-    >>> size(1_600_000_000), size(0)
-    ('1.6 GB', '0 bytes')
-    """
-    for unit, per in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= per:
-            return f"{n_bytes / per:.1f} {unit}"
-    return f"{n_bytes} bytes"
-
-
 def streams(
     plan: Plan, model: HookedViT, data: ImageData, *, batch_size: int, what: str
 ) -> tuple[dict[int, Stream], list[str]]:
@@ -154,6 +146,34 @@ def streams(
         _write(plan, model, data, missing, batch_size, what)
         found |= {layer: read(plan.paths[layer], plan.marks[layer].key, model.cfg.prefix) for layer in missing}
     return found, notes
+
+
+@dataclass(frozen=True)
+class _StoredRows:
+    """A tensor of stored activations, indexed as the array of a stream's own file is."""
+
+    serving: Serving
+    name: str
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        at = self.serving.rows[torch.from_numpy(rows)]
+        return self.serving.store.read([self.name], at)[self.name].numpy()
+
+
+def stored_streams(model: HookedViT, data: ImageData, layers: Sequence[int]) -> dict[int, Stream]:
+    """The streams that stored activations hold, by layer, where an analysis was given some; {} where it was not.
+
+    Raises ValueError for stored activations of something else, or without every token in front of these blocks.
+    """
+    if (used := in_use()) is None or (serving := used.serving(model, data)) is None or data.labels is None:
+        return {}
+    serving.note()
+    found = {}
+    for layer in layers:
+        name, layout = serving.whole(hook_behind(layer - 1))
+        mark = digest(serving.store.about["shards"], name, serving.rows)
+        found[layer] = Stream(_StoredRows(serving, name), data.labels, layout, mark)
+    return found
 
 
 def _others(path: Path, mark: Fingerprint) -> Iterator[str]:

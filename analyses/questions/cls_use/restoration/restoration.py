@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.activations.sites import Site, SiteReader
 from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches, expected_hits
 from analyses.data import ImageData
 from analyses.data.batches import Batch
 from analyses.probes.opening import open_study
+from analyses.probes.passes import read_images
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.probes.role_probes import check_role, read_role
 from analyses.questions.cls_use.restoration.figure import (
@@ -30,7 +32,7 @@ from analyses.questions.cls_use.restoration.figure import (
     restored_figure,
     summary_table,
 )
-from analyses.running.notes import PROBES_READ, about_model, progress_batches
+from analyses.running.notes import PROBES_READ, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.comparisons import ratio_interval
@@ -58,6 +60,7 @@ def restoration(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     probe_data: ImageData | Any = None, probe_fit: Literal["clean", "refit"] = "clean", tokens: str = "cls",
     probe_tokens: str | None = None, seeds: int = 3, batch_size: int = 64, among: str = "batch", repro: bool = False,
+    activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """How fast is the label rewritten into CLS after it was exchanged between images?
 
@@ -74,7 +77,8 @@ def restoration(
     `restoration` (M[ℓ,p] − M[p,p]) / (M[none,p] − M[p,p]) for p > ℓ, over all seeds, with an interval over
     images, left out where the denominator is below 0.05; `floor`, what M[p,p] is on average over all permutations,
     exactly; and `chance` (the most frequent class). Where the two roles differ, M[p,p] loses nothing, and the floor
-    takes its place. Memory grows with the images by a number per cell of the matrix.
+    takes its place. With `activations`, folders that `store_activations` filled, nothing runs for clean probes.
+    Memory grows with the images by a number per cell of the matrix.
     Raises ValueError for a role a model has not, batches a shuffle cannot be drawn for, and fewer than two classes.
     """
     if repro:
@@ -156,7 +160,7 @@ class _Matrix:
         self, name: str, model: HookedViT, tokens: str, probe_tokens: str, among: str, batch_size: int
     ) -> None:
         self.name, self.model, self.tokens, self.among, self.batch_size = name, model, tokens, among, batch_size
-        self.read = read_role(model, probe_tokens)
+        self.read, self.probe_tokens = read_role(model, probe_tokens), probe_tokens
         self.same_role = tokens == probe_tokens
         shuffle_tokens(layer=0, tokens=tokens).hooks(model)  # refuses here what this model cannot have
         self.layers = range(model.cfg.n_layers)
@@ -170,18 +174,29 @@ class _Matrix:
         """A probe per layer, or per cell of the matrix where it is `refit` under each shuffle."""
         ridges: dict[int | None, GramRidge] = {}
         what = f"{self.name}: fitting probes"
-        batches = self._exchanging(data, what) if refit else progress_batches(data, self.batch_size, what)
-        for i, batch in enumerate(batches):
-            orders = {FIT_SEED: batch_order(FIT_SEED, i, self.among, batch.labels)} if refit else {}
-            sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
-            for shuffled, _, probed, x in self._walk(batch.images, orders):
-                sites[shuffled][str(probed)] = x
+        for labels, sites in self._refitting(data, what) if refit else self._clean(data, what):
             for shuffled, features in sites.items():
                 under = "" if shuffled is None else f", shuffled behind {shuffled}"
                 ridge = ridges.setdefault(shuffled, GramRidge(n_classes, name=f"{self.name}{under}"))
-                ridge.update(features, batch.labels)
+                ridge.update(features, labels)
         for shuffled, ridge in ridges.items():
             self.probes |= {(shuffled, int(probed)): probe for probed, probe in ridge.fit().items()}
+
+    def _clean(self, data: ImageData, what: str) -> Iterator[tuple[Tensor, dict[int | None, dict[str, Tensor]]]]:
+        """Labels, and what a clean run holds behind every block, batch by batch."""
+        reader = SiteReader(self.model, (self.probe_tokens,))
+        for reading in read_images(reader, data, self.batch_size, what):
+            features = {str(layer): reading.features[str(Site(self.probe_tokens, layer))] for layer in self.layers}
+            yield reading.batch.labels, {None: features}
+
+    def _refitting(self, data: ImageData, what: str) -> Iterator[tuple[Tensor, dict[int | None, dict[str, Tensor]]]]:
+        """The same of every shuffled run too, by the block it is shuffled behind."""
+        for i, batch in enumerate(self._exchanging(data, what)):
+            orders = {FIT_SEED: batch_order(FIT_SEED, i, self.among, batch.labels)}
+            sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
+            for shuffled, _, probed, x in self._walk(batch.images, orders):
+                sites[shuffled][str(probed)] = x
+            yield batch.labels, sites
 
     def measure(self, data: ImageData, seeds: int) -> None:
         """Whether every probe reads every image right, under every shuffle and under none."""

@@ -63,7 +63,7 @@ def decodability(
     fit_data: ImageData | Any = None, other_data: ImageData | Any = None, roles: tuple[str, ...] = (),
     target: str = LABEL, probe: Literal["ridge", "logistic", "mlp"] = "ridge", controls: tuple[str, ...] = CONTROLS,
     learning_curve: bool = True, embedding: bool = False, permutations: int = 10, random_models: int = 3,
-    components: int = 16, seed: int = 0, batch_size: int = 64,
+    components: int = 16, seed: int = 0, batch_size: int = 64, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """What can a probe read from each kind of token at each layer, beside what it would read from nothing?
 
@@ -74,7 +74,8 @@ def decodability(
     roles and layers, and measured on `data`. `target` is "label", a column such as "count", "label=dog" for whether
     that is there, or "dataset" for whether an image is of `data` or of `other_data`. `roles` are those of
     `check_roles`, by default every kind of token and a random patch; a model that lacks one is measured without it.
-    `embedding` adds the stream in front of the first block, as layer -1.
+    `embedding` adds the stream in front of the first block, as layer -1. With `activations`, folders that
+    `store_activations` filled, the models do not run (controls of random weights do, unless they are stored too).
 
     One row per model, role, layer and measure, with `n` images, an interval, and `n_fit` images fitted on: `accuracy`
     (Wilson) and `identifiability` (1 − rank / classes); `learning_curve`, accuracy after fewer images. Controls (none

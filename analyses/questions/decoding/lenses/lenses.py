@@ -6,7 +6,6 @@ tells how much of that is an affine change of code. methods section 4; Vilas et 
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analyses.activations.streams import read_stream
+from analyses.activations.sites import Site, SiteReader
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import open_study
+from analyses.probes.passes import Reading, read_images
 from analyses.probes.ridge import RidgeProbe
-from analyses.probes.role_probes import check_role, fit_role_probes, read_role
+from analyses.probes.role_probes import check_role, fit_role_probes
 from analyses.questions.decoding.lenses.figure import (
     divergence_figure,
     in_words,
@@ -31,7 +31,6 @@ from analyses.questions.decoding.lenses.figure import (
     summary_table,
 )
 from analyses.questions.decoding.lenses.translators import Translators, fit_translators, kl_divergence
-from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import mean_intervals, rate_row
@@ -54,7 +53,7 @@ def lenses(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     probe_data: ImageData | Any = None, tokens: str = "cls", final_ln: bool = True, random_models: int = 3,
     steps: int = 500, lens_images: int = 10_000, batch_size: int = 128, head: str = "auto", seed: int = 0,
-    repro: bool = False,
+    repro: bool = False, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """What do the model's own head, a probe and a translator read from CLS at each layer?
 
@@ -70,8 +69,9 @@ def lenses(
 
     Measures: `accuracy` (Wilson interval), `identifiability` 1 − rank of the true class / classes, and `kl`, the
     divergence of the reading from the model's answer in nats (intervals over images). What a head reads whose
-    family does not read these tokens is in `meta["notes"]`. Raises ValueError for a role a model has not, fewer than
-    two classes, and labels a head does not know.
+    family does not read these tokens is in `meta["notes"]`. With `activations`, folders that `store_activations`
+    filled, the models do not run (controls of random weights do, unless they are stored too).
+    Raises ValueError for a role a model has not, fewer than two classes, and labels a head does not know.
     """
     final_ln = final_ln and not repro
     if steps < 1 or random_models < 0 or lens_images < 20:
@@ -152,12 +152,12 @@ def what_it_reads(model: HookedViT, tokens: str) -> str:
     return f"the family's head reads {reads}, never {tokens}; the lens gives it {tokens} in the place of {sources[0]}"
 
 
-def _choose(n: int | None, most: int, seed: int) -> Iterator[bool]:
-    """For one image after another, whether it is among the `most` drawn of n; of a stream the first are."""
-    if n is None:
-        return (i < most for i in itertools.count())
-    drawn = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
-    return iter((drawn.argsort() < most).tolist())
+def _drawn(data: ImageData, most: int, seed: int) -> ImageData:
+    """`most` of the images where there are more, drawn at random; a stream as it is."""
+    if data.n is None or data.n <= most:
+        return data
+    order = torch.randperm(data.n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").argsort()
+    return data.without((order >= most).nonzero().flatten().tolist())
 
 
 class _Bench:
@@ -166,7 +166,7 @@ class _Bench:
     def __init__(self, name: str, answers: Answers, probes: list[RidgeProbe], tokens: str, final_ln: bool) -> None:
         self.name, self.answers, self.probes, self.tokens = name, answers, probes, tokens
         self.model = answers.model
-        self.read = read_role(self.model, tokens)
+        self.reader = SiteReader(self.model, (tokens,))
         self.layers = range(self.model.cfg.n_layers)
         if final_ln:
             self.head: Callable[[Tensor], Tensor] = lambda x: self.model.project(x, tokens)
@@ -175,15 +175,14 @@ class _Bench:
             self.head = lambda x: F.linear(x, weight, bias)
 
     def fit_translators(self, data: ImageData, most: int, batch_size: int, steps: int, seed: int) -> Translators:
-        """Translators from at most so many images of the data, drawn at random where there are more."""
-        chosen = _choose(data.n, most, seed)
+        """Translators from at most so many images of the data, drawn at random; of a stream from the first."""
         vectors, targets = [], []
-        for batch in progress_batches(data, batch_size, f"{self.name}: vectors for the translators"):
-            images = [image for image, use in zip(batch.images, chosen, strict=False) if use]
-            if images:
-                logits, at_layer = read_stream(self.model, self.model.preprocess(images), self.read)
-                vectors.append(torch.stack(at_layer, 1).float())
-                targets.append(logits.float())
+        what = f"{self.name}: vectors for the translators"
+        for reading in read_images(self.reader, _drawn(data, most, seed), batch_size, what, answers=True):
+            vectors.append(torch.stack(self._at_layers(reading), 1)[:most].float())
+            targets.append(self._answer(reading)[:most].float())
+            if (most := most - len(reading.batch)) <= 0:
+                break
         dtype = self.model.embed.patch.weight.dtype
         return fit_translators(
             torch.cat(vectors),
@@ -199,8 +198,8 @@ class _Bench:
         """Rows of every reader and layer, of the model, and of chance."""
         columns: dict[Key, list[Tensor]] = defaultdict(list)
         labels: list[Tensor] = []
-        for batch in progress_batches(data, batch_size, f"{self.name}: reading"):
-            logits, at_layer = read_stream(self.model, self.model.preprocess(batch.images), self.read)
+        for reading in read_images(self.reader, data, batch_size, f"{self.name}: reading", answers=True):
+            batch, logits, at_layer = reading.batch, self._answer(reading), self._at_layers(reading)
             true = self.answers.labels(batch.labels)
             labels.append(batch.labels)
             self._keep(columns, "model", None, logits, true)
@@ -211,6 +210,14 @@ class _Bench:
                     translated = translators(layer, x.float()).to(x.dtype)
                     self._keep(columns, "translator", layer, self.head(translated), true, logits)
         return list(self._rows({key: torch.cat(parts) for key, parts in columns.items()}, torch.cat(labels)))
+
+    def _at_layers(self, reading: Reading) -> list[Tensor]:
+        return [reading.features[str(Site(self.tokens, layer))] for layer in self.layers]
+
+    @staticmethod
+    def _answer(reading: Reading) -> Tensor:
+        assert reading.answer is not None
+        return reading.answer
 
     def _keep(
         self,

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.activations.store.stats import stats_over
 from analyses.data import ImageData
 from analyses.data.sets import two_sets
 from analyses.questions.features.sparse_features.controls import (
@@ -40,7 +41,7 @@ from analyses.running.results import Result
 from analyses.statistics.intervals import mean_intervals
 from hooked_vit import HookedViT
 from hooked_vit.hook_table import layer_of as layer_of_hook
-from interventions import Intervention, Sae, ablate_feature, collect_stats, load_sae, splice, steer_feature, sweep
+from interventions import Intervention, Sae, ablate_feature, load_sae, splice, steer_feature, sweep
 from interventions.vocabulary import TOKEN_SITES, layers_of, site_hook
 
 N, N_FIT = 64, 128
@@ -53,7 +54,7 @@ def sparse_features(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *, fit_data: ImageData | Any = None,
     dictionary: Sae | Sequence[Sae] | Path | str | None = None, layout: str = "saelens",
     layers: tuple[int, ...] | None = None, site: str | None = None, k: int = 8, top: int = 4, seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 32, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """How much of the stream does a sparse dictionary hold, beside random directions, and what do its features do?
 
@@ -64,7 +65,8 @@ def sparse_features(
     `dictionary` is one, several (each at its own layer and site), or a path of this `layout`; `layers` and `site` are
     for one that does not say where it was trained. Without any, the `k` largest principal components of the stream in
     the middle and at the end stand in: no training, and what a trained one has to beat. `fit_data` gives the means, the
-    components and which `top` features are the largest.
+    components and which `top` features are the largest; with `activations`, folders that `store_activations` filled
+    with the role "all", means and components are read from there.
 
     The frame: per `layer`, `site`, `role` of token and `dictionary` `explained_variance`, `l0` (active features per
     token), `dead` (share of features never active on these images) and `loss_recovered` against `ablation` "zero" or
@@ -162,8 +164,8 @@ class _Study:
         """Means and components over all images; the controls, and which features are the largest, on the first."""
         whole = [(site, layer, "all") for layer, site in self.places]
         each = [(site, layer, role) for layer, site in self.places for role in self.roles()]
-        moments = collect_stats(self.model, data, whole, batch_size=batch_size)
-        means = collect_stats(self.model, data, each, covariance=False, batch_size=batch_size)
+        moments = stats_over(self.model, data, whole, batch_size=batch_size)
+        means = stats_over(self.model, data, each, covariance=False, batch_size=batch_size)
         self.means = {(at, role): means.mean(at[1], at[0], role) for at in self.places for role in self.roles()}
         _, seen = self._run(self.model.preprocess(next(iter(data.batches(batch_size))).images))
         for at, sae in self.places.items():

@@ -12,7 +12,7 @@ from analyses.activations.streams import read_stream
 from analyses.controls.random_weights import with_random_weights
 from analyses.probes.role_probes import read_role
 from analyses.questions.decoding.lenses.figure import divergence_figure, path_figure
-from analyses.questions.decoding.lenses.lenses import _choose, what_it_reads
+from analyses.questions.decoding.lenses.lenses import _drawn, what_it_reads
 from analyses.questions.decoding.lenses.translators import fit_translators, kl_divergence
 from analyses.statistics.ranks import correct, identifiability, rank
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
@@ -187,10 +187,11 @@ def test_a_model_without_a_classifier_is_read_through_a_ridge_head_on_what_its_f
 
 
 def test_at_most_so_many_images_are_held() -> None:
-    chosen = [use for _, use in zip(range(50), _choose(50, 20, seed=0), strict=True)]
-    assert sum(chosen) == 20
-    assert chosen[:20] != [True] * 20
-    assert [use for _, use in zip(range(5), _choose(None, 3, 0), strict=False)] == [True] * 3 + [False] * 2
+    data = coloured(50, 1)
+    drawn = _drawn(data, 20, seed=0)
+    assert len(drawn) == 20
+    assert drawn.positions.tolist() != list(range(20))
+    assert _drawn(data, 50, seed=0) is data
 
 
 @pytest.mark.parametrize(

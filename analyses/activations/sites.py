@@ -1,4 +1,4 @@
-"""Where a probe reads: the tokens of a role at a layer, all of them from one forward pass, keeping nothing else."""
+"""Where activations are read: the tokens of a role at a layer, all from one forward pass, keeping nothing else."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ class SiteReader:
         self, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b n"], dict[str, Float[Tensor, "b _"]]]:
         """Logits, and the features [b, d] of every site by its name; `index` numbers the images, for random patches."""
-        draws = _draws(self.model.layout_for(pixels), index, self.seed) if RANDOM_PATCH in self.roles else None
+        draws = draws_of(self.model.layout_for(pixels), index, self.seed) if RANDOM_PATCH in self.roles else None
 
         def read_roles(resid: Tensor) -> Tensor:
             layout = self.model.tokens
             if not self._in_stream:
                 return resid[:, :0, :0]
-            return torch.stack([_read_role(resid, layout, role, draws) for role in self._in_stream], dim=1)
+            return torch.stack([role_vector(resid, layout, role, draws) for role in self._in_stream], dim=1)
 
         with self._pooled() as pooled:
             embedding = EMBEDDING in self.layers
@@ -146,9 +146,13 @@ class SiteReader:
             yield kept
 
 
-def _read_role(
+def role_vector(
     resid: Float[Tensor, "b t d"], layout: TokenLayout, role: str, draws: Float[Tensor, "b p"] | None
 ) -> Float[Tensor, "b d"]:
+    """One vector of each image for a role of `check_roles`; `draws` (`draws_of`) for a random patch.
+
+    Raises ValueError where an image of this run has no such token left, or several where there is to be one.
+    """
     if role == RANDOM_PATCH:
         assert draws is not None
         return resid[torch.arange(len(resid)), _drawn(layout, draws).to(resid.device)]
@@ -178,7 +182,7 @@ def _tokens(layout: TokenLayout, role: str) -> str | int:
     return role
 
 
-def _draws(layout: TokenLayout, index: Int[Tensor, "b"], seed: int) -> Float[Tensor, "b p"]:
+def draws_of(layout: TokenLayout, index: Int[Tensor, "b"], seed: int) -> Float[Tensor, "b p"]:
     """A number for every patch of every image, whatever batch it is in: the patch with the least is the one drawn."""
     rows, cols = layout.grid
     drawn = [np.random.default_rng([seed, i]).random(rows * cols) for i in index.tolist()]

@@ -1,0 +1,123 @@
+"""A pass over images with what is read at the sites of a model: from stored activations where an analysis has some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from analyses.activations.sites import SiteReader
+from analyses.activations.store.serving import Serving, in_use
+from analyses.data import ImageData
+from analyses.data.sets import unread_batches
+from analyses.probes.targets import TargetData
+from analyses.running.notes import progress_batches
+from interventions import Intervention, apply
+
+Edit = Intervention | Callable[[int, Tensor], Intervention]
+BY_BATCH = 1_000_003  # a prime: seeds of two runs do not meet within a million batches
+
+
+class Reading(NamedTuple):
+    """A batch, what the model answers, where that was asked for, and the features [b, d] of every site by its name.
+
+    Where activations are stored the batch has no pictures.
+    """
+
+    batch: Any
+    answer: Float[Tensor, "b n"] | None
+    features: dict[str, Float[Tensor, "b _"]]
+
+
+def read_sites(
+    reader: SiteReader, data: TargetData, batch_size: int, what: str, *, answers: bool = False
+) -> Iterator[Reading]:
+    """All images in order, with a progress bar that says `what` is being done, and what the reader reads of each.
+
+    >>> for reading in read_sites(SiteReader(model, ("cls",)), data, 64, "reading"): ...  # doctest: +SKIP
+
+    The model runs only where no store is in use (`activations` of an analysis), or where this is a control the stores
+    do not have; the features are the same. Raises ValueError where a store lacks what is read of a model it is of.
+    """
+    if (stored := _stored(reader, data.parts, answers)) is None:
+        for batch in data.batches(batch_size, what):
+            yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
+    else:
+        yield from stored.through(data.batches(batch_size, what, pictures=False), reader)
+
+
+def read_images(
+    reader: SiteReader, data: ImageData, batch_size: int, what: str, *, answers: bool = False
+) -> Iterator[Reading]:
+    """`read_sites` of one set of images with their labels."""
+    if (stored := _stored(reader, (data,), answers)) is None:
+        for batch in progress_batches(data, batch_size, what):
+            yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
+    else:
+        total = -(-len(data) // batch_size)
+        batches = tqdm(unread_batches(data, batch_size), total=total, desc=what, leave=False)
+        yield from stored.through(batches, reader)
+
+
+def edited_sites(
+    reader: SiteReader, data: TargetData, batch_size: int, what: str, intervention: Edit | None
+) -> Iterator[Reading]:
+    """`read_sites` under an intervention, which nothing that is stored has seen."""
+    for i, batch in enumerate(data.batches(batch_size, what)):
+        edit = for_batch(intervention, i, batch.labels[:, 0])
+        with nullcontext() if edit is None else apply(reader.model, edit):
+            yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
+
+
+def for_batch(intervention: Edit | None, number: int, labels: Int64[Tensor, "b"]) -> Intervention | None:
+    """The intervention for a batch, with a seed of its own wherever a part takes one.
+
+    >>> from interventions import shuffle_cls
+    >>> for_batch(shuffle_cls(layer=3, seed=2), 5, torch.zeros(1, dtype=torch.long)).params["seed"]
+    2000011
+    """
+    if intervention is None or not isinstance(intervention, Intervention):
+        return None if intervention is None else intervention(number, labels)
+    first, *rest = [
+        part.replace(seed=part.params["seed"] * BY_BATCH + number) if isinstance(part.params.get("seed"), int) else part
+        for part in intervention.parts
+    ]
+    for part in rest:
+        first = first + part
+    return first
+
+
+class _Stored:
+    """The stores of the parts of a data set, and where in them everything is that is read."""
+
+    def __init__(self, servings: list[Serving], sources: list[dict]) -> None:
+        self.servings, self.sources = servings, sources
+
+    @torch.no_grad()
+    def through(self, batches: Iterable[Any], reader: SiteReader) -> Iterator[Reading]:
+        part = done = 0
+        for batch in batches:
+            if done == len(self.servings[part].rows):
+                part, done = part + 1, 0
+            if not done:
+                self.servings[part].note()
+            here, done = slice(done, done + len(batch.labels)), done + len(batch.labels)
+            pooled, features = self.servings[part].read(reader, self.sources[part], here, batch.index)
+            yield Reading(batch, None if pooled is None else reader.model.answer_of(pooled), features)
+
+
+def _stored(reader: SiteReader, parts: tuple[ImageData, ...], answers: bool) -> _Stored | None:
+    """Where all parts are stored; None where they have to be run."""
+    if (used := in_use()) is None:
+        return None
+    servings = [used.serving(reader.model, part) for part in parts]
+    found = [serving for serving in servings if serving is not None]
+    if len(found) < len(parts):
+        return None
+    numbered = [(s, s.data.positions * len(parts) + number) for number, s in enumerate(found)]
+    return _Stored(found, [s.sources(reader, answers, index) for s, index in numbered])
