@@ -149,9 +149,10 @@ def _options(args: argparse.Namespace, entry: Analysis) -> dict[str, Any]:
     Raises ValueError for an option this analysis cannot follow.
     """
     from analyses.command_line.options import given
+    from analyses.running.arguments import renamed
 
     takes = inspect.signature(entry.run).parameters
-    options = given(args, entry.run)
+    options = renamed(entry.run, given(args, entry.run))
     if "seed" in takes:
         options["seed"] = args.seed
     if args.batch_size is not None:

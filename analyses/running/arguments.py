@@ -12,11 +12,14 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from analyses.running.notice import notice
 from analyses.running.text import check_seen
 
 SIMPLE = (bool, int, float, str)
 PLACES = ("keep_in", "file")
 """Options that say where an analysis writes."""
+FORMER = {"probe_data": "fit_data"}
+"""What parameters were called before -> what they are called."""
 
 
 class Range(NamedTuple):
@@ -110,7 +113,7 @@ class Option:
     @property
     def flag(self) -> str:
         """How it is written."""
-        return f"--{self.name.replace('_', '-')}"
+        return _flag(self.name)
 
     def check(self, value: Any) -> None:
         """Raises TypeError for a value of another kind, ValueError for one out of range and for one given twice."""
@@ -133,12 +136,16 @@ class Option:
                 raise ValueError(f"{self.name} is {fault}; got {value}")
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def options_of(function: Callable) -> list[Option]:
     """The options of an analysis: every parameter behind models and data whose value can be typed in.
 
-    >>> def shuffled(models, data, *, seeds: int = 3, layers: tuple[int, ...] = (0, 1), probe_data=None): ...
+    >>> def shuffled(models, data, *, seeds: int = 3, layers: tuple[int, ...] = (0, 1), fit_data=None): ...
     >>> [option.flag for option in options_of(shuffled)]
-    ['--seeds', '--layers', '--probe-data']
+    ['--seeds', '--layers', '--fit-data']
 
     That is a number, a text, a switch, several of them, or data; the default or, where it is None, the annotation
     tells. A parameter called `..._data` takes a data specification. Other parameters are for Python only.
@@ -177,6 +184,32 @@ def _option(parameter: inspect.Parameter, hint: Any, numbers: Range) -> Option |
         if get_origin(kind) is tuple and (inner := get_args(kind)[0]) in SIMPLE[1:]:
             return Option(name, inner, None, many=True, range=numbers)
     return None
+
+
+def former_names(function: Callable) -> dict[str, str]:
+    """What parameters of an analysis were called before -> what they are called.
+
+    >>> def fitted(models, data, *, fit_data=None): ...
+    >>> former_names(fitted)
+    {'probe_data': 'fit_data'}
+    """
+    takes = inspect.signature(function).parameters
+    return {former: name for former, name in FORMER.items() if name in takes and former not in takes}
+
+
+def renamed(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given by parameter, under the names of today; a former one is taken with a notice.
+
+    Raises ValueError where a parameter is given under both names.
+    """
+    now = dict(given)
+    for former, name in former_names(function).items():
+        if former in now:
+            if name in now:
+                raise ValueError(f"{name} is given twice, once as {former}, which it was called before")
+            notice(f"{former} is called {name} now, on the command line {_flag(name)}")
+            now[name] = now.pop(former)
+    return now
 
 
 def check_options(function: Callable, given: Mapping[str, Any], *, called: bool = False) -> None:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, overload
 
-from analyses.running.arguments import check_batch_size, check_models, check_options
+from analyses.running.arguments import check_batch_size, check_models, check_options, renamed
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
 from analyses.running.notice import data_notes, heard_remarks, notice
 from analyses.running.results import Result, computing, environment
@@ -53,7 +53,7 @@ def analysis(
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
     a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
-    when called what `check_models` and `check_options` raise.
+    when called what `renamed`, `check_models` and `check_options` raise.
     """
     if callable(name):
         return analysis()(name)
@@ -71,10 +71,11 @@ def analysis(
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
-            told = _told(function, args, kwargs)
+            named = renamed(function, kwargs)
+            told = _told(function, args, named)
             _check(function, told)
             with heard_remarks() as remarks:
-                result = function(*args, **kwargs)
+                result = function(*args, **named)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())

@@ -64,8 +64,7 @@ def measure(run: Run, study: Study) -> Result:
         options |= {"dictionary": study.dictionary, "layout": study.layout}
     started, worked = time.perf_counter(), time.process_time()
     if entry.is_command:
-        fit = "fit_data" if "fit_data" in takes else "probe_data"
-        result = entry.run({name: model}, data, **{fit: fitted}, **options)
+        result = entry.run({name: model}, data, fit_data=fitted, **options)
     else:
         answering = with_ridge_head(model, fitted)
         result = entry.run(answering, *pairs(data, run.n), **options)

@@ -77,7 +77,7 @@ def asked(own_registry):
         kind: Literal["mean", "zero"] = "mean",
         top: int | None = None,
         batch_size: int = 8,
-        probe_data: object = None,
+        fit_data: object = None,
         callback: object = None,
     ) -> Result:
         """What was asked?
@@ -113,7 +113,7 @@ def test_a_real_run_leaves_report_and_numbers(checkpoint, tmp_path):
         checkpoint,
         "--n",
         "40",
-        "--probe-data",
+        "--fit-data",
         "scenes:train",
         "--seeds",
         "1",
@@ -136,7 +136,7 @@ def test_a_real_run_leaves_report_and_numbers(checkpoint, tmp_path):
 def test_options_reach_the_analysis(asked, checkpoint, tmp_path, capsys):
     threads = torch.get_num_threads()
     line = "run what-was-asked --data scenes:test --n 3 --layers 4 5 --strength 2 --exact --kind zero --top 7"
-    more = ["--batch-size", "2", "--probe-data", "scenes:train", "--num-processes", "2", "--out", str(tmp_path)]
+    more = ["--batch-size", "2", "--fit-data", "scenes:train", "--num-processes", "2", "--out", str(tmp_path)]
     try:
         assert main([*line.split(), "--model", checkpoint, *more]) == 0
         assert torch.get_num_threads() == 2
@@ -145,7 +145,7 @@ def test_options_reach_the_analysis(asked, checkpoint, tmp_path, capsys):
     (call,) = asked
     assert list(call["models"]) == ["mine"]
     assert (call["data"].name, call["data"].n) == ("scenes:test", 3)
-    assert (call["probe_data"].name, call["probe_data"].n) == ("scenes:train", 3)
+    assert (call["fit_data"].name, call["fit_data"].n) == ("scenes:train", 3)
     told = {key: call[key] for key in ("layers", "strength", "exact", "kind", "top", "batch_size", "callback")}
     assert told == {
         **{
@@ -161,6 +161,17 @@ def test_options_reach_the_analysis(asked, checkpoint, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "What was asked?" in out
     assert "It was asked." in out
+
+
+def test_a_former_name_of_an_option_is_taken_with_a_notice(asked, checkpoint, tmp_path, capsys):
+    line = ["run", "what-was-asked", "--n", "2", "--model", checkpoint, "--out", str(tmp_path)]
+    assert main([*line, "--probe-data", "scenes:train"]) == 0
+    assert (asked[0]["fit_data"].name, asked[0]["fit_data"].n) == ("scenes:train", 2)
+    assert "note: probe_data is called fit_data now, on the command line --fit-data" in capsys.readouterr().err
+    assert main([*line, "--probe-data", "scenes:train", "--fit-data", "scenes:train"]) == 2
+    assert "fit_data is given twice" in capsys.readouterr().err
+    assert main(["run", "what-was-asked", "--help"]) == 0
+    assert "probe-data" not in capsys.readouterr().out
 
 
 def test_defaults_stay_with_the_analysis(asked, checkpoint, tmp_path, monkeypatch):
@@ -212,7 +223,7 @@ def test_demo_needs_no_arguments(asked, zoo_of_two, tmp_path, monkeypatch):
         ("run what-was-asked --model {mine} --device teapot", "cannot use the device 'teapot'"),
         ("run what-was-asked --model {mine} --data photos", "data is one of scenes:SPLIT"),
         ("run what-was-asked --model {mine} --data scenes:tset", "train, validation, test"),
-        ("run what-was-asked --model {mine} --probe-data imagefolder:{tmp}/nothing", "there is no folder"),
+        ("run what-was-asked --model {mine} --fit-data imagefolder:{tmp}/nothing", "there is no folder"),
         ("run what-was-asked --model {mine} --out {tmp}/file", "is not one"),
         ("hooks ./nothing", "there is no folder"),
         ("verify zoo:vitt", "the zoo has no 'vitt'"),

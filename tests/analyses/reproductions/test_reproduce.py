@@ -49,6 +49,10 @@ def own(tmp_path: Path, text: str = "", **step: str) -> str:
 VALUE = '[[steps.published]]\nwhat = "w"\nsource = "p"\nkind = "table"\n'
 
 
+def test_a_recipe_may_use_a_former_name(tmp_path):
+    assert load_recipe(own(tmp_path, data='{ data = "d", probe_data = "d" }')).steps[0].data["probe_data"] == "d"
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_is_a_call_its_analyses_can_take(name):
     recipe = load_recipe(name)
@@ -78,10 +82,10 @@ def test_the_numbers_of_the_paper_are_those_printed():
     [
         ({"analysis": '"cls-causalty"'}, "there is no analysis 'cls-causalty'; did you mean 'cls-causality'"),
         ({"options": "{ seed = 1 }"}, "no option of its analysis is called 'seed'; did you mean 'seeds'"),
-        ({"options": '{ probe_data = "d" }'}, "no option of its analysis is called 'probe_data'"),
+        ({"options": '{ fit_data = "d" }'}, "no option of its analysis is called 'fit_data'"),
         ({"data": '{ data = "e" }'}, "no data of the recipe is called 'e'"),
-        ({"data": '{ probe_data = "d" }'}, "says what is measured on"),
-        ({"data": '{ data = "d", fit_data = "d" }'}, "no data of its analysis is called 'fit_data'"),
+        ({"data": '{ fit_data = "d" }'}, "says what is measured on"),
+        ({"data": '{ data = "d", more_data = "d" }'}, "no data of its analysis is called 'more_data'"),
         ({"models": '["vit"]'}, "no model of the recipe is called 'vit'"),
         ({"model": '"m"'}, "step s: unknown model; did you mean 'models'"),
         ({"name": ""}, "lacks name"),
