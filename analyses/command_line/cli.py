@@ -28,10 +28,12 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text  # noqa: E402
-from analyses.running.arguments import COUNT, SEED, Range  # noqa: E402
+from analyses.command_line.parser import Parser, UsageError, check_command, flags_of, refuse_strange  # noqa: E402
+from analyses.command_line.values import Assigned, Choice, Number, Once, data, model, path, processes_here, text  # noqa: E402
+from analyses.running.arguments import CHOICES, COUNT, SEED, Range  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
 from hooked_vit import __version__  # noqa: E402
+from hooked_vit.errors import nearest  # noqa: E402
 
 DEMO_ANALYSIS = "cls-causality"
 DEMO_IMAGES = 640  # the demo has to end within three minutes on two cores
@@ -45,18 +47,6 @@ A model is zoo:NAME, a hub id or a local folder. Data is scenes:SPLIT, hf:NAME:S
 or imagenet-s:PATH. prompts:MODEL answers with the data's class names, each in "a photo of a {}.", as CLIP is used;
 prompts:MODEL=SENTENCE|SENTENCE says it in other words. A run leaves report.html and its numbers (parquet, json) in the
 output folder."""
-
-
-class UsageError(Exception):
-    """Arguments that no command has."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with an error of one line."""
-
-    def error(self, message: str) -> Any:
-        """Raise, instead of printing the usage and leaving."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,11 +104,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises UsageError, and LookupError for an analysis that does not exist.
     """
-    parser, run = build_parser()
+    parser, commands = build_parser()
+    check_command(argv, commands, _commands() if argv[:1] != ["run"] else ())
     if argv[:1] == ["run"]:
+        run = commands["run"]
         named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
         if named is None or not {"-h", "--help"} & set(argv):  # what every analysis takes is checked before torch comes
-            named = parser.parse_known_args(argv)[0].analysis
+            args, rest = parser.parse_known_args(argv)
+            named = _check_options(args.analysis, run, rest)
         from analyses.command_line.options import add_options
         from analyses.running.catalogue import get_analysis
 
@@ -127,13 +120,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"{entry.name} takes tensors, not data: call it from Python. {entry.summary}")
         run.description, run.epilog = entry.summary, None
         add_options(run, entry.run, reserved={action.dest for action in run._actions})
-    args = parser.parse_args(argv)
+    args, strange = parser.parse_known_args(argv)
+    refuse_strange(commands[argv[0]] if argv and argv[0] in commands else parser, strange)
     args.argv = list(argv)
     return args
 
 
-def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
-    """The whole parser, and the part of it that belongs to `run`."""
+def _check_options(named: str, run: argparse.ArgumentParser, rest: Sequence[str]) -> str:
+    """The analysis, once what the command left is known to be options it has. Raises what `check_typed` does."""
+    from analyses.command_line.options import check_typed
+    from analyses.running.catalogue import as_key, in_source
+
+    if (source := in_source().get(as_key(named))) is not None:
+        check_typed(flags_of(run), source, rest)
+    return named
+
+
+def _commands() -> dict[str, str]:
+    """The analyses that are run on a data set, and what each asks."""
+    from analyses.running.catalogue import in_source
+
+    return {name: source.summary for name, source in in_source().items() if source.is_command}
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The whole parser, and those of the commands by name."""
     plain = argparse.RawDescriptionHelpFormatter
     about = "Vision transformers as one graph of hooks: see what they contain, change it, learn what they use."
     parser = Parser(prog="hooked-vit", description=about, epilog=FIRST_STEPS, formatter_class=plain)
@@ -177,9 +188,9 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     shown.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
     what = "folder that SAELens or ViT-Prisma saved the dictionary in"
     shown.add_argument("--dictionary", metavar="FOLDER", action=Once, type=path, required=True, help=what)
-    shown.add_argument(
-        "--layout", action=Once, type=text, default="saelens", help="saelens or prisma (default: %(default)s)"
-    )
+    layouts = CHOICES["layout"]
+    what = f"the tool that saved it: {', '.join(layouts)} (default: %(default)s)"
+    shown.add_argument("--layout", metavar="NAME", action=Once, type=Choice(layouts), default="saelens", help=what)
     what = "the images, as in `run --data` (default: %(default)s)"
     shown.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
     _add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
@@ -194,7 +205,7 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     _add_classes(hooks)
     check = command("verify", "compare a model with the original in transformers, and test every hook point")
     check.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
-    return parser, run
+    return parser, commands.choices
 
 
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
@@ -214,7 +225,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
 
 
 def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
-    again.add_argument("recipe", metavar="RECIPE", type=path, help="which one, or a .toml file of your own")
+    again.add_argument("recipe", metavar="RECIPE", type=_recipe, help="which one, or a .toml file of your own")
     _add_out(again, "folder for report and numbers (default: out/reproduce/RECIPE)")
     again.add_argument("--dry-run", action="store_true", help="say what would run and what is missing, and stop")
     for flag, kind, what in (
@@ -250,9 +261,23 @@ def _add_device(to: argparse.ArgumentParser) -> None:
     to.add_argument("--device", action=Once, type=text, default="cpu", help=what)
 
 
+def _recipe(typed: str) -> str:
+    """A recipe's name, or a path. Raises what `path` does, and for a name there is not, offering the nearest."""
+    names = [file.stem for file in _recipes()]
+    if path(typed).endswith(".toml") or typed in names:
+        return typed
+    meant = nearest(typed, names) or "."
+    raise argparse.ArgumentTypeError(
+        f"there is no recipe {typed!r}{meant} There are {', '.join(names)}, or a .toml file"
+    )
+
+
+def _recipes() -> list[Path]:
+    return sorted((Path(__file__).parents[1] / "reproductions" / "recipes").glob("*.toml"))
+
+
 def _recipes_listed() -> str:
-    folder = Path(__file__).parents[1] / "reproductions" / "recipes"
-    return "recipes:\n" + "\n".join(f"  {file.stem:<20} {_title(file)}" for file in sorted(folder.glob("*.toml")))
+    return "recipes:\n" + "\n".join(f"  {file.stem:<20} {_title(file)}" for file in _recipes())
 
 
 def _title(recipe: Path) -> str:
@@ -260,10 +285,7 @@ def _title(recipe: Path) -> str:
 
 
 def _analyses_listed() -> str:
-    from analyses.running.catalogue import in_source
-
-    commands = {name: source.summary for name, source in in_source().items() if source.is_command}
-    return "analyses:\n" + "\n".join(f"  {name:<20} {says}" for name, says in sorted(commands.items()))
+    return "analyses:\n" + "\n".join(f"  {name:<20} {says}" for name, says in sorted(_commands().items()))
 
 
 if _before is _signal.default_int_handler:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from analyses.running.arguments import Range
+from analyses.running.models import check_spelling
 from analyses.running.places import usable_path
 from analyses.running.text import check_seen, visible
+from hooked_vit.errors import nearest
 
 WHOLE = re.compile(r"[-+]?[0-9]{1,30}")
+KINDS = {"scenes": "SPLIT", "hf": "NAME:SPLIT", "imagefolder": "PATH", "parquet": "PATH", "imagenet-s": "PATH"}
+"""Those of `load_data`, known here without torch -> what stands behind their colon; a test compares."""
 DECIMAL = re.compile(r"[-+]?([0-9]+\.?|[0-9]*\.[0-9]+)(e[-+]?[0-9]{1,3})?", re.IGNORECASE)
-SCHEMES_WITH_PATH = ("imagefolder:", "parquet:", "imagenet-s:")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,21 @@ def processes_here() -> Range:
     return Range(1, max(64, 4 * (os.cpu_count() or 1)))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What reads one of several texts. Called, it raises ArgumentTypeError for another one, offering the nearest."""
+
+    known: tuple[str, ...]
+
+    def __call__(self, typed: str) -> str:
+        """The text."""
+        if typed not in self.known:
+            meant = nearest(typed, self.known) or "."
+            known = ", ".join(self.known)
+            raise argparse.ArgumentTypeError(f"no value is called {visible(typed)[:80]!r}{meant} There are {known}")
+        return typed
+
+
 def text(typed: str) -> str:
     """Text that can be shown, and is not empty. Raises ArgumentTypeError."""
     if not typed.strip():
@@ -69,16 +87,32 @@ def path(typed: str) -> str:
 
 
 def model(typed: str) -> str:
-    """A model: a name, a hub id or a path. Raises what `path` does."""
-    return path(typed)
+    """A model: a name, a hub id or a path. Raises what `path` does, and for a name that is nearly another one."""
+    try:
+        check_spelling(path(typed))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return typed
 
 
 def data(typed: str) -> str:
-    """A data specification. Raises what `path` does for the path in it."""
-    for scheme in SCHEMES_WITH_PATH:
-        if typed.startswith(scheme):
-            return scheme + path(typed.removeprefix(scheme))
-    return text(typed)
+    """A data specification. Raises what `path` does for the path in it, and for a kind or a split there is not."""
+    kind, colon, rest = text(typed).partition(":")
+    if colon and kind not in KINDS:
+        raise argparse.ArgumentTypeError(
+            f"data is one of {', '.join(f'{name}:{what}' for name, what in KINDS.items())}; got {typed!r}"
+            f"{nearest(kind, KINDS)}"
+        )
+    if KINDS.get(kind) == "PATH" and rest:
+        path(rest)
+    if kind == "scenes" and rest:
+        from analyses.data.scenes import check_split  # with numpy, for which help does not wait
+
+        try:
+            check_split(rest)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return typed
 
 
 @dataclass(frozen=True)

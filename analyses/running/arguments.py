@@ -40,6 +40,18 @@ class Range(NamedTuple):
             return None
         return f"a {'whole ' if kind is int else ''}number {'above' if self.above else 'from'} {self}"
 
+    def told(self, kind: type) -> str:
+        """What can be typed, in words.
+
+        >>> Range(1, LARGEST).told(int), Range(0, 1, above=True).told(float)
+        ('a whole number from 1', 'a number above 0 and up to 1')
+        """
+        number = f"a {'whole ' if kind is int else ''}number"
+        if -self.least == self.most:
+            return number
+        bound = f"{'above' if self.above else 'from'} {self.least:.12g}"
+        return f"{number} {bound}" if self.most == LARGEST else f"{number} {'above' if self.above else 'from'} {self}"
+
     def __str__(self) -> str:
         joined = "and up to" if self.above else "to"
         return f"{self.least:.12g} {joined} {self.most:.12g}"
@@ -93,6 +105,27 @@ RANGES = {
     "z": Range(0, 1_000_000),
 }
 """By name, as one thing has one name everywhere; an analysis may ask for more."""
+_ROLES = ("cls", "dist", "registers", "patches")
+_TOKENS = ("own_cls", "mean_cls", "gaussian", "one_gaussian", "normal", "one_normal", "other_cls", "mean_patch")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "among": ("batch", "others", "same_class", "other_classes"),
+    "controls": ("permuted", "random_weights", "pca", "selectivity", "memorised", "none"),
+    "head": ("auto", "own", "ridge"),
+    "layout": ("saelens", "prisma", "saev", "overcomplete"),
+    "modes": (
+        *("closed_form", "trained"),
+        *(f"{placement}_{token}" for placement in ("replace", "augment") for token in _TOKENS),
+        *("null", "null_de_novo", "replace", "augment", "deterministic"),
+    ),
+    "orders": ("gradient", "chefer", "rollout", "attention_last", "attention_mean", "projection", "probe", "lrp"),
+    "parts": (
+        *("class-projection", "residual-updates", "class-values", "key-values", "attention-knockouts"),
+        *("context-tokens", "token-removal", "gradient-explanations", "perturbation-tests"),
+    ),
+    "probe_tokens": _ROLES,
+    "tokens": _ROLES,
+}
+"""The texts an option takes, by its name, known before an analysis and torch are imported; a test compares."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +146,7 @@ class Option:
     @property
     def flag(self) -> str:
         """How it is written."""
-        return _flag(self.name)
+        return flag_of(self.name)
 
     def check(self, value: Any) -> None:
         """Raises TypeError for a value of another kind, ValueError for one out of range and for one given twice."""
@@ -136,7 +169,8 @@ class Option:
                 raise ValueError(f"{self.name} is {fault}; got {value}")
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """How an option is written."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -155,10 +189,11 @@ def options_of(function: Callable) -> list[Option]:
     except (NameError, TypeError):  # an annotation that is imported for type checkers only
         hints = {}
     # what somebody else's analysis means by a name is not known here
-    ranges = RANGES if function.__module__.startswith("analyses.") else {}
+    ours = function.__module__.startswith("analyses.")
+    ranges, choices = (RANGES, CHOICES) if ours else ({}, {})
     behind = list(inspect.signature(function).parameters.values())[2:]
     found = (_option(parameter, hints.get(parameter.name), ranges.get(parameter.name, ANY)) for parameter in behind)
-    return [option for option in found if option is not None]
+    return [replace(o, choices=o.choices or choices.get(o.name)) for o in found if o is not None]
 
 
 def _option(parameter: inspect.Parameter, hint: Any, numbers: Range) -> Option | None:
@@ -207,7 +242,7 @@ def renamed(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
         if former in now:
             if name in now:
                 raise ValueError(f"{name} is given twice, once as {former}, which it was called before")
-            notice(f"{former} is called {name} now, on the command line {_flag(name)}")
+            notice(f"{former} is called {name} now, on the command line {flag_of(name)}")
             now[name] = now.pop(former)
     return now
 

@@ -87,6 +87,29 @@ def locate(spec: str) -> str:
     return spec
 
 
+def check_spelling(spec: str) -> None:
+    """Refuse, without torch and the hub, what is nearly a name we know.
+
+    >>> check_spelling("zo:vit")
+    Traceback (most recent call last):
+    hooked_vit.errors.UnsupportedModelError: no model begins with 'zo:'; did you mean 'zoo:'?
+
+    Raises UnsupportedModelError for a name the zoo has not, a kind of model there is not, and, where no folder is
+    called so, a word that is nearly a zoo model's: a hub id has an owner.
+    """
+    from hooked_vit import zoo
+
+    kind, colon, name = spec.rpartition(PROMPTS)[2].partition(":")
+    known = [f"{ZOO}{known}" for known in zoo.names()]
+    if colon and f"{kind}:" not in (ZOO, PUBLISHED) and "/" not in kind:
+        if meant := nearest(f"{kind}:", (ZOO, PUBLISHED, PROMPTS)):
+            raise UnsupportedModelError(f"no model begins with {kind + ':'!r}{meant}")
+    elif colon and f"{kind}:" == ZOO and known:
+        zoo.path(name)
+    elif not (colon or set(kind) & set("/\\.~") or Path(kind).exists()) and (meant := nearest(f"{ZOO}{kind}", known)):
+        raise UnsupportedModelError(f"no folder here is called {kind!r}, and a hub id has an owner{meant}")
+
+
 def check_model(spec: str) -> str:
     """Make sure, without reading a weight, that a model exists and has a hook graph; returns what `locate` does.
 
@@ -105,9 +128,7 @@ def check_model(spec: str) -> str:
     try:
         config_json(place)
     except OSError as error:
-        raise UnsupportedModelError(
-            f"{spec!r} is no folder here, and the hub has no such model or cannot be reached{_suggest(spec)}"
-        ) from error
+        raise UnsupportedModelError(f"{spec!r} is no folder here, and {error}{_suggest(spec)}") from error
     read_described(place)
     return place
 
