@@ -89,9 +89,10 @@ def _sentence(error: Exception) -> str:
 
 def _say(message: str, status: int) -> int:
     """One line, below whatever progress bar was being drawn."""
-    if (tqdm := sys.modules.get("tqdm")) is not None:
-        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
-            bar.close()
+    if "tqdm" in sys.modules:
+        from hooked_vit.loading.progress import close_bars
+
+        close_bars()
     sys.stderr.write(visible(" ".join(message.split())) + "\n")
     return status
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, NamedSplit, Value
 from numpy.typing import NDArray
 from PIL import Image as Picture
-from tqdm.auto import tqdm
 
 from analyses.data.scenes import Scene, check_split, render_scenes
 from analyses.data.sources import IndexedSource
 from hooked_vit.loading.digests import digest
+from hooked_vit.loading.progress import tqdm
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 FEATURES = Features(

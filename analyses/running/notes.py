@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from analyses.data import ImageData
 from analyses.data.batches import Batch, batch_sizes
 from analyses.running.notice import notice
 from hooked_vit import HookedViT
 from hooked_vit.config.spoken import what_is_read
 from hooked_vit.loading.digests import model_digests
+from hooked_vit.loading.progress import tqdm
 
 
 def progress_batches(

@@ -39,7 +39,7 @@ def _trouble(endpoint: str, minute: int) -> str | None:
 
 
 def check_reached() -> None:
-    """Raises ConnectionError where the hub does not answer, before its client tries for long; asked offline, nothing."""
+    """Raises ConnectionError where the hub does not answer, before its client tries for long."""
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and (why := trouble()):

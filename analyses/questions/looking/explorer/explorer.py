@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from analyses.questions.looking.explorer.view import read_view
 from analyses.running.files import check_writable, write_whole
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 
 # nothing is fetched, sent or followed
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
