@@ -28,6 +28,7 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+from analyses.command_line.computing import COMPUTING, add_computing, add_device  # noqa: E402
 from analyses.command_line.parser import Parser, UsageError, check_command, flags_of, refuse_strange  # noqa: E402
 from analyses.command_line.values import Assigned, Choice, Number, Once, data, model, path, processes_here, text  # noqa: E402
 from analyses.running.arguments import CHOICES, COUNT, SEED, Range  # noqa: E402
@@ -162,7 +163,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     demo = command("demo", f"run {DEMO_ANALYSIS} on the built-in models and images")
     _add_out(demo, "folder for the report (default: %(default)s)", default="out/demo")
     demo.set_defaults(command="run", analysis=DEMO_ANALYSIS, model=None, data=DATA, n=DEMO_IMAGES, seed=0)
-    demo.set_defaults(batch_size=None, num_processes=None, skip_bad=False, device="cpu")
+    demo.set_defaults(batch_size=None, num_processes=None, skip_bad=False, n_fit=None, **COMPUTING)
 
     run = command("run", "run an analysis on models and data, and write a report", epilog=_analyses_listed())
     _add_run_arguments(run)
@@ -178,6 +179,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_out(look, "the page (default: %(default)s)", metavar="FILE", default="out/explorer.html")
     what = "zero every patch at several layers too (default: where that is quickly done)"
     _add_classes(look)
+    add_computing(look)
     look.add_argument("--patches", action=argparse.BooleanOptionalAction, default=None, help=what)
 
     saved = command("list", "list the results saved in a folder and those in it")
@@ -195,6 +197,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     what = "the images, as in `run --data` (default: %(default)s)"
     shown.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
     _add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    add_computing(shown)
     _add_out(shown, "folder for the pages (default: %(default)s)", default="out/features")
 
     command("models", "list the built-in models and the supported transformers classes")
@@ -216,13 +219,15 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH or imagenet-s:PATH"
     run.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=f"{what} (default: %(default)s)")
     _add_number(run, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    what = "images to fit on, drawn from --fit-data (default: as many as --n; of scenes 2000)"
+    _add_number(run, "--n-fit", "N", COUNT, what)
     _add_number(run, "--seed", "S", SEED, "seed of the draw (default: %(default)s)", default=0)
     _add_out(run, "folder for report and numbers (default: out/ANALYSIS)")
     _add_number(run, "--batch-size", "B", COUNT, "images per forward pass")
     run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
     processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
     _add_number(run, "--num-processes", "P", processes_here(), processes)
-    _add_device(run)
+    add_computing(run)
 
 
 def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
@@ -241,7 +246,7 @@ def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
         ("--without", "NAME", "leave these models out"),
     ):
         again.add_argument(flag, metavar=metavar, nargs="+", action=Once, default=[], type=text, help=what)
-    _add_device(again)
+    add_device(again)
 
 
 def _add_number(to: argparse.ArgumentParser, flag: str, metavar: str, numbers: Range, what: str, **kw: Any) -> None:
@@ -255,11 +260,6 @@ def _add_out(to: argparse.ArgumentParser, what: str, metavar: str = "DIR", **kw:
 def _add_classes(to: argparse.ArgumentParser) -> None:
     what = "the classes of prompts:MODEL, which come with the data elsewhere"
     to.add_argument("--classes", metavar="NAME", nargs="+", action=Once, type=text, help=what)
-
-
-def _add_device(to: argparse.ArgumentParser) -> None:
-    what = "where the models run, such as cuda (default: %(default)s)"
-    to.add_argument("--device", action=Once, type=text, default="cpu", help=what)
 
 
 def _recipe(typed: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analyses.command_line import terminal
+from analyses.command_line.computing import computing
 
 SCENES = "scenes:test"
 
@@ -103,7 +104,9 @@ def explore(args: argparse.Namespace) -> int:
         pictures = {Path(file).name: open_rgb(Path(file), file) for file in args.image}
     else:
         pictures = dict(zip(("a scene", "another scene"), next(load_data(SCENES, n=2).batches(2)).images, strict=True))
-    page = explore(load_models(args.model, class_names=args.classes), pictures, patches=args.patches).save(args.out)
+    page = explore(
+        load_models(args.model, class_names=args.classes, **computing(args)), pictures, patches=args.patches
+    ).save(args.out)
     terminal.say(terminal.console(), page)
     return 0
 
@@ -120,7 +123,9 @@ def features(args: argparse.Namespace) -> int:
     check_model(args.model)
     dictionary = load_sae(args.dictionary, args.layout)
     data = load_data(args.data, args.n)
-    terminal.say(terminal.console(), feature_pages(load_model(args.model), dictionary, data).save(out))
+    terminal.say(
+        terminal.console(), feature_pages(load_model(args.model, **computing(args)), dictionary, data).save(out)
+    )
     return 0
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hooked_vit.errors import UnsupportedModelError, nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from hooked_vit import HookedViT
 
 ZOO = "zoo:"
@@ -18,16 +20,37 @@ PUBLISHED = "published:"
 PROMPTS = "prompts:"
 
 
-def load_model(spec: str, *, class_names: Sequence[str] | None = None, **kw: Any) -> HookedViT:
-    """The model of a specification; keywords as in `HookedViT.from_pretrained`.
+def load_model(
+    spec: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    image_size: int | None = None,
+    **kw: Any,
+) -> HookedViT:
+    """The model of a specification; other keywords as in `HookedViT.from_pretrained`.
 
-    >>> model = load_model("zoo:vit")  # doctest: +SKIP
+    >>> model = load_model("zoo:vit", dtype="bfloat16", image_size=96)  # doctest: +SKIP
+
+    `dtype` is float32, bfloat16 or float16, by name or torch's own. With `image_size` its processor makes squares of
+    that side.
 
     `prompts:MODEL` has `class_names` for classes, each in "a photo of a {}.", or in the sentences of
     `prompts:MODEL=SENTENCE|SENTENCE`; to all other models the names are nothing.
     Raises UnsupportedModelError where there is no such model or no hook graph for its class, CheckpointError where its
-    tensors do not fit, and what `check_prompts` raises.
+    tensors do not fit, and what `check_prompts`, `check_device` and `resize_` raise.
     """
+    from hooked_vit.loading.placing import check_device, dtype_of, resize_
+
+    check_device(device, dtype)
+    model = _loaded(spec, class_names, dtype=dtype_of(dtype), device=device, **kw)
+    if image_size is not None:
+        resize_(model, image_size)
+    return model
+
+
+def _loaded(spec: str, class_names: Sequence[str] | None, **kw: Any) -> HookedViT:
     from hooked_vit import HookedViT, published, zero_shot_head
 
     if spec.startswith(PROMPTS):

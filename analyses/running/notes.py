@@ -56,6 +56,7 @@ def about_model(model: HookedViT, reads: str | None = None) -> dict[str, Any]:
         "reads": reads or what_is_read(cfg),
         "device": str(weight.device),
         "dtype": str(weight.dtype).removeprefix("torch."),
+        "image_size": list(model.usual_size),
         **{what: mark[:16] for what, mark in model_digests(model).items() if what != "hooks"},
     }
 

@@ -8,19 +8,22 @@ import sys
 from typing import Literal
 
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 import transformers
 
-from analyses.command_line import cli, commands, terminal
+from analyses.command_line import cli, commands, computing, terminal
 from analyses.command_line.cli import main
 from analyses.command_line.options import options_of
 from analyses.running import registry
 from analyses.running.catalogue import in_source, registered_analyses
-from analyses.running.models import check_model, default_models, load_models, short_name, short_names
+from analyses.running.models import check_model, default_models, load_model, load_models, short_name, short_names
+from analyses.running.notes import about_model
 from analyses.running.results import Result
 from hooked_vit import architectures, zoo
 from hooked_vit.errors import UnsupportedModelError
+from hooked_vit.loading.placing import DTYPES, check_device
 from hooked_vit.loading.verify import Row
 from interventions import registered
 
@@ -348,3 +351,48 @@ def test_an_empty_zoo_says_so(monkeypatch, tmp_path):
         default_models()
     with pytest.raises(UnsupportedModelError, match="the zoo is empty"):
         check_model("zoo:vit")
+
+
+# --- in which numbers, on which size, how many images
+
+
+def test_numbers_size_and_images_to_fit_on_reach_models_and_analysis(asked, checkpoint, tmp_path):
+    line = ["run", "what-was-asked", "--model", checkpoint, "--out", str(tmp_path), "--n", "2"]
+    assert main([*line, "--dtype", "bfloat16", "--image-size", "96", "--n-fit", "3"]) == 0
+    (call,) = asked
+    (model,) = call["models"].values()
+    assert (model.dtype, model.processor_size) == (torch.bfloat16, (96, 96))
+    assert (call["data"].n, call["fit_data"].name, call["fit_data"].n) == (2, "scenes:train", 3)
+    assert about_model(model) | {"dtype": "bfloat16", "device": "cpu", "image_size": [96, 96]} == about_model(model)
+    assert main([*line, "--fit-data", "scenes:validation", "--n-fit", "4"]) == 0
+    assert (asked[1]["fit_data"].name, asked[1]["fit_data"].n) == ("scenes:validation", 4)
+    model = load_model(checkpoint, dtype=torch.float16, image_size=64)
+    assert (model.dtype, model.processor_size) == (torch.float16, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("--dtype bfloat61", "no value is called 'bfloat61'; did you mean 'bfloat16'?"),
+        ("--image-size 50", "patches of 16 pixels cover no side of 50; give a multiple"),
+        ("--n-fit 3 --data imagefolder:{photos}", "--n-fit counts images to fit on: say which, with --fit-data"),
+    ],
+)
+def test_numbers_and_sizes_there_are_not(more, says, asked, checkpoint, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        PIL.Image.new("RGB", (48, 48)).save(tmp_path / "photos" / name / "x.png")
+    line = ["run", "what-was-asked", "--model", checkpoint, "--out", str(tmp_path / "out"), "--n", "2"]
+    assert main([*line, *more.format(photos=tmp_path / "photos").split()]) == 2
+    assert says in capsys.readouterr().err
+    assert asked == []
+
+
+def test_a_dtype_the_device_lacks_is_refused(monkeypatch):
+    def lacks(*_, **__):
+        raise RuntimeError('"LayerNorm" not implemented for Half. Long talk')
+
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", lacks)
+    with pytest.raises(ValueError, match=r"the device 'cpu' does not compute in float16: .LayerNorm. not implemented"):
+        check_device("cpu", "float16")
+    assert tuple(DTYPES) == computing.DTYPES
