@@ -113,8 +113,8 @@ def page() -> str:
         "that of the numbers.",
         *("", "## Trained models", ""),
         f"The built-in models on {N_IMAGES} scenes. Errors of logits are over their standard deviation in float32; "
-        "same first: images whose answer stays; same order: pairs of classes that stay in their order. The last three say "
-        "by how much the accuracy of the model, the curve with CLS shuffled and the curve of probes move, at the layer "
+        "same first: images whose answer stays; same order: pairs of classes that stay in their order. The last three "
+        "say by how much the accuracy of the model, the curve with CLS shuffled and that of probes move, at the layer "
         "where they move most, as shares of the images (one seed, the same permutations).",
         "",
         "| Model | dtype | Largest error | Mean error | Same first | Same order | Accuracy | CLS shuffled | Probe |",

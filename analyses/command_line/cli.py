@@ -31,7 +31,7 @@ from typing import Any  # noqa: E402
 from analyses.command_line.computing import COMPUTING, add_computing, add_device  # noqa: E402
 from analyses.command_line.parser import Parser, UsageError, check_command, flags_of, refuse_strange  # noqa: E402
 from analyses.command_line.values import Assigned, Choice, Number, Once, data, model, path, processes_here, text  # noqa: E402
-from analyses.running.arguments import CHOICES, COUNT, SEED, Range  # noqa: E402
+from analyses.running.arguments import AUTO, CHOICES, COUNT, SEED, Range  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
 from hooked_vit import __version__  # noqa: E402
 from hooked_vit.errors import nearest  # noqa: E402
@@ -223,7 +223,8 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     _add_number(run, "--n-fit", "N", COUNT, what)
     _add_number(run, "--seed", "S", SEED, "seed of the draw (default: %(default)s)", default=0)
     _add_out(run, "folder for report and numbers (default: out/ANALYSIS)")
-    _add_number(run, "--batch-size", "B", COUNT, "images per forward pass")
+    what = "images per forward pass; auto: the fastest here, measured at the start"
+    run.add_argument("--batch-size", metavar="B", action=Once, type=Number(COUNT, int, (AUTO,)), help=what)
     run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
     processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
     _add_number(run, "--num-processes", "P", processes_here(), processes)

@@ -34,15 +34,19 @@ class Number:
 
     range: Range
     kind: type
+    words: tuple[str, ...] = ()
 
-    def __call__(self, typed: str) -> int | float:
-        """The number."""
+    def __call__(self, typed: str) -> int | float | str:
+        """The number, or one of the words that stand for one."""
+        if typed in self.words:
+            return typed
         value: int | float = math.nan
         if self.kind is float and DECIMAL.fullmatch(typed):
             value = float(typed)
         elif self.kind is int and WHOLE.fullmatch(typed):
             value = int(typed)
         if fault := self.range.fault(value, self.kind):
+            fault += "".join(f", or {word}," for word in self.words)
             raise argparse.ArgumentTypeError(f"{fault} is needed, got {visible(typed)[:80]!r}")
         return value
 

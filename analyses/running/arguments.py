@@ -57,6 +57,8 @@ class Range(NamedTuple):
         return f"{self.least:.12g} {joined} {self.most:.12g}"
 
 
+AUTO = "auto"
+"""A batch size that is found by measuring."""
 LARGEST = 2**31 - 1
 ANY = Range(-LARGEST, LARGEST)
 COUNT, MANY, SEED = Range(1, LARGEST), Range(0, LARGEST), Range(0, LARGEST)

@@ -396,3 +396,14 @@ def test_a_dtype_the_device_lacks_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"the device 'cpu' does not compute in float16: .LayerNorm. not implemented"):
         check_device("cpu", "float16")
     assert tuple(DTYPES) == computing.DTYPES
+
+
+def test_a_batch_size_can_be_found(asked, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hooked_vit.loading.batch_sizes.fitting_batch", lambda model: 6)
+    line = ["run", "what-was-asked", "--model", checkpoint, "--out", str(tmp_path), "--n", "2"]
+    assert main([*line, "--batch-size", "auto"]) == 0
+    assert asked[0]["batch_size"] == 6
+    assert "note: batches of 6 images" in capsys.readouterr().err
+    assert any("Batches of 6 images" in note for note in Result.load(tmp_path).meta["notes"])
+    assert main([*line, "--batch-size", "aut"]) == 2
+    assert "a whole number from 1 to 2147483647, or auto, is needed, got 'aut'" in capsys.readouterr().err
