@@ -106,7 +106,7 @@ def _with_batch(named: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:
     """With the batch size that suits every model where it was left to be found, which a notice says."""
     if named.get("batch_size") != AUTO:
         return named
-    from hooked_vit.loading.batch_sizes import fitting_batch
+    from hooked_vit.loading.placing import fitting_batch
 
     models: Any = args[0] if args else named.get("models")
     check_models(models)

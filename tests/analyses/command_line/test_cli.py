@@ -399,7 +399,7 @@ def test_a_dtype_the_device_lacks_is_refused(monkeypatch):
 
 
 def test_a_batch_size_can_be_found(asked, checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hooked_vit.loading.batch_sizes.fitting_batch", lambda model: 6)
+    monkeypatch.setattr("hooked_vit.loading.placing.fitting_batch", lambda model: 6)
     line = ["run", "what-was-asked", "--model", checkpoint, "--out", str(tmp_path), "--n", "2"]
     assert main([*line, "--batch-size", "auto"]) == 0
     assert asked[0]["batch_size"] == 6

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hooked_vit.loading import batch_sizes
-from hooked_vit.loading.batch_sizes import STATES, fastest, fitting_batch, largest
+from hooked_vit.loading import placing
+from hooked_vit.loading.placing import STATES, fastest, fitting_batch, largest
 from tests.tiny import tiny
 
 
@@ -37,7 +37,7 @@ def test_what_does_not_fit_is_not_taken() -> None:
 
 
 def test_it_is_measured_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_sizes, "SIZES", (2, 4))
+    monkeypatch.setattr(placing, "SIZES", (2, 4))
     model = tiny("vit")[1]
     before = model.run.n_forwards
     assert fitting_batch(model) in (2, 4)
