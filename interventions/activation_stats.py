@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hooked_vit import HookedViT
 from hooked_vit.loading.files import why_no_file, write_whole
+from hooked_vit.loading.progress import tqdm
 from hooked_vit.tokens import Tokens
 from interventions.storing import decode, encode
 from interventions.vocabulary import TOKEN_SITES, check_tokens, layer_of, site_hook, site_shape

@@ -91,7 +91,7 @@ def outcome(analysis: str, model: HookedViT) -> str:
     run = registered_analyses()[analysis].run
     takes = inspect.signature(run).parameters
     options = {name: value for name, value in SMALL.items() if name in takes}
-    options |= {name: images("train", 30) for name in ("fit_data", "probe_data") if name in takes}
+    options |= {"fit_data": images("train", 30)} if "fit_data" in takes else {}
     if "models" in takes:
         counts = analysis == "counting" and model.cfg.outputs == "classes" and not model.cfg.is_feature_model
         asked: tuple[Any, ...] = ({"model": counting(model) if counts else model}, images("test", N_IMAGES))

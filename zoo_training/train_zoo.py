@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
@@ -40,6 +39,7 @@ from transformers import (
 )
 
 from analyses.data.scenes import IMAGE_SIZE, MAX_COUNT, render_scenes
+from hooked_vit.loading.progress import tqdm
 
 ZOO = Path(__file__).resolve().parent.parent / "hooked_vit" / "zoo"
 SIZE = {"hidden_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4, "image_size": IMAGE_SIZE, "patch_size": 8}

@@ -15,12 +15,13 @@ def cache(args: argparse.Namespace) -> int:
     from analyses.running.files import check_writable
     from analyses.running.models import check_model, check_prompts, load_models
     from analyses.running.places import size
+    from hooked_vit.loading.placing import check_device
 
     terminal.quiet()
     console = terminal.console()
     folder = check_writable(args.to)
     check_model(args.model)
-    terminal.check_device(args.device)
+    check_device(args.device)
     data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
     check_prompts([args.model], data.class_names)
     (model,) = load_models([args.model], device=args.device, class_names=data.class_names).values()

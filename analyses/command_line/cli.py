@@ -28,10 +28,13 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text  # noqa: E402
-from analyses.running.arguments import COUNT, SEED, Range  # noqa: E402
+from analyses.command_line.computing import COMPUTING, DTYPES, add_computing, add_device  # noqa: E402
+from analyses.command_line.parser import Parser, UsageError, check_command, flags_of, refuse_strange  # noqa: E402
+from analyses.command_line.values import Assigned, Choice, Number, Once, data, model, path, processes_here, text  # noqa: E402
+from analyses.running.arguments import AUTO, CHOICES, COUNT, SEED, Range  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
 from hooked_vit import __version__  # noqa: E402
+from hooked_vit.errors import nearest  # noqa: E402
 
 DEMO_ANALYSIS = "cls-causality"
 DEMO_IMAGES = 640  # the demo has to end within three minutes on two cores
@@ -45,18 +48,6 @@ A model is zoo:NAME, a hub id or a local folder. Data is scenes:SPLIT, hf:NAME:S
 or imagenet-s:PATH. prompts:MODEL answers with the data's class names, each in "a photo of a {}.", as CLIP is used;
 prompts:MODEL=SENTENCE|SENTENCE says it in other words. A run leaves report.html and its numbers (parquet, json) in the
 output folder."""
-
-
-class UsageError(Exception):
-    """Arguments that no command has."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with an error of one line."""
-
-    def error(self, message: str) -> Any:
-        """Raise, instead of printing the usage and leaving."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,9 +90,10 @@ def _sentence(error: Exception) -> str:
 
 def _say(message: str, status: int) -> int:
     """One line, below whatever progress bar was being drawn."""
-    if (tqdm := sys.modules.get("tqdm")) is not None:
-        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
-            bar.close()
+    if "tqdm" in sys.modules:
+        from hooked_vit.loading.progress import close_bars
+
+        close_bars()
     sys.stderr.write(visible(" ".join(message.split())) + "\n")
     return status
 
@@ -114,11 +106,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises UsageError, and LookupError for an analysis that does not exist.
     """
-    parser, run = build_parser()
+    parser, commands = build_parser()
+    check_command(argv, commands, _commands() if argv[:1] != ["run"] else ())
     if argv[:1] == ["run"]:
+        run = commands["run"]
         named = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
         if named is None or not {"-h", "--help"} & set(argv):  # what every analysis takes is checked before torch comes
-            named = parser.parse_known_args(argv)[0].analysis
+            args, rest = parser.parse_known_args(argv)
+            named = _check_options(args.analysis, run, rest)
         from analyses.command_line.options import add_options
         from analyses.running.catalogue import get_analysis
 
@@ -127,13 +122,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"{entry.name} takes tensors, not data: call it from Python. {entry.summary}")
         run.description, run.epilog = entry.summary, None
         add_options(run, entry.run, reserved={action.dest for action in run._actions})
-    args = parser.parse_args(argv)
+    args, strange = parser.parse_known_args(argv)
+    refuse_strange(commands[argv[0]] if argv and argv[0] in commands else parser, strange)
     args.argv = list(argv)
     return args
 
 
-def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
-    """The whole parser, and the part of it that belongs to `run`."""
+def _check_options(named: str, run: argparse.ArgumentParser, rest: Sequence[str]) -> str:
+    """The analysis, once what the command left is known to be options it has. Raises what `check_typed` does."""
+    from analyses.command_line.options import check_typed
+    from analyses.running.catalogue import as_key, in_source
+
+    if (source := in_source().get(as_key(named))) is not None:
+        check_typed(flags_of(run), source, rest)
+    return named
+
+
+def _commands() -> dict[str, str]:
+    """The analyses that are run on a data set, and what each asks."""
+    from analyses.running.catalogue import in_source
+
+    return {name: source.summary for name, source in in_source().items() if source.is_command}
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The whole parser, and those of the commands by name."""
     plain = argparse.RawDescriptionHelpFormatter
     about = "Vision transformers as one graph of hooks: see what they contain, change it, learn what they use."
     parser = Parser(prog="hooked-vit", description=about, epilog=FIRST_STEPS, formatter_class=plain)
@@ -150,7 +163,7 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     demo = command("demo", f"run {DEMO_ANALYSIS} on the built-in models and images")
     _add_out(demo, "folder for the report (default: %(default)s)", default="out/demo")
     demo.set_defaults(command="run", analysis=DEMO_ANALYSIS, model=None, data=DATA, n=DEMO_IMAGES, seed=0)
-    demo.set_defaults(batch_size=None, num_processes=None, skip_bad=False, device="cpu")
+    demo.set_defaults(batch_size=None, num_processes=None, skip_bad=False, n_fit=None, **COMPUTING)
 
     run = command("run", "run an analysis on models and data, and write a report", epilog=_analyses_listed())
     _add_run_arguments(run)
@@ -168,6 +181,7 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     look.add_argument("--text", metavar="TEXT", nargs="+", action=Once, type=text, help=what)
     what = "change every patch alone at several layers too (default: where that is quickly done)"
     _add_classes(look)
+    add_computing(look)
     look.add_argument("--patches", action=argparse.BooleanOptionalAction, default=None, help=what)
 
     saved = command("list", "list the results saved in a folder and those in it")
@@ -179,12 +193,13 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     shown.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
     what = "folder that SAELens or ViT-Prisma saved the dictionary in"
     shown.add_argument("--dictionary", metavar="FOLDER", action=Once, type=path, required=True, help=what)
-    shown.add_argument(
-        "--layout", action=Once, type=text, default="saelens", help="saelens or prisma (default: %(default)s)"
-    )
+    layouts = CHOICES["layout"]
+    what = f"the tool that saved it: {', '.join(layouts)} (default: %(default)s)"
+    shown.add_argument("--layout", metavar="NAME", action=Once, type=Choice(layouts), default="saelens", help=what)
     what = "the images, as in `run --data` (default: %(default)s)"
     shown.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
     _add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    add_computing(shown)
     _add_out(shown, "folder for the pages (default: %(default)s)", default="out/features")
 
     told = command("docs", "list the pages of the documentation, or print one")
@@ -201,7 +216,7 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     _add_classes(hooks)
     check = command("verify", "compare a model with the original in transformers, and test every hook point")
     check.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
-    return parser, run
+    return parser, commands.choices
 
 
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
@@ -211,13 +226,16 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH or imagenet-s:PATH"
     run.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=f"{what} (default: %(default)s)")
     _add_number(run, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    what = "images to fit on, drawn from --fit-data (default: as many as --n; of scenes 2000)"
+    _add_number(run, "--n-fit", "N", COUNT, what)
     _add_number(run, "--seed", "S", SEED, "seed of the draw (default: %(default)s)", default=0)
     _add_out(run, "folder for report and numbers (default: out/ANALYSIS)")
-    _add_number(run, "--batch-size", "B", COUNT, "images per forward pass")
+    what = "images per forward pass; auto: the fastest here, measured at the start"
+    run.add_argument("--batch-size", metavar="B", action=Once, type=Number(COUNT, int, (AUTO,)), help=what)
     run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
     processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
     _add_number(run, "--num-processes", "P", processes_here(), processes)
-    _add_device(run)
+    add_computing(run)
 
 
 def _add_cache_arguments(kept: argparse.ArgumentParser) -> None:
@@ -231,7 +249,8 @@ def _add_cache_arguments(kept: argparse.ArgumentParser) -> None:
         ("--roles", [], "tokens: cls, patches, all, … (default: one vector of every kind of token)"),
     ):
         kept.add_argument(flag, metavar="NAME", nargs="+", action=Once, type=text, default=default, help=what)
-    kept.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", action=Once)
+    what = f"numbers they are kept in: {', '.join(DTYPES)} (default: %(default)s)"
+    kept.add_argument("--dtype", metavar="NAME", action=Once, type=Choice(DTYPES), default="float32", help=what)
     layers = Number(Range(-10_000, 10_000), int)
     kept.add_argument("--layers", metavar="L", nargs="+", action=Once, type=layers, help="blocks (default: all)")
     _add_number(kept, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
@@ -239,11 +258,11 @@ def _add_cache_arguments(kept: argparse.ArgumentParser) -> None:
     _add_number(kept, "--batch-size", "B", COUNT, "images per forward pass (default: %(default)s)", default=64)
     _add_number(kept, "--random-weights", "S", SEED, "of the control with random weights of this seed, in its place")
     kept.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
-    _add_device(kept)
+    add_device(kept)
 
 
 def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
-    again.add_argument("recipe", metavar="RECIPE", type=path, help="which one, or a .toml file of your own")
+    again.add_argument("recipe", metavar="RECIPE", type=_recipe, help="which one, or a .toml file of your own")
     _add_out(again, "folder for report and numbers (default: out/reproduce/RECIPE)")
     again.add_argument("--dry-run", action="store_true", help="say what would run and what is missing, and stop")
     for flag, kind, what in (
@@ -258,7 +277,7 @@ def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
         ("--without", "NAME", "leave these models out"),
     ):
         again.add_argument(flag, metavar=metavar, nargs="+", action=Once, default=[], type=text, help=what)
-    _add_device(again)
+    add_device(again)
 
 
 def _add_number(to: argparse.ArgumentParser, flag: str, metavar: str, numbers: Range, what: str, **kw: Any) -> None:
@@ -274,14 +293,23 @@ def _add_classes(to: argparse.ArgumentParser) -> None:
     to.add_argument("--classes", metavar="NAME", nargs="+", action=Once, type=text, help=what)
 
 
-def _add_device(to: argparse.ArgumentParser) -> None:
-    what = "where the models run, such as cuda (default: %(default)s)"
-    to.add_argument("--device", action=Once, type=text, default="cpu", help=what)
+def _recipe(typed: str) -> str:
+    """A recipe's name, or a path. Raises what `path` does, and for a name there is not, offering the nearest."""
+    names = [file.stem for file in _recipes()]
+    if path(typed).endswith(".toml") or typed in names:
+        return typed
+    meant = nearest(typed, names) or "."
+    raise argparse.ArgumentTypeError(
+        f"there is no recipe {typed!r}{meant} There are {', '.join(names)}, or a .toml file"
+    )
+
+
+def _recipes() -> list[Path]:
+    return sorted((Path(__file__).parents[1] / "reproductions" / "recipes").glob("*.toml"))
 
 
 def _recipes_listed() -> str:
-    folder = Path(__file__).parents[1] / "reproductions" / "recipes"
-    return "recipes:\n" + "\n".join(f"  {file.stem:<20} {_title(file)}" for file in sorted(folder.glob("*.toml")))
+    return "recipes:\n" + "\n".join(f"  {file.stem:<20} {_title(file)}" for file in _recipes())
 
 
 def _title(recipe: Path) -> str:
@@ -289,10 +317,7 @@ def _title(recipe: Path) -> str:
 
 
 def _analyses_listed() -> str:
-    from analyses.running.catalogue import in_source
-
-    commands = {name: source.summary for name, source in in_source().items() if source.is_command}
-    return "analyses:\n" + "\n".join(f"  {name:<20} {says}" for name, says in sorted(commands.items()))
+    return "analyses:\n" + "\n".join(f"  {name:<20} {says}" for name, says in sorted(_commands().items()))
 
 
 if _before is _signal.default_int_handler:

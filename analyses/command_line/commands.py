@@ -14,6 +14,7 @@ from rich.console import Console
 
 from analyses.command_line import terminal
 from analyses.command_line.caching import cache
+from analyses.command_line.computing import computing
 from analyses.command_line.documents import docs
 from analyses.command_line.inspecting import explore, features, hooks, interventions, models, verify
 from analyses.command_line.saved import list_results, report
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from analyses.running.catalogue import Analysis
     from analyses.running.results import Result
 
+FIT = "fit_data"
+SCENES_TO_FIT = "scenes:train"
 ROWS = 20  # of a long table, in the terminal
 OF_THE_ZOO = (
     "The built-in models are small and were trained on purpose-made scenes of digits: they show how to ask the "
@@ -41,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from analyses.running.locks import hold_folder
     from analyses.running.models import ZOO, check_model, check_prompts, default_models, load_models, short_names
     from analyses.running.report import Section, write_report
+    from hooked_vit.loading.placing import check_device
 
     terminal.quiet()
     console = terminal.console()
@@ -51,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     short_names(specs)
     for spec in specs:
         check_model(spec)
-    terminal.check_device(args.device)
+    check_device(args.device, args.dtype)
     data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
     check_prompts(specs, data.class_names)
     for name in [name for name, value in options.items() if name.endswith("_data") and isinstance(value, str)]:
-        options[name] = load_data(options[name], args.n, seed=args.seed, skip_bad=args.skip_bad)
+        options[name] = load_data(options[name], _n_of(name, args), seed=args.seed, skip_bad=args.skip_bad)
     with hold_folder(out, "--out"):
         clean(out)
-        models = load_models(specs, device=args.device, class_names=data.class_names)
+        models = load_models(specs, class_names=data.class_names, **computing(args))
         result = entry.run(models, data, **options)
         result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}
         if any(spec.startswith(ZOO) for spec in specs):
@@ -74,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _n_of(name: str, args: argparse.Namespace) -> int | None:
+    """How many images of one of the analysis' own sets are drawn."""
+    return args.n_fit if name == FIT and args.n_fit is not None else args.n
+
+
 def reproduce(args: argparse.Namespace) -> int:
     """`reproduce RECIPE`: say what is missing, or run it and put what was published beside ours."""
     from analyses.reproductions.missing import missing
@@ -82,6 +91,7 @@ def reproduce(args: argparse.Namespace) -> int:
     from analyses.reproductions.run import NOT_ALL_THERE, run_recipe
     from analyses.running.files import check_writable
     from analyses.running.results import Result
+    from hooked_vit.loading.placing import check_device
 
     terminal.quiet()
     console = terminal.console()
@@ -94,7 +104,7 @@ def reproduce(args: argparse.Namespace) -> int:
         steps=args.steps,
         without=args.without,
     )
-    terminal.check_device(args.device)
+    check_device(args.device)
     lacking = missing(recipe)
     if args.dry_run:
         _print_plan(console, recipe)
@@ -151,9 +161,16 @@ def _options(args: argparse.Namespace, entry: Analysis) -> dict[str, Any]:
     Raises ValueError for an option this analysis cannot follow.
     """
     from analyses.command_line.options import given
+    from analyses.running.arguments import renamed
 
     takes = inspect.signature(entry.run).parameters
-    options = given(args, entry.run)
+    options = renamed(entry.run, given(args, entry.run))
+    if args.n_fit is not None and FIT not in options:
+        if FIT not in takes:
+            raise ValueError(f"{entry.name} fits nothing, so there is nothing --n-fit could count")
+        if not args.data.startswith("scenes:") or args.data == SCENES_TO_FIT:
+            raise ValueError("--n-fit counts images to fit on: say which, with --fit-data")
+        options[FIT] = SCENES_TO_FIT
     if "seed" in takes:
         options["seed"] = args.seed
     if args.batch_size is not None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analyses.command_line import terminal
+from analyses.command_line.computing import computing
 
 SCENES = "scenes:test"
 
@@ -104,7 +105,8 @@ def explore(args: argparse.Namespace) -> int:
         pictures = {Path(file).name: open_rgb(Path(file), file) for file in args.image}
     else:
         pictures = dict(zip(("a scene", "another scene"), next(load_data(SCENES, n=2).batches(2)).images, strict=True))
-    models, told = load_models(specs, class_names=names), len(args.text) if args.text else 5
+    models = load_models(specs, class_names=names, **computing(args))
+    told = len(args.text) if args.text else 5
     page = explore(models, pictures, patches=args.patches, classes=told).save(args.out)
     terminal.say(terminal.console(), page)
     return 0
@@ -122,7 +124,9 @@ def features(args: argparse.Namespace) -> int:
     check_model(args.model)
     dictionary = load_sae(args.dictionary, args.layout)
     data = load_data(args.data, args.n)
-    terminal.say(terminal.console(), feature_pages(load_model(args.model), dictionary, data).save(out))
+    terminal.say(
+        terminal.console(), feature_pages(load_model(args.model, **computing(args)), dictionary, data).save(out)
+    )
     return 0
 
 

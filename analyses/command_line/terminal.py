@@ -52,25 +52,3 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
 
 def _is_number(cell: str) -> bool:
     return str(cell).strip("-–").replace(".", "", 1).removesuffix("%").isdigit() or cell == "–"
-
-
-def check_device(device: str) -> None:
-    """Raises ValueError for a device on which this machine's torch cannot add two numbers, as on `meta`."""
-    import torch
-
-    try:
-        if torch.device(device).type == "cpu" != device:
-            raise ValueError("the CPU has no number")
-        torch.ones(2, device=device).sum().item()
-    except Exception as error:  # each kind of device refuses in its own way
-        said = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise ValueError(
-            f"this machine's torch cannot use the device {device!r}: {said}; there is {', '.join(_devices())}"
-        ) from error
-
-
-def _devices() -> list[str]:
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return ["cpu", *([accelerator.type] if accelerator else [])]

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from analyses.running.arguments import Range
+from analyses.running.models import check_spelling
 from analyses.running.places import usable_path
 from analyses.running.text import check_seen, visible
+from hooked_vit.errors import nearest
 
 WHOLE = re.compile(r"[-+]?[0-9]{1,30}")
+KINDS = {"scenes": "SPLIT", "hf": "NAME:SPLIT", "imagefolder": "PATH", "parquet": "PATH", "imagenet-s": "PATH"}
+"""Those of `load_data`, known here without torch -> what stands behind their colon; a test compares."""
 DECIMAL = re.compile(r"[-+]?([0-9]+\.?|[0-9]*\.[0-9]+)(e[-+]?[0-9]{1,3})?", re.IGNORECASE)
-SCHEMES_WITH_PATH = ("imagefolder:", "parquet:", "imagenet-s:")
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,19 @@ class Number:
 
     range: Range
     kind: type
+    words: tuple[str, ...] = ()
 
-    def __call__(self, typed: str) -> int | float:
-        """The number."""
+    def __call__(self, typed: str) -> int | float | str:
+        """The number, or one of the words that stand for one."""
+        if typed in self.words:
+            return typed
         value: int | float = math.nan
         if self.kind is float and DECIMAL.fullmatch(typed):
             value = float(typed)
         elif self.kind is int and WHOLE.fullmatch(typed):
             value = int(typed)
         if fault := self.range.fault(value, self.kind):
+            fault += "".join(f", or {word}," for word in self.words)
             raise argparse.ArgumentTypeError(f"{fault} is needed, got {visible(typed)[:80]!r}")
         return value
 
@@ -47,6 +54,21 @@ class Number:
 def processes_here() -> Range:
     """How many processes or threads make sense on this machine: a few for each core, not so many that it dies."""
     return Range(1, max(64, 4 * (os.cpu_count() or 1)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What reads one of several texts. Called, it raises ArgumentTypeError for another one, offering the nearest."""
+
+    known: tuple[str, ...]
+
+    def __call__(self, typed: str) -> str:
+        """The text."""
+        if typed not in self.known:
+            meant = nearest(typed, self.known) or "."
+            known = ", ".join(self.known)
+            raise argparse.ArgumentTypeError(f"no value is called {visible(typed)[:80]!r}{meant} There are {known}")
+        return typed
 
 
 def text(typed: str) -> str:
@@ -69,16 +91,32 @@ def path(typed: str) -> str:
 
 
 def model(typed: str) -> str:
-    """A model: a name, a hub id or a path. Raises what `path` does."""
-    return path(typed)
+    """A model: a name, a hub id or a path. Raises what `path` does, and for a name that is nearly another one."""
+    try:
+        check_spelling(path(typed))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return typed
 
 
 def data(typed: str) -> str:
-    """A data specification. Raises what `path` does for the path in it."""
-    for scheme in SCHEMES_WITH_PATH:
-        if typed.startswith(scheme):
-            return scheme + path(typed.removeprefix(scheme))
-    return text(typed)
+    """A data specification. Raises what `path` does for the path in it, and for a kind or a split there is not."""
+    kind, colon, rest = text(typed).partition(":")
+    if colon and kind not in KINDS:
+        raise argparse.ArgumentTypeError(
+            f"data is one of {', '.join(f'{name}:{what}' for name, what in KINDS.items())}; got {typed!r}"
+            f"{nearest(kind, KINDS)}"
+        )
+    if KINDS.get(kind) == "PATH" and rest:
+        path(rest)
+    if kind == "scenes" and rest:
+        from analyses.data.scenes import check_split  # with numpy, for which help does not wait
+
+        try:
+            check_split(rest)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return typed
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, NamedSplit, Value
 from numpy.typing import NDArray
 from PIL import Image as Picture
-from tqdm.auto import tqdm
 
-from analyses.data.scenes import SPLITS, Scene, render_scenes
+from analyses.data.scenes import Scene, check_split, render_scenes
 from analyses.data.sources import IndexedSource
 from hooked_vit.loading.digests import digest
+from hooked_vit.loading.progress import tqdm
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 FEATURES = Features(
@@ -93,8 +93,7 @@ class SceneSource(IndexedSource):
 
 def check_scenes(split: str, n: int) -> None:
     """Raise ValueError, naming the rule, for scenes there cannot be."""
-    if split not in SPLITS:
-        raise ValueError(f"digit scenes have the splits {', '.join(SPLITS)}; got {split!r}")
+    check_split(split)
     if n < 1:
         raise ValueError(f"a data set has at least one scene; got n={n}")
 

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.data.batches import Batch, Opened, as_labels, grouped
 from analyses.data.contents import Contents, mark_of, pixel_digest
 from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb, refuse_unreadable
 from analyses.data.sources import CHUNK, Row, Source, StreamSource
 from hooked_vit.loading.digests import digest
+from hooked_vit.loading.progress import tqdm
 
 APART = "probes are measured on images they were not fitted on"
 

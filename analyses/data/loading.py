@@ -32,6 +32,8 @@ from analyses.data.sources import (
     find_label_column,
     without_decoding,
 )
+from hooked_vit.errors import nearest
+from hooked_vit.loading.hub import check_reached
 
 BUFFER = 2000
 """Rows of a stream that wait to be shuffled."""
@@ -60,7 +62,9 @@ def load_data(spec: str, n: int | None = None, *, seed: int = 0, skip_bad: bool 
     scheme, colon, rest = spec.partition(":")
     if scheme not in _SCHEMES or not rest:
         known = ", ".join(f"{name}:{what}" for name, (what, _) in _SCHEMES.items())
-        hint = f"; did you mean imagefolder:{spec}?" if not colon and Path(os.path.expanduser(spec)).is_dir() else ""
+        hint = nearest(scheme, _SCHEMES) if colon and scheme not in _SCHEMES else ""
+        if not colon and Path(os.path.expanduser(spec)).is_dir():
+            hint = f"; did you mean imagefolder:{spec}?"
         raise ValueError(f"data is one of {known}; got {spec!r}{hint}")
     _check_n(n)
     return _SCHEMES[scheme][1](spec, rest, n, seed, skip_bad)
@@ -132,6 +136,7 @@ def _hub(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> Imag
         raise ValueError(f"a hub data set is hf:NAME:SPLIT, or hf:NAME:CONFIG:SPLIT; got {spec!r}")
     name, config, split = parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
     try:
+        check_reached()
         stream = datasets.load_dataset(name, config, split=split, streaming=True)
         first = _first_row(stream, spec)
     except ConnectionError as error:

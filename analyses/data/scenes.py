@@ -14,6 +14,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from hooked_vit.errors import nearest
+
 IMAGE_SIZE = 48
 MAX_COUNT = 5
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -44,11 +46,16 @@ def render_scenes(split: str, n: int, *, seed: int = 0, start: int = 0) -> Itera
 
     Raises ValueError for a split that does not exist.
     """
-    if split not in SPLITS:
-        raise ValueError(f"digit scenes have the splits {', '.join(SPLITS)}; got {split!r}")
+    check_split(split)
     glyphs = _glyphs(split)
     for index in range(start, start + n):
         yield _render(np.random.default_rng([seed, list(SPLITS).index(split), index]), glyphs)
+
+
+def check_split(split: str) -> None:
+    """Raises ValueError for a split there is not."""
+    if split not in SPLITS:
+        raise ValueError(f"digit scenes have the splits {', '.join(SPLITS)}; got {split!r}{nearest(split, SPLITS)}")
 
 
 @cache

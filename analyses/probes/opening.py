@@ -38,11 +38,14 @@ class Opening:
         reads = {**self.reads, name: self.reads.get(like, AUTO)}
         return replace(self, heads={**self.heads, name: own}, reads=reads)
 
-    def about(self, fit_data: str = "fit_data", n: int | None = None) -> dict[str, Any]:
-        """What a result's `meta` says of the images: `fit_data` is what the analysis calls those to fit on, and `n` how
-        many were measured, which nobody knows of a stream beforehand."""
+    def about(self, n: int | None = None) -> dict[str, Any]:
+        """What a result's `meta` says of the images; `n` were measured, which nobody knows of a stream beforehand."""
         measured, fitted = about_data(self.measured), about_data(self.fitted, self.note)
-        return {"data": measured if n is None else {**measured, "n": n}, fit_data: fitted, "n_classes": self.n_classes}
+        return {
+            "data": measured if n is None else {**measured, "n": n},
+            "fit_data": fitted,
+            "n_classes": self.n_classes,
+        }
 
 
 def open_study(

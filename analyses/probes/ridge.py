@@ -15,10 +15,10 @@ from functools import partial
 import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.probes.class_moments import ClassMoments, Directions, choose_penalty, given_penalties, sites_by_note
 from analyses.running.notice import remark
+from hooked_vit.loading.progress import tqdm
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData, as_data
 from analyses.data.batches import Batch
 from analyses.data.sets import common_names, count_classes, unread_batches
 from analyses.running.notes import about_data
+from hooked_vit.loading.progress import tqdm
 
 LABEL, ORIGIN = "label", "dataset"
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.probes.probe import Layer
+from hooked_vit.loading.progress import tqdm
 
 Rows = Callable[[Int64[Tensor, "b"]], Float[Tensor, "b s d"]]
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from analyses.reproductions.recipe import Recipe
 from analyses.running.models import ZOO, check_model, locate
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
-
-PATIENCE = 4.0  # seconds for one answer of the hub
+from hooked_vit.loading.hub import on_hub
 
 
 def missing(recipe: Recipe) -> list[str]:
@@ -45,7 +41,7 @@ def _model(spec: str) -> str | None:
         except (UnsupportedModelError, CheckpointError) as error:
             return str(error)
         return None
-    return None if _is_cached(place) else _on_hub(place, "model")
+    return None if _is_cached(place) else on_hub(place, "model")
 
 
 def _local(spec: str) -> str:
@@ -58,7 +54,7 @@ def _data(spec: str) -> str | None:
     if scheme == "scenes":
         return None
     if scheme == "hf":
-        return _on_hub(rest.partition(":")[0], "dataset")
+        return on_hub(rest.partition(":")[0], "dataset")
     path = Path(os.path.expanduser(rest))
     if "*" not in rest and not path.exists():
         return f"there is no {path}"
@@ -74,47 +70,3 @@ def _is_cached(repository: str) -> bool:
 
     weights = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
     return has("config.json") and any(map(has, weights))
-
-
-def _on_hub(repository: str, kind: str) -> str | None:
-    """Why the hub does not give this repository; None where it does."""
-    if not hub_answers():
-        return f"the hub ({_endpoint()}) cannot be reached" + (
-            ", and it is not in the cache here" if kind == "model" else ""
-        )
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        HfApi().repo_info(repository, repo_type=kind, timeout=PATIENCE)
-        HfApi().auth_check(repository, repo_type=kind)
-    except GatedRepoError:
-        page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repository}"
-        return f"gated: agree to its terms at {page} and log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        return "the hub has no such repository"
-    except (HfHubHTTPError, OSError) as error:
-        return f"the hub does not answer: {str(error).splitlines()[0]}"
-    return None
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
-
-
-@cache
-def hub_answers() -> bool:
-    """Whether the hub can be reached, asked once and without retries."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        with urlopen(Request(_endpoint(), method="HEAD"), timeout=PATIENCE):
-            return True
-    except HTTPError:  # which is an answer
-        return True
-    except OSError:
-        return False

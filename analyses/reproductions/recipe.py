@@ -14,7 +14,7 @@ from typing import Any
 from analyses.reproductions.checks import check_claim, check_value
 from analyses.reproductions.entries import Claim, DataEntry, ModelEntry, PublishedValue, Side, Step
 from analyses.reproductions.tables import RecipeError, listed, made, table
-from analyses.running.arguments import PLACES, check_options
+from analyses.running.arguments import PLACES, check_options, former_names
 from analyses.running.catalogue import get_analysis
 from analyses.running.models import PUBLISHED, ZOO
 from analyses.running.text import check_component, check_seen
@@ -202,7 +202,7 @@ def check(recipe: Recipe) -> None:
         takes = inspect.signature(entry.run).parameters
         images = [name for name in takes if name == "data" or name.endswith("_data")]
         for kind, named, known in (
-            ("data of its analysis", step.data, images),
+            ("data of its analysis", step.data, [*images, *former_names(entry.run)]),
             ("option of its analysis", step.options, [name for name in list(takes)[2:] if name not in images]),
             ("model of the recipe", step.models, recipe.models),
             ("data of the recipe", step.data.values(), recipe.data),

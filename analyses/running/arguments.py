@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from analyses.running.notice import notice
 from analyses.running.text import check_seen
 
 SIMPLE = (bool, int, float, str)
@@ -19,6 +20,8 @@ PLACES = ("keep_in", "file")
 """Options that say where an analysis writes."""
 READ_FROM = ("activations",)
 """Options that say where an analysis reads what was kept."""
+FORMER = {"probe_data": "fit_data"}
+"""What parameters were called before -> what they are called."""
 
 
 class Range(NamedTuple):
@@ -39,11 +42,25 @@ class Range(NamedTuple):
             return None
         return f"a {'whole ' if kind is int else ''}number {'above' if self.above else 'from'} {self}"
 
+    def told(self, kind: type) -> str:
+        """What can be typed, in words.
+
+        >>> Range(1, LARGEST).told(int), Range(0, 1, above=True).told(float)
+        ('a whole number from 1', 'a number above 0 and up to 1')
+        """
+        number = f"a {'whole ' if kind is int else ''}number"
+        if -self.least == self.most:
+            return number
+        bound = f"{'above' if self.above else 'from'} {self.least:.12g}"
+        return f"{number} {bound}" if self.most == LARGEST else f"{number} {'above' if self.above else 'from'} {self}"
+
     def __str__(self) -> str:
         joined = "and up to" if self.above else "to"
         return f"{self.least:.12g} {joined} {self.most:.12g}"
 
 
+AUTO = "auto"
+"""A batch size that is found by measuring."""
 LARGEST = 2**31 - 1
 ANY = Range(-LARGEST, LARGEST)
 COUNT, MANY, SEED = Range(1, LARGEST), Range(0, LARGEST), Range(0, LARGEST)
@@ -95,6 +112,27 @@ RANGES = {
     "z": Range(0, 1_000_000),
 }
 """By name, as one thing has one name everywhere; an analysis may ask for more."""
+_ROLES = ("cls", "dist", "registers", "patches")
+_TOKENS = ("own_cls", "mean_cls", "gaussian", "one_gaussian", "normal", "one_normal", "other_cls", "mean_patch")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "among": ("batch", "others", "same_class", "other_classes"),
+    "controls": ("permuted", "random_weights", "pca", "selectivity", "memorised", "none"),
+    "head": ("auto", "own", "ridge"),
+    "layout": ("saelens", "prisma", "saev", "overcomplete"),
+    "modes": (
+        *("closed_form", "trained"),
+        *(f"{placement}_{token}" for placement in ("replace", "augment") for token in _TOKENS),
+        *("null", "null_de_novo", "replace", "augment", "deterministic"),
+    ),
+    "orders": ("gradient", "chefer", "rollout", "attention_last", "attention_mean", "projection", "probe", "lrp"),
+    "parts": (
+        *("class-projection", "residual-updates", "class-values", "key-values", "attention-knockouts"),
+        *("context-tokens", "token-removal", "gradient-explanations", "perturbation-tests"),
+    ),
+    "probe_tokens": _ROLES,
+    "tokens": _ROLES,
+}
+"""The texts an option takes, by its name, known before an analysis and torch are imported; a test compares."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +153,7 @@ class Option:
     @property
     def flag(self) -> str:
         """How it is written."""
-        return f"--{self.name.replace('_', '-')}"
+        return flag_of(self.name)
 
     def check(self, value: Any) -> None:
         """Raises TypeError for a value of another kind, ValueError for one out of range and for one given twice."""
@@ -138,12 +176,17 @@ class Option:
                 raise ValueError(f"{self.name} is {fault}; got {value}")
 
 
+def flag_of(name: str) -> str:
+    """How an option is written."""
+    return f"--{name.replace('_', '-')}"
+
+
 def options_of(function: Callable) -> list[Option]:
     """The options of an analysis: every parameter behind models and data whose value can be typed in.
 
-    >>> def shuffled(models, data, *, seeds: int = 3, layers: tuple[int, ...] = (0, 1), probe_data=None): ...
+    >>> def shuffled(models, data, *, seeds: int = 3, layers: tuple[int, ...] = (0, 1), fit_data=None): ...
     >>> [option.flag for option in options_of(shuffled)]
-    ['--seeds', '--layers', '--probe-data']
+    ['--seeds', '--layers', '--fit-data']
 
     That is a number, a text, a switch, several of them, or data; the default or, where it is None, the annotation
     tells. A parameter called `..._data` takes a data specification. Other parameters are for Python only.
@@ -153,10 +196,11 @@ def options_of(function: Callable) -> list[Option]:
     except (NameError, TypeError):  # an annotation that is imported for type checkers only
         hints = {}
     # what somebody else's analysis means by a name is not known here
-    ranges = RANGES if function.__module__.startswith("analyses.") else {}
+    ours = function.__module__.startswith("analyses.")
+    ranges, choices = (RANGES, CHOICES) if ours else ({}, {})
     behind = list(inspect.signature(function).parameters.values())[2:]
     found = (_option(parameter, hints.get(parameter.name), ranges.get(parameter.name, ANY)) for parameter in behind)
-    return [option for option in found if option is not None]
+    return [replace(o, choices=o.choices or choices.get(o.name)) for o in found if o is not None]
 
 
 def _option(parameter: inspect.Parameter, hint: Any, numbers: Range) -> Option | None:
@@ -182,6 +226,32 @@ def _option(parameter: inspect.Parameter, hint: Any, numbers: Range) -> Option |
         if get_origin(kind) is tuple and (inner := get_args(kind)[0]) in SIMPLE[1:]:
             return Option(name, inner, None, many=True, range=numbers)
     return None
+
+
+def former_names(function: Callable) -> dict[str, str]:
+    """What parameters of an analysis were called before -> what they are called.
+
+    >>> def fitted(models, data, *, fit_data=None): ...
+    >>> former_names(fitted)
+    {'probe_data': 'fit_data'}
+    """
+    takes = inspect.signature(function).parameters
+    return {former: name for former, name in FORMER.items() if name in takes and former not in takes}
+
+
+def renamed(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given by parameter, under the names of today; a former one is taken with a notice.
+
+    Raises ValueError where a parameter is given under both names.
+    """
+    now = dict(given)
+    for former, name in former_names(function).items():
+        if former in now:
+            if name in now:
+                raise ValueError(f"{name} is given twice, once as {former}, which it was called before")
+            notice(f"{former} is called {name} now, on the command line {flag_of(name)}")
+            now[name] = now.pop(former)
+    return now
 
 
 def check_options(function: Callable, given: Mapping[str, Any], *, called: bool = False) -> None:

@@ -59,6 +59,8 @@ class Source(NamedTuple):
     function: str
     summary: str
     is_command: bool
+    options: dict[str, tuple[str, ...] | None]
+    """The parameters behind models and data, with the values of those whose annotation lists them."""
 
 
 def get_analysis(name: str) -> Analysis:
@@ -110,7 +112,8 @@ def _in_folders(folders: tuple[str, ...]) -> dict[str, Source]:
             if isinstance(node, ast.FunctionDef) and (named := _registered_as(node)):
                 summary = (ast.get_docstring(node) or "").split("\n", 1)[0]
                 is_command = [a.arg for a in node.args.args[:1]] == ["models"]
-                found[as_key(named)] = Source(module, node.name, summary, is_command)
+                options = {a.arg: _listed(a.annotation) for a in (*node.args.args[2:], *node.args.kwonlyargs)}
+                found[as_key(named)] = Source(module, node.name, summary, is_command, options)
     return found
 
 
@@ -121,6 +124,14 @@ def as_key(name: str) -> str:
     'cls-causality'
     """
     return name.replace("_", "-")
+
+
+def _listed(annotation: ast.expr | None) -> tuple[str, ...] | None:
+    """The values of a `Literal` of texts."""
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+        values = ast.literal_eval(annotation.slice)
+        return values if isinstance(values, tuple) else (values,)
+    return None
 
 
 def _registered_as(function: ast.FunctionDef) -> str | None:

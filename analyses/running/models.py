@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hooked_vit.errors import UnsupportedModelError, nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from hooked_vit import HookedViT
 
 ZOO = "zoo:"
@@ -18,16 +20,37 @@ PUBLISHED = "published:"
 PROMPTS = "prompts:"
 
 
-def load_model(spec: str, *, class_names: Sequence[str] | None = None, **kw: Any) -> HookedViT:
-    """The model of a specification; keywords as in `HookedViT.from_pretrained`.
+def load_model(
+    spec: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    image_size: int | None = None,
+    **kw: Any,
+) -> HookedViT:
+    """The model of a specification; other keywords as in `HookedViT.from_pretrained`.
 
-    >>> model = load_model("zoo:vit")  # doctest: +SKIP
+    >>> model = load_model("zoo:vit", dtype="bfloat16", image_size=96)  # doctest: +SKIP
+
+    `dtype` is float32, bfloat16 or float16, by name or torch's own. With `image_size` its processor makes squares of
+    that side.
 
     `prompts:MODEL` has `class_names` for classes, each in "a photo of a {}.", or in the sentences of
     `prompts:MODEL=SENTENCE|SENTENCE`; to all other models the names are nothing.
     Raises UnsupportedModelError where there is no such model or no hook graph for its class, CheckpointError where its
-    tensors do not fit, and what `check_prompts` raises.
+    tensors do not fit, and what `check_prompts`, `check_device` and `resize_` raise.
     """
+    from hooked_vit.loading.placing import check_device, dtype_of, resize_
+
+    check_device(device, dtype)
+    model = _loaded(spec, class_names, dtype=dtype_of(dtype), device=device, **kw)
+    if image_size is not None:
+        resize_(model, image_size)
+    return model
+
+
+def _loaded(spec: str, class_names: Sequence[str] | None, **kw: Any) -> HookedViT:
     from hooked_vit import HookedViT, published, zero_shot_head
 
     if spec.startswith(PROMPTS):
@@ -87,6 +110,29 @@ def locate(spec: str) -> str:
     return spec
 
 
+def check_spelling(spec: str) -> None:
+    """Refuse, without torch and the hub, what is nearly a name we know.
+
+    >>> check_spelling("zo:vit")
+    Traceback (most recent call last):
+    hooked_vit.errors.UnsupportedModelError: no model begins with 'zo:'; did you mean 'zoo:'?
+
+    Raises UnsupportedModelError for a name the zoo has not, a kind of model there is not, and, where no folder is
+    called so, a word that is nearly a zoo model's: a hub id has an owner.
+    """
+    from hooked_vit import zoo
+
+    kind, colon, name = spec.rpartition(PROMPTS)[2].partition(":")
+    known = [f"{ZOO}{known}" for known in zoo.names()]
+    if colon and f"{kind}:" not in (ZOO, PUBLISHED) and "/" not in kind:
+        if meant := nearest(f"{kind}:", (ZOO, PUBLISHED, PROMPTS)):
+            raise UnsupportedModelError(f"no model begins with {kind + ':'!r}{meant}")
+    elif colon and f"{kind}:" == ZOO and known:
+        zoo.path(name)
+    elif not (colon or set(kind) & set("/\\.~") or Path(kind).exists()) and (meant := nearest(f"{ZOO}{kind}", known)):
+        raise UnsupportedModelError(f"no folder here is called {kind!r}, and a hub id has an owner{meant}")
+
+
 def check_model(spec: str) -> str:
     """Make sure, without reading a weight, that a model exists and has a hook graph; returns what `locate` does.
 
@@ -105,9 +151,7 @@ def check_model(spec: str) -> str:
     try:
         config_json(place)
     except OSError as error:
-        raise UnsupportedModelError(
-            f"{spec!r} is no folder here, and the hub has no such model or cannot be reached{_suggest(spec)}"
-        ) from error
+        raise UnsupportedModelError(f"{spec!r} is no folder here, and {error}{_suggest(spec)}") from error
     read_described(place)
     return place
 

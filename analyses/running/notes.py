@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from analyses.data import ImageData
 from analyses.data.batches import Batch, batch_sizes
 from analyses.running.notice import notice
 from hooked_vit import HookedViT
 from hooked_vit.config.spoken import what_is_read
 from hooked_vit.loading.digests import model_digests
+from hooked_vit.loading.progress import tqdm
 
 
 def progress_batches(
@@ -57,6 +56,7 @@ def about_model(model: HookedViT, reads: str | None = None) -> dict[str, Any]:
         "reads": reads or what_is_read(cfg),
         "device": str(weight.device),
         "dtype": str(weight.dtype).removeprefix("torch."),
+        "image_size": list(model.usual_size),
         **{what: mark[:16] for what, mark in model_digests(model).items() if what != "hooks"},
     }
 

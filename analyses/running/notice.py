@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from tqdm import tqdm
-
 NAMED = 3
 """Images left out that a note names; the result has all."""
 _HEARD: ContextVar[list[str] | None] = ContextVar("notes of the result that is being made", default=None)
@@ -39,6 +37,8 @@ def notice(sentence: str) -> str:
     >>> notice("row 3 of rows.jsonl is damaged; it is measured anew")
     'row 3 of rows.jsonl is damaged; it is measured anew'
     """
+    from tqdm import tqdm  # help, which imports this, must not wait for it
+
     printable = "".join(c if c.isprintable() else "�" for c in sentence)
     tqdm.write(f"note: {printable}", file=sys.stderr)
     return sentence

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ParamSpec, overload
 
-from analyses.running.arguments import check_batch_size, check_models, check_options
+from analyses.running.arguments import AUTO, check_batch_size, check_models, check_options, renamed
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
-from analyses.running.notice import data_notes, heard_remarks, notice
+from analyses.running.notice import data_notes, heard_remarks, notice, remark
 from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain
 from analyses.statistics.small import said_small
@@ -54,7 +54,7 @@ def analysis(
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
     a result, so that a name is text whatever it says.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
-    when called what `check_models` and `check_options` raise.
+    when called what `renamed`, `check_models` and `check_options` raise.
     """
     if callable(name):
         return analysis()(name)
@@ -72,11 +72,13 @@ def analysis(
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
-            told = _told(function, args, kwargs)
-            _check(function, told)
-            ours = function.__module__.startswith("analyses.")
-            with heard_remarks() as remarks, _surroundings(told if ours else {}) as about:
-                result = function(*args, **kwargs)
+            with heard_remarks() as remarks:
+                named = _with_batch(renamed(function, kwargs), args)
+                told = _told(function, args, named)
+                _check(function, told)
+                ours = function.__module__.startswith("analyses.")
+                with _surroundings(told if ours else {}) as about:
+                    result = function(*args, **named)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())
@@ -122,6 +124,20 @@ def _drawn(more: Figures) -> Figures:
     if callable(more):
         return lambda result: {heading: drawn_plain(draw) for heading, draw in more(result).items()}
     return {heading: drawn_plain(draw) for heading, draw in more.items()}
+
+
+def _with_batch(named: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    """With the batch size that suits every model where it was left to be found, which a notice says."""
+    if named.get("batch_size") != AUTO:
+        return named
+    from hooked_vit.loading.placing import fitting_batch
+
+    models: Any = args[0] if args else named.get("models")
+    check_models(models)
+    found = min(map(fitting_batch, models.values()))
+    remark(f"Batches of {found} images, the fastest here: shuffles draw within them, so name it to draw them again.")
+    notice(f"batches of {found} images")
+    return {**named, "batch_size": found}
 
 
 def _told(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

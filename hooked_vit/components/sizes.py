@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hooked_vit.components.watching import may_look
 from hooked_vit.config import ViTConfig
-from hooked_vit.processing import processor_size
+from hooked_vit.processing import known_finite, processor_size
 from hooked_vit.tokens import Run, TokenLayout
 
 
@@ -96,7 +96,7 @@ class Sizes(nn.Module):
         if not pixels.is_floating_point():
             raise ValueError(f"pixels must be normalised floats, got {pixels.dtype}; use model.preprocess(images)")
         layout = self.layout_for(height, width)
-        if may_look(pixels) and not pixels.isfinite().all():
+        if not known_finite(pixels) and may_look(pixels) and not pixels.isfinite().all():
             bad = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"pixels hold NaN or infinity in images {bad[:8]} of the batch")
         return layout

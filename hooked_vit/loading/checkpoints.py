@@ -27,6 +27,7 @@ from hooked_vit.loading.described import (
     read_config,
     read_described,
 )
+from hooked_vit.loading.hub import within_reach
 from hooked_vit.loading.inspection import (
     WEIGHTS,
     check_weights,
@@ -48,6 +49,7 @@ def from_pretrained(
     **keywords: Any,
 ) -> Graph:
     """See HookedViT.from_pretrained."""
+    keywords = within_reach(name_or_path, keywords)
     hub, changes = hub_and_settings(keywords)
     if (found := files_of(name_or_path, **hub)) is not None:
         return _from_files(graph, name_or_path, *found, changes, dtype=dtype, **hub).to(device)
@@ -65,6 +67,7 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **keywords
     """
     import transformers
 
+    keywords = within_reach(name_or_path, keywords)
     hub, changes = hub_and_settings(keywords)
     if (found := files_of(name_or_path, **hub)) is not None:
         raise UnsupportedModelError(

@@ -13,6 +13,7 @@ from hooked_vit.architectures.base import CheckpointFiles, ConfigReader
 from hooked_vit.components.mlp import check_activation
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import CheckpointError, UnsupportedModelError, nearest
+from hooked_vit.loading.hub import hub_in_words, within_reach
 from hooked_vit.loading.inspection import (
     check_folder,
     check_parts,
@@ -98,6 +99,7 @@ def cached(name_or_path: str, file: str, **hub: Any) -> str | None:
     """Where a file of a checkpoint lies on this machine; None where the checkpoint has none."""
     from transformers.utils import cached_file
 
+    hub = within_reach(name_or_path, hub)
     return cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **hub)
 
 
@@ -105,7 +107,7 @@ def not_there(name_or_path: str, error: Exception) -> UnsupportedModelError:
     """What to say where nothing can be reached under a name."""
     supported = ", ".join(sorted(architectures.supported_classes()))
     return UnsupportedModelError(
-        f"{name_or_path!r} is neither a local checkpoint folder nor a hub model that can be reached: {error}\n"
+        f"{name_or_path!r} is neither a local checkpoint folder nor a hub model that can be reached: {error}.\n"
         f"Supported classes: {supported}"
     )
 
@@ -113,13 +115,17 @@ def not_there(name_or_path: str, error: Exception) -> UnsupportedModelError:
 def config_json(name_or_path: str, **hub: Any) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
-    Raises OSError where there is no config.json or it cannot be reached, CheckpointError where it is not JSON,
-    UnsupportedModelError for a folder that is no checkpoint.
+    Raises OSError where there is no config.json or it cannot be reached, saying which of the two, CheckpointError where
+    it is not JSON, UnsupportedModelError for a folder that is no checkpoint.
     """
     from transformers.utils import cached_file
 
     check_folder(name_or_path)
-    return read_json(Path(str(cached_file(name_or_path, "config.json", **hub))))
+    with hub_in_words(name_or_path):
+        found = cached_file(name_or_path, "config.json", **within_reach(name_or_path, hub))
+        if found is None:
+            raise FileNotFoundError("it holds no config.json")
+    return read_json(Path(found))
 
 
 def files_of(name_or_path: str, **hub: Any) -> tuple[Architecture, CheckpointFiles, dict[str, Any]] | None:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hooked_vit import architectures
 from hooked_vit.errors import UnsupportedModelError
 from hooked_vit.hook_table import layer_of, without_layer
 from hooked_vit.loading.checkpoints import load_hf
 from hooked_vit.loading.crosscheck import shuffled_both_ways
+from hooked_vit.loading.progress import tqdm
 from hooked_vit.model import HookedViT
 
 SDPA_BOUND = 3e-6

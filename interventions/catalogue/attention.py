@@ -252,8 +252,8 @@ def _scaled(
         if not renormalise:
             return torch.where(here, act * times, act)
         scores = torch.where(here, act + times.log(), act)
-        if cuts and scores.isneginf().all(-1).any():
-            raise ValueError(_nothing_left(queries, keys))
+        if cuts:
+            _check_left(scores, queries, keys)
         return scores
 
     site = "attn_scores" if renormalise else "pattern"
@@ -263,6 +263,16 @@ def _scaled(
 def _check_kernel(model: HookedViT) -> None:
     if model.run.attention == "sdpa":
         raise ValueError('the fused kernel never forms a pattern to edit; call model.set_attention("auto")')
+
+
+def _check_left(scores: Tensor, queries: Any, keys: Any) -> None:
+    """Raises ValueError where a query is left with no key; on a GPU, where nobody waits, torch raises its own error."""
+    bare = scores.isneginf().all(-1).any()
+    if scores.device.type == "cpu":
+        if bare:
+            raise ValueError(_nothing_left(queries, keys))
+    else:
+        torch._assert_async(~bare, _nothing_left(queries, keys))
 
 
 def _nothing_left(queries: Tokens, keys: Tokens) -> str:

@@ -120,10 +120,11 @@ def _maker(model: HookedViT, vector: Tensor | str | int, seed: int, std: Number)
             raise ValueError(f"one token can be copied, {vector!r} are {n}; give the index of one")
 
         def make(resid: Tensor) -> Tensor:
-            here = model.tokens.mask(vector).to(resid.device)
+            here = model.tokens.mask(vector)
             if (here.sum(-1) != 1).any():
                 raise ValueError(f"one token can be copied, {vector!r} are several here")
-            return resid[here.expand(resid.shape[:2])]
+            at = here.int().argmax(-1).expand(len(resid)).to(resid.device)
+            return resid[torch.arange(len(resid), device=resid.device), at]
 
     return make
 
@@ -143,10 +144,10 @@ def _bias(model: HookedViT, bias: str | Tensor, layer: int) -> tuple[int | None,
     mark = -2 - zlib.crc32(show(bias).encode())
 
     def edit(table: Tensor, hook: object) -> Tensor:
-        new = (model.tokens.donors == mark).to(table.device)
+        new = model.tokens.donors == mark
         if not new.any():
             return table
-        new = new.reshape(-1, 1, new.shape[-1])
+        new = new.to(table.device).reshape(-1, 1, new.shape[-1])
         row, column = new[..., :, None], new[..., None, :]
         to_token, to_new, to_self = bias.to(table)[:, None, :, None, None]
         own = torch.where(row & column, to_self, torch.where(row, to_token, to_new))

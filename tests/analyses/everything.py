@@ -53,7 +53,7 @@ def arguments(entry: Analysis) -> dict[str, object]:
     """What makes an analysis short."""
     takes = inspect.signature(entry.run).parameters
     named = {option.name: SMALL[option.name] for option in options_of(entry.run) if option.name in SMALL}
-    fit = {name: scenes("train", 60) for name in takes if name in ("fit_data", "probe_data")}
+    fit = {"fit_data": scenes("train", 60)} if "fit_data" in takes else {}
     parts = {"parts": ("class-projection", "class-values")} if "parts" in takes else {}
     return named | fit | parts
 

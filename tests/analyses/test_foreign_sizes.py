@@ -98,7 +98,7 @@ def run(name: str, model: HookedViT) -> Result:
         "models": {"tiny": model},
         "model": model,
         "data": scenes("test"),
-        **dict.fromkeys(("fit_data", "probe_data"), scenes("train")),
+        "fit_data": scenes("train"),
         **CHEAP,
         **SPECIAL.get(name, {}),
     }

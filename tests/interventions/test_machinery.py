@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -553,3 +554,21 @@ def test_the_default_device_is_irrelevant(family):
                 assert torch.equal(logits, want), iv
             stats = collect_stats(s.model, s.x, ["resid_post", "pooled"])
     assert stats.mean("resid_post", 0, "cls").device.type == "cpu"
+
+
+# --- a GPU that is not here: of the numbers of `meta` tensors there are none that could be waited for
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_intervention_waits_for_no_number_of_a_gpu(name):
+    """Whatever it decides it decides by the layout and its parameters, which are the CPU's."""
+    s = setting("beit-mean-both" if name == "insert_token" else "vit")
+    there = dataclasses.replace(s, donors=s.donors.to("meta"))
+    model, x = copy.deepcopy(s.model).to("meta"), s.x.to("meta")
+    tried = 0
+    with unchecked_types():
+        for make_one in [] if name == "only" else cases(name).valid:  # a circuit is of weights, by their numbers
+            with apply(model, make_one(there)):
+                assert model(x).is_meta
+            tried += 1
+    assert tried or name == "only"

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.activations.token_groups import token_masks
 from analyses.questions.patching.figures import patching_map
@@ -38,6 +37,7 @@ from analyses.questions.patching.patching_metrics import (
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, resolve
 
 ALONG = ("embedding", "site")

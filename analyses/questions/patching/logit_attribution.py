@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.questions.patching.figures import terms_figure
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import ends_of_sums
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 
 Classes = Int[Tensor, "_"] | int | None
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.activations.token_groups import Groups
 from analyses.questions.patching.patch_sites import INNER, STREAM, Patch, axes
 from hooked_vit import HookedViT
 from hooked_vit.components.watching import watched
+from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, apply, resolve
 from interventions.sweep import FOLD_TOKENS
 from interventions.vocabulary import blend

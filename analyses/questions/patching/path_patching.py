@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.questions.patching.figures import senders_figure
 from analyses.questions.patching.pair_tally import Tally, dropped_notes
@@ -32,6 +31,7 @@ from analyses.questions.patching.paths import Receiver, Sender, Wires
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 from interventions.sweep import FOLD_TOKENS
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from analyses.running.catalogue import get_analysis
 from analyses.running.models import load_model, short_name
 from analyses.running.notes import about_data, about_model
 from analyses.running.results import Result
-from hooked_vit import HookedViT
 
 MEASURED = "measured"
 """The entry of `meta` that says what a run cost and what it was of."""
@@ -53,9 +51,7 @@ def measure(run: Run, study: Study) -> Result:
     if run.needs_dictionary and study.dictionary is None:
         raise LookupError(f"{run.name} needs a trained dictionary: say where one is with --dictionary")
     name, entry = short_name(study.model), get_analysis(run.asks)
-    model = load_model(study.model)
-    if study.image_size is not None:
-        resize_(model, study.image_size)
+    model = load_model(study.model, image_size=study.image_size)
     takes = inspect.signature(entry.run).parameters
     n = run.n if entry.is_command else 4 * run.n
     data, fitted = load_data(study.data, n, seed=study.seed), load_data(study.fit_data, run.n_fit, seed=study.seed)
@@ -64,8 +60,7 @@ def measure(run: Run, study: Study) -> Result:
         options |= {"dictionary": study.dictionary, "layout": study.layout}
     started, worked = time.perf_counter(), time.process_time()
     if entry.is_command:
-        fit = "fit_data" if "fit_data" in takes else "probe_data"
-        result = entry.run({name: model}, data, **{fit: fitted}, **options)
+        result = entry.run({name: model}, data, fit_data=fitted, **options)
     else:
         answering = with_ridge_head(model, fitted)
         result = entry.run(answering, *pairs(data, run.n), **options)
@@ -82,26 +77,6 @@ def measure(run: Run, study: Study) -> Result:
 def save_measured(run: Run, study: Study, folder: Path) -> None:
     """`measure`, saved; what a process of its own does."""
     measure(run, study).save(folder)
-
-
-def resize_(model: HookedViT, side: int) -> None:
-    """Let a model's processor make pictures of `side` × `side` pixels, its resize and crop in their old proportion.
-
-    Raises ValueError for a side that patches do not cover, and for a processor whose pictures are not all of one
-    square size.
-    """
-    if side < 1 or side % model.cfg.patch_size:
-        raise ValueError(f"patches of {model.cfg.patch_size} pixels cover no side of {side}; give a multiple")
-    made = model.processor_size
-    if made is None or made[0] != made[1]:
-        raise ValueError(f"only a processor that makes squares of one size is given another; this one makes {made}")
-    processor = deepcopy(model.processor)
-    for what in ("size", "crop_size"):
-        if kept := {key: value for key, value in dict(getattr(processor, what, None) or {}).items() if value}:
-            setattr(processor, what, {key: round(value * side / made[0]) for key, value in kept.items()})
-    model.processor = processor
-    if model.processor_size != (side, side):
-        raise ValueError(f"this processor, told to make {side} × {side} pixels, makes {model.processor_size}")
 
 
 def pairs(data: ImageData, n: int) -> tuple[list[Image.Image], list[Image.Image]]:

@@ -15,12 +15,22 @@ import pytest
 
 from analyses.command_line import commands, terminal
 from analyses.command_line.cli import Parser, UsageError, build_parser, main
+from analyses.command_line.meanings import MEANINGS, default_of, meaning, what_it_may_be
 from analyses.command_line.options import add_options, options_of
-from analyses.command_line.values import Assigned, Number, Once, data, model, path, text
+from analyses.command_line.values import KINDS, Assigned, Choice, Number, Once, data, model, path, text
+from analyses.data import loading
+from analyses.probes.classifier_heads import HEADS
+from analyses.questions.class_space.class_embedding.class_embedding import PARTS
+from analyses.questions.class_space.perturbation_tests.perturbation_tests import ORDERS
+from analyses.questions.cls_use.random_readouts.arms import ARMS, MODES, PLACEMENTS
+from analyses.questions.decoding.decodability.decodability import CONTROLS
 from analyses.running import places
-from analyses.running.arguments import RANGES
+from analyses.running.arguments import CHOICES, RANGES
 from analyses.running.catalogue import in_source, registered_analyses
 from analyses.running.files import check_writable, write_whole
+from hooked_vit.tokens import ROLES
+from interventions.catalogue.shuffling import AMONG
+from interventions.dictionaries.layouts import LAYOUTS
 
 ANALYSES = sorted(name for name, source in in_source().items() if source.is_command)
 NO_NUMBERS = [
@@ -54,11 +64,11 @@ NO_PATHS = [
 @cache
 def parser_of(command: str, analysis: str | None) -> Parser:
     """The parser of one command, for `run` with the options of an analysis."""
-    parser, run = build_parser()
-    subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    _, commands = build_parser()
     if analysis is not None:
+        run = commands["run"]
         add_options(run, registered_analyses()[analysis].run, reserved={action.dest for action in run._actions})
-    return subparsers.choices[command]
+    return commands[command]
 
 
 def options(command: str, analysis: str | None = None) -> Iterator[argparse.Action]:
@@ -155,12 +165,86 @@ def test_nothing_is_given_twice(command, analysis):
             continue
         assert isinstance(action, Once), action.dest
         kind = action.type.value if isinstance(action.type, Assigned) else action.type
+        good |= {kind: kind.known[0]} if isinstance(kind, Choice) else {}
         value = str(kind.range.most if kind.kind is int else 0.5) if isinstance(kind, Number) else good[kind]
-        value = f"a={value}" if isinstance(action.type, Assigned) else action.choices[0] if action.choices else value
+        value = f"a={value}" if isinstance(action.type, Assigned) else value
         flag = action.option_strings[0]
         assert "given twice" in refused(command, analysis, action, value, flag, value)
         if action.nargs == "+":
             assert "given twice" in refused(command, analysis, action, value, value)
+
+
+@pytest.mark.parametrize("command", build_parser()[1])
+def test_every_option_says_what_it_does(command):
+    for action in parser_of(command, None)._actions:
+        assert len(action.help or "") > 4, action.dest
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_option_of_an_analysis_says_what_it_does_and_what_it_may_be(name):
+    said = {action.dest: action for action in parser_of("run", name)._actions}
+    for option in options_of(registered_analyses()[name].run):
+        if f"option_{option.name}" not in said:
+            assert option.name in said, "an option of the command"
+            continue
+        action, does = said[f"option_{option.name}"], meaning(option, name)
+        assert does, f"no line of MEANINGS says what --{option.name} of {name} does"
+        assert action.help.replace("%%", "%").startswith(does)
+        assert what_it_may_be(option) in action.help
+        assert what_it_may_be(option) or option.kind in (bool, str), option.name
+        assert default_of(option) in action.help
+        if option.choices and option.default is not None:
+            assert {*(option.default if option.many else [option.default])} <= {*option.choices}, option.name
+
+
+def test_nothing_is_said_of_options_there_are_not():
+    known = {(o.name, name) for name in ANALYSES for o in options_of(registered_analyses()[name].run)}
+    names = {name for name, _ in known}
+    assert {told for told in MEANINGS if told.partition(":")[0] not in names} == set()
+    assert {told for told in MEANINGS if ":" in told and tuple(told.split(":")) not in known} == set()
+
+
+def test_what_can_be_chosen_is_what_is_there():
+    """Known without torch to the command line, and to the code that runs."""
+    assert CHOICES["among"] == AMONG
+    assert CHOICES["controls"] == (*CONTROLS, "none")
+    assert CHOICES["head"] == HEADS
+    assert CHOICES["layout"] == tuple(LAYOUTS)
+    assert CHOICES["modes"] == (*MODES, *ARMS, *PLACEMENTS)
+    assert {*CHOICES["orders"]} == {*ORDERS, "lrp"}
+    assert CHOICES["parts"] == tuple(PARTS)
+    assert {name: what for name, (what, _) in loading._SCHEMES.items()} == KINDS
+    assert CHOICES["tokens"] == CHOICES["probe_tokens"] == ROLES[:4]
+
+
+def test_what_is_typed_wrong_is_answered_without_torch():
+    """Each in under a second, and with the nearest name; options and values of an analysis that is not imported."""
+    lines = {
+        "rn": "did you mean 'run'?",
+        "run cls-causalty": "did you mean 'cls-causality'?",
+        "run cls-causality --fit-dat x --sedes 3": "there is no option --sedes; did you mean '--seeds'?",
+        "run cls-causality --probe-data scenes:train --sedes 3": "did you mean '--seeds'?",
+        "run lenses --tokens clss": "did you mean 'cls'?",
+        "run restoration --probe-fit=claen": "did you mean 'clean'?",
+        "run random-readouts --modes nul trained": "did you mean 'null'?",
+        "run cls-causality --model zoo:vitt": "did you mean 'vit'?",
+        "run cls-causality --model clip": "did you mean 'zoo:clip'?",
+        "run cls-causality --data imagfolder:x": "did you mean 'imagefolder'?",
+        "run cls-causality --n nan": "a whole number from 1",
+        "features zoo:vit --dictionary x --layout saelen": "did you mean 'saelens'?",
+        "reproduce standin": "did you mean 'stand-in'?",
+        "hooks zoo:dinov": "did you mean 'dinov2'?",
+    }
+    code = (
+        "import sys, time\nfrom analyses.command_line.cli import main\n"
+        f"for line in {list(lines)}:\n    began = time.perf_counter()\n    assert main(line.split()) == 2, line\n"
+        "    assert time.perf_counter() - began < 1, line\n"
+        "assert not {'torch', 'pandas', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for says, told in zip(lines.values(), done.stderr.splitlines(), strict=True):
+        assert says in told
 
 
 # --- places to write
@@ -204,18 +288,6 @@ def test_a_device_that_cannot_compute(device, tmp_path, capsys, monkeypatch):
     assert "cannot use the device" in said
     assert "there is cpu" in said
     assert len(said) < 300
-
-
-def test_a_misspelt_analysis_is_answered_at_once():
-    """Without torch, which is what takes the time."""
-    code = (
-        "import sys\nfrom analyses.command_line.cli import main\n"
-        "assert main(['run', 'cls-causalty']) == 2\nassert main(['run', 'cls-causality', '--n', 'nan']) == 2\n"
-        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "did you mean 'cls-causality'?" in done.stderr
 
 
 def test_an_error_stands_below_a_progress_bar(capsys, monkeypatch):

@@ -8,19 +8,22 @@ import sys
 from typing import Literal
 
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 import transformers
 
-from analyses.command_line import cli, commands, terminal
+from analyses.command_line import cli, commands, computing, terminal
 from analyses.command_line.cli import main
 from analyses.command_line.options import options_of
 from analyses.running import registry
 from analyses.running.catalogue import in_source, registered_analyses
-from analyses.running.models import check_model, default_models, load_models, short_name, short_names
+from analyses.running.models import check_model, default_models, load_model, load_models, short_name, short_names
+from analyses.running.notes import about_model
 from analyses.running.results import Result
 from hooked_vit import architectures, zoo
 from hooked_vit.errors import UnsupportedModelError
+from hooked_vit.loading.placing import DTYPES, check_device
 from hooked_vit.loading.verify import Row
 from interventions import registered
 
@@ -77,7 +80,7 @@ def asked(own_registry):
         kind: Literal["mean", "zero"] = "mean",
         top: int | None = None,
         batch_size: int = 8,
-        probe_data: object = None,
+        fit_data: object = None,
         callback: object = None,
     ) -> Result:
         """What was asked?
@@ -113,7 +116,7 @@ def test_a_real_run_leaves_report_and_numbers(checkpoint, tmp_path):
         checkpoint,
         "--n",
         "40",
-        "--probe-data",
+        "--fit-data",
         "scenes:train",
         "--seeds",
         "1",
@@ -136,7 +139,7 @@ def test_a_real_run_leaves_report_and_numbers(checkpoint, tmp_path):
 def test_options_reach_the_analysis(asked, checkpoint, tmp_path, capsys):
     threads = torch.get_num_threads()
     line = "run what-was-asked --data scenes:test --n 3 --layers 4 5 --strength 2 --exact --kind zero --top 7"
-    more = ["--batch-size", "2", "--probe-data", "scenes:train", "--num-processes", "2", "--out", str(tmp_path)]
+    more = ["--batch-size", "2", "--fit-data", "scenes:train", "--num-processes", "2", "--out", str(tmp_path)]
     try:
         assert main([*line.split(), "--model", checkpoint, *more]) == 0
         assert torch.get_num_threads() == 2
@@ -145,7 +148,7 @@ def test_options_reach_the_analysis(asked, checkpoint, tmp_path, capsys):
     (call,) = asked
     assert list(call["models"]) == ["mine"]
     assert (call["data"].name, call["data"].n) == ("scenes:test", 3)
-    assert (call["probe_data"].name, call["probe_data"].n) == ("scenes:train", 3)
+    assert (call["fit_data"].name, call["fit_data"].n) == ("scenes:train", 3)
     told = {key: call[key] for key in ("layers", "strength", "exact", "kind", "top", "batch_size", "callback")}
     assert told == {
         **{
@@ -161,6 +164,17 @@ def test_options_reach_the_analysis(asked, checkpoint, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "What was asked?" in out
     assert "It was asked." in out
+
+
+def test_a_former_name_of_an_option_is_taken_with_a_notice(asked, checkpoint, tmp_path, capsys):
+    line = ["run", "what-was-asked", "--n", "2", "--model", checkpoint, "--out", str(tmp_path)]
+    assert main([*line, "--probe-data", "scenes:train"]) == 0
+    assert (asked[0]["fit_data"].name, asked[0]["fit_data"].n) == ("scenes:train", 2)
+    assert "note: probe_data is called fit_data now, on the command line --fit-data" in capsys.readouterr().err
+    assert main([*line, "--probe-data", "scenes:train", "--fit-data", "scenes:train"]) == 2
+    assert "fit_data is given twice" in capsys.readouterr().err
+    assert main(["run", "what-was-asked", "--help"]) == 0
+    assert "probe-data" not in capsys.readouterr().out
 
 
 def test_defaults_stay_with_the_analysis(asked, checkpoint, tmp_path, monkeypatch):
@@ -189,20 +203,24 @@ def test_demo_needs_no_arguments(asked, zoo_of_two, tmp_path, monkeypatch):
     ("line", "says"),
     [
         ("", "the following arguments are required: COMMAND (see hooked-vit --help)"),
-        ("dmo", "invalid choice: 'dmo'"),
+        ("dmo", "there is no command 'dmo'; did you mean 'demo'? There are demo, run,"),
+        ("cls-causality", "there is no command 'cls-causality'; did you mean 'run cls-causality'?"),
+        ("demo --otu x", "there is no option --otu; did you mean '--out'? (see hooked-vit demo --help)"),
+        ("hooks zoo:vit more", "'more' is a word too many"),
         ("run", "required: ANALYSIS"),
         ("run what-was-aksed", "did you mean 'what-was-asked'?"),
-        ("run what-was-asked --sedes 3", "unrecognized arguments: --sedes 3"),
+        ("run what-was-asked --sedes 3", "there is no option --sedes; did you mean '--seed'?"),
         (
             "run what-was-asked --top many",
             "argument --top: a whole number from -2147483647 to 2147483647 is needed, got 'many'",
         ),
-        ("run what-was-asked --kind maen", "invalid choice: 'maen'"),
+        ("run what-was-asked --kind maen", "no value is called 'maen'; did you mean 'mean'? There are mean, zero"),
         ("run what-was-asked --n 0", "argument --n: a whole number from 1 to 2147483647 is needed, got '0'"),
         ("run what-was-asked --num-processes 0", "argument --num-processes: a whole number from 1 to"),
         ("run what-was-asked --model zoo:vitt", "the zoo has no 'vitt'; did you mean 'vit'?"),
         ("run what-was-asked --model vit", "did you mean 'zoo:vit'?"),
-        ("run what-was-asked --model nobody/nothing", "the hub has no such model or cannot be reached"),
+        ("run what-was-asked --model zo:vit", "no model begins with 'zo:'; did you mean 'zoo:'?"),
+        ("run what-was-asked --model nobody/nothing", "the hub is not asked, as HF_HUB_OFFLINE is set"),
         ("run what-was-asked --model ./nothing", "there is no folder './nothing'"),
         ("run what-was-asked --model {tmp}", "holds config.json"),
         ("run what-was-asked --model {tmp}/file", "is a file"),
@@ -211,8 +229,12 @@ def test_demo_needs_no_arguments(asked, zoo_of_two, tmp_path, monkeypatch):
         ("run what-was-asked --model {mine} {mine}", "is given twice"),
         ("run what-was-asked --model {mine} --device teapot", "cannot use the device 'teapot'"),
         ("run what-was-asked --model {mine} --data photos", "data is one of scenes:SPLIT"),
-        ("run what-was-asked --model {mine} --data scenes:tset", "train, validation, test"),
-        ("run what-was-asked --model {mine} --probe-data imagefolder:{tmp}/nothing", "there is no folder"),
+        ("run what-was-asked --model {mine} --data scens:test", "got 'scens:test'; did you mean 'scenes'?"),
+        (
+            "run what-was-asked --model {mine} --data scenes:tset",
+            "train, validation, test; got 'tset'; did you mean 'test'?",
+        ),
+        ("run what-was-asked --model {mine} --fit-data imagefolder:{tmp}/nothing", "there is no folder"),
         ("run what-was-asked --model {mine} --out {tmp}/file", "is not one"),
         ("hooks ./nothing", "there is no folder"),
         ("verify zoo:vitt", "the zoo has no 'vitt'"),
@@ -329,3 +351,59 @@ def test_an_empty_zoo_says_so(monkeypatch, tmp_path):
         default_models()
     with pytest.raises(UnsupportedModelError, match="the zoo is empty"):
         check_model("zoo:vit")
+
+
+# --- in which numbers, on which size, how many images
+
+
+def test_numbers_size_and_images_to_fit_on_reach_models_and_analysis(asked, checkpoint, tmp_path):
+    line = ["run", "what-was-asked", "--model", checkpoint, "--out", str(tmp_path), "--n", "2"]
+    assert main([*line, "--dtype", "bfloat16", "--image-size", "96", "--n-fit", "3"]) == 0
+    (call,) = asked
+    (model,) = call["models"].values()
+    assert (model.dtype, model.processor_size) == (torch.bfloat16, (96, 96))
+    assert (call["data"].n, call["fit_data"].name, call["fit_data"].n) == (2, "scenes:train", 3)
+    assert about_model(model) | {"dtype": "bfloat16", "device": "cpu", "image_size": [96, 96]} == about_model(model)
+    assert main([*line, "--fit-data", "scenes:validation", "--n-fit", "4"]) == 0
+    assert (asked[1]["fit_data"].name, asked[1]["fit_data"].n) == ("scenes:validation", 4)
+    model = load_model(checkpoint, dtype=torch.float16, image_size=64)
+    assert (model.dtype, model.processor_size) == (torch.float16, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("--dtype bfloat61", "no value is called 'bfloat61'; did you mean 'bfloat16'?"),
+        ("--image-size 50", "patches of 16 pixels cover no side of 50; give a multiple"),
+        ("--n-fit 3 --data imagefolder:{photos}", "--n-fit counts images to fit on: say which, with --fit-data"),
+    ],
+)
+def test_numbers_and_sizes_there_are_not(more, says, asked, checkpoint, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        PIL.Image.new("RGB", (48, 48)).save(tmp_path / "photos" / name / "x.png")
+    line = ["run", "what-was-asked", "--model", checkpoint, "--out", str(tmp_path / "out"), "--n", "2"]
+    assert main([*line, *more.format(photos=tmp_path / "photos").split()]) == 2
+    assert says in capsys.readouterr().err
+    assert asked == []
+
+
+def test_a_dtype_the_device_lacks_is_refused(monkeypatch):
+    def lacks(*_, **__):
+        raise RuntimeError('"LayerNorm" not implemented for Half. Long talk')
+
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", lacks)
+    with pytest.raises(ValueError, match=r"the device 'cpu' does not compute in float16: .LayerNorm. not implemented"):
+        check_device("cpu", "float16")
+    assert tuple(DTYPES) == computing.DTYPES
+
+
+def test_a_batch_size_can_be_found(asked, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hooked_vit.loading.placing.fitting_batch", lambda model: 6)
+    line = ["run", "what-was-asked", "--model", checkpoint, "--out", str(tmp_path), "--n", "2"]
+    assert main([*line, "--batch-size", "auto"]) == 0
+    assert asked[0]["batch_size"] == 6
+    assert "note: batches of 6 images" in capsys.readouterr().err
+    assert any("Batches of 6 images" in note for note in Result.load(tmp_path).meta["notes"])
+    assert main([*line, "--batch-size", "aut"]) == 2
+    assert "a whole number from 1 to 2147483647, or auto, is needed, got 'aut'" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_a_draw_from_a_stream_says_that_it_is_none(hub):
     )
     assert as_data(plain).drawn == load_data("scenes:test", 5).drawn == ""
     about = about_data(as_data(plain, n=5))
-    assert data_notes({"probe_data": about}) == [f"stream: {about['drawn']}."]
+    assert data_notes({"fit_data": about}) == [f"stream: {about['drawn']}."]
 
 
 def test_a_stream_of_files_is_told_by_them(hub):

@@ -72,15 +72,15 @@ def test_a_readout_that_was_set_stays(name: str) -> None:
 
 def test_shuffling_cls_costs_a_cls_pooled_beit_with_a_ridge_head_what_it_must() -> None:
     """Behind the last block every answer is another image's: the floor over all orders, not the clean accuracy."""
-    run = cls_causality({"beit": model("beit-cls-none")}, coloured(60, 1), probe_data=coloured(150, 2), head="ridge")
+    run = cls_causality({"beit": model("beit-cls-none")}, coloured(60, 1), fit_data=coloured(150, 2), head="ridge")
     assert run.meta["read"]["beit"].endswith(" on cls behind the final norm")
     assert values(run, "beit", "shuffled", 1).max() < values(run, "beit", "clean").iloc[0] - 0.2
 
 
 def test_both_readouts_of_clip_stand_in_one_result() -> None:
     """The mean patch of its family's classifier, which CLS cannot matter to at the end, and its own projected CLS."""
-    data, probe_data = coloured(60, 1), coloured(150, 2)
-    run = cls_causality({"clip": model("clip-full")}, data, probe_data=probe_data, reads=("auto", "own"), seeds=1)
+    data, fit_data = coloured(60, 1), coloured(150, 2)
+    run = cls_causality({"clip": model("clip-full")}, data, fit_data=fit_data, reads=("auto", "own"), seeds=1)
     assert list(run.frame.model.unique()) == ["clip", "clip (own)"]
     assert run.meta["read"]["clip"].endswith(" on the mean of the patches, without a norm")
     assert run.meta["read"]["clip (own)"].endswith(", behind the projection) on cls behind the final norm")
@@ -156,8 +156,7 @@ def test_a_head_that_was_fitted_is_what_was_read(ask: Callable[..., Result]) -> 
     """Not the features of the model that came without one."""
     few = {"seeds": 1, "neurons": 1, "calibration": 8}
     few = {name: value for name, value in few.items() if name in inspect.signature(ask).parameters}
-    (fit,) = {"fit_data", "probe_data"} & {*inspect.signature(ask).parameters}
-    run = ask({"m": model("vit-model")}, coloured(20, 1), **{fit: coloured(40, 2)}, **few)
+    run = ask({"m": model("vit-model")}, coloured(20, 1), fit_data=coloured(40, 2), **few)
     assert run.meta["models"]["m"]["head_fitted"]
     assert run.meta["read"]["m"].startswith("a ridge head (fitted on 40 images")
 

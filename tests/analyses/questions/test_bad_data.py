@@ -100,7 +100,7 @@ def divided() -> tuple[HookedViT, list[int]]:
 
 def fit() -> dict[str, ImageData]:
     data = load_data("scenes:train", n=30)
-    return {"fit_data": data, "probe_data": data}
+    return {"fit_data": data}
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_images_in_the_order_of_their_labels_are_refused_where_tokens_are_exchan
     flowing = as_data(rows.cast_column("label", datasets.ClassLabel(names=CLASSES)).to_iterable_dataset())
     named = everything.scenes("train", 30)
     with pytest.raises(ValueError, match="batches have to mix classes"):
-        run(name, flowing, fit_data=named, probe_data=named)
+        run(name, flowing, fit_data=named)
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -169,6 +169,6 @@ def test_the_same_photo_under_two_names_is_counted_and_never_on_both_sides(name:
     parts = result.meta["parts"].values() if "parts" in result.meta else [{"meta": result.meta}]
     assert [part["meta"]["data"]["duplicates"] for part in parts] == [2] * len(parts)
     assert any("2 images are copies of others, to the pixel" in note for note in result.meta["notes"])
-    if {"fit_data", "probe_data"} & {*inspect.signature(get_analysis(name).run).parameters} and name in PROBES:
+    if "fit_data" in inspect.signature(get_analysis(name).run).parameters and name in PROBES:
         with pytest.raises(ValueError, match="probes are measured on images they were not fitted on"):
-            run(name, twice, fit_data=chosen([1, 2, 3]), probe_data=chosen([1, 2, 3]))
+            run(name, twice, fit_data=chosen([1, 2, 3]))

@@ -116,7 +116,7 @@ def test_an_intervention_of_ones_own_works_in_sweep_and_in_cls_causality(monkeyp
     with torch.no_grad(), apply(vit, negated_cls(layer=1)) as run:
         assert torch.equal(vit(pixels), ours[negated_cls(layer=1)])
     assert run.fired == {"blocks.1.hook_resid_post": 1}
-    result = cls_causality({"vit": vit}, data, probe_data=coloured(60, 2), seeds=1, disturb=negated_cls)
+    result = cls_causality({"vit": vit}, data, fit_data=coloured(60, 2), seeds=1, disturb=negated_cls)
     assert result.meta["interventions"][0] == "negated_cls(layer=0)"
     shuffled = result.frame[(result.frame.measure == "shuffled") & (result.frame.layer == 1)]["value"].item()
     answers = ours[negated_cls(layer=1)].argmax(-1)
@@ -131,8 +131,8 @@ def test_no_batch_holds_one_image_alone():
         with pytest.raises(ValueError, match="one image alone|needs two of them"):
             intervention_sweep({"vit": vit}, coloured(n, 1), batch_size=batch_size)
         with pytest.raises(ValueError, match="one image alone|needs two of them"):
-            cls_causality({"vit": vit}, coloured(n, 1), probe_data=coloured(20, 2), batch_size=batch_size)
+            cls_causality({"vit": vit}, coloured(n, 1), fit_data=coloured(20, 2), batch_size=batch_size)
     assert vit.run.n_forwards == runs
     assert set(intervention_sweep({"vit": vit}, coloured(21, 1), batch_size=10).frame.n) == {21}
-    cls_causality({"vit": vit}, coloured(21, 1), probe_data=coloured(20, 2), batch_size=10)
+    cls_causality({"vit": vit}, coloured(21, 1), fit_data=coloured(20, 2), batch_size=10)
     intervention_sweep({"vit": vit}, coloured(21, 1), interventions=[zero_attention("cls", "patches")], batch_size=10)

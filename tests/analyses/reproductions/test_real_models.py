@@ -11,12 +11,13 @@ from transformers import BitImageProcessorPil
 
 from analyses.data import load_data
 from analyses.reproductions.real_models import measuring, page
-from analyses.reproductions.real_models.measuring import MEASURED, Study, measure, pairs, resize_
+from analyses.reproductions.real_models.measuring import MEASURED, Study, measure, pairs
 from analyses.reproductions.real_models.page import write_page
 from analyses.reproductions.real_models.runs import RUNS, Run, find
 from analyses.reproductions.real_models.tables import SHOWN
 from analyses.running.results import Result
 from hooked_vit import HookedViT, zoo
+from hooked_vit.loading.placing import resize_
 from tests.tiny import make_hf
 
 SMALL = (

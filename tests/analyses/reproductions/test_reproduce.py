@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from analyses.command_line.cli import main
-from analyses.reproductions import missing as looking
 from analyses.reproductions import run as running
 from analyses.reproductions.missing import missing
 from analyses.reproductions.recipe import RecipeError, load_recipe, names
 from analyses.reproductions.run import compare, run_recipe
 from analyses.running.catalogue import get_analysis
 from analyses.running.results import Result
+from hooked_vit.loading import hub
 from tests.tiny import make_hf
 
 REAL = [name for name in names() if name not in ("stand-in", "counting")]
@@ -25,7 +25,7 @@ REAL = [name for name in names() if name not in ("stand-in", "counting")]
 
 @pytest.fixture(autouse=True)
 def _hub_is_asked_anew():
-    looking.hub_answers.cache_clear()
+    hub._trouble.cache_clear()
 
 
 def own(tmp_path: Path, text: str = "", **step: str) -> str:
@@ -47,6 +47,10 @@ def own(tmp_path: Path, text: str = "", **step: str) -> str:
 
 
 VALUE = '[[steps.published]]\nwhat = "w"\nsource = "p"\nkind = "table"\n'
+
+
+def test_a_recipe_may_use_a_former_name(tmp_path):
+    assert load_recipe(own(tmp_path, data='{ data = "d", probe_data = "d" }')).steps[0].data["probe_data"] == "d"
 
 
 @pytest.mark.parametrize("name", names())
@@ -78,10 +82,10 @@ def test_the_numbers_of_the_paper_are_those_printed():
     [
         ({"analysis": '"cls-causalty"'}, "there is no analysis 'cls-causalty'; did you mean 'cls-causality'"),
         ({"options": "{ seed = 1 }"}, "no option of its analysis is called 'seed'; did you mean 'seeds'"),
-        ({"options": '{ probe_data = "d" }'}, "no option of its analysis is called 'probe_data'"),
+        ({"options": '{ fit_data = "d" }'}, "no option of its analysis is called 'fit_data'"),
         ({"data": '{ data = "e" }'}, "no data of the recipe is called 'e'"),
-        ({"data": '{ probe_data = "d" }'}, "says what is measured on"),
-        ({"data": '{ data = "d", fit_data = "d" }'}, "no data of its analysis is called 'fit_data'"),
+        ({"data": '{ fit_data = "d" }'}, "says what is measured on"),
+        ({"data": '{ data = "d", more_data = "d" }'}, "no data of its analysis is called 'more_data'"),
         ({"models": '["vit"]'}, "no model of the recipe is called 'vit'"),
         ({"model": '"m"'}, "step s: unknown model; did you mean 'models'"),
         ({"name": ""}, "lacks name"),
@@ -140,9 +144,15 @@ def test_the_hub_is_asked_once(monkeypatch):
 
     asked = []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(looking, "urlopen", lambda *a, **kw: asked.append(1) or (_ for _ in ()).throw(OSError("away")))
+
+    class Session:
+        def head(self, endpoint, timeout):
+            asked.append(endpoint)
+            raise OSError("away")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
     assert len(missing(load_recipe("cls-not-used"))) == 7
-    assert asked == [1]
+    assert asked == [huggingface_hub.constants.ENDPOINT]
 
 
 def test_a_gated_data_set_and_a_repository_that_is_not_there(monkeypatch):
@@ -163,7 +173,7 @@ def test_a_gated_data_set_and_a_repository_that_is_not_there(monkeypatch):
             if repo_type == "dataset":
                 raise refuse(GatedRepoError)
 
-    monkeypatch.setattr(looking, "hub_answers", lambda: True)
+    monkeypatch.setattr(hub, "trouble", lambda: None)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     said = missing(load_recipe("cls-not-used"))
     assert [line.split(" (")[0] for line in said] == ["model deit", "data test", "data probes"]

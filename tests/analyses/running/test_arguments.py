@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import signature
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from analyses.running.arguments import Range
-from analyses.running.catalogue import get_analysis, in_source
+from analyses.running.arguments import FORMER, Range, former_names
+from analyses.running.catalogue import get_analysis, in_source, registered_analyses
+from analyses.running.registry import analysis
+from analyses.running.results import Result
 from tests.analyses.everything import asked, model
 from tests.tiny import make_hf
 
@@ -73,3 +77,33 @@ def test_a_range_says_what_it_holds(value, kind):
     assert Range(1, 10).fault(value, kind).endswith("number from 1 to 10")
     assert Range(0, 1, above=True).fault(0, float) == "a number above 0 and up to 1"
     assert Range(0, 1, above=True).fault(1, float) is None
+
+
+# --- one thing has one name, and the former one is taken
+
+
+@pytest.fixture
+def fitting(own_registry: None) -> Callable[..., Result]:
+    @analysis
+    def fitting(models: object, data: object, *, fit_data: object = None, seeds: int = 1) -> Result:
+        """What was given to fit on?"""
+        return Result(pd.DataFrame({"seeds": [seeds]}), {"given": fit_data})
+
+    return fitting
+
+
+def test_the_images_to_fit_on_have_one_name_in_every_analysis() -> None:
+    for name, entry in registered_analyses().items():
+        takes = signature(entry.run).parameters
+        assert not {*FORMER} & {*takes}, name
+        assert former_names(entry.run) == ({"probe_data": "fit_data"} if "fit_data" in takes else {}), name
+
+
+def test_a_former_name_is_taken_with_a_notice(fitting: Callable[..., Result], capsys: pytest.CaptureFixture) -> None:
+    models = {"m": model()}
+    assert fitting(models, None, fit_data="images").meta["given"] == "images"
+    assert "called" not in capsys.readouterr().err
+    assert fitting(models, None, probe_data="images").meta["given"] == "images"
+    assert "note: probe_data is called fit_data now, on the command line --fit-data" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="fit_data is given twice, once as probe_data"):
+        fitting(models, None, probe_data=1, fit_data=2)

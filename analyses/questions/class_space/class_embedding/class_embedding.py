@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from analyses.data import ImageData
 from analyses.data.sets import one_set
 from analyses.questions.class_space.class_embedding.figure import figures_of_parts, overview_figure, overview_table
@@ -25,6 +23,7 @@ from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 
 DEFAULT_IMAGES = 300
 

@@ -80,7 +80,7 @@ COLUMNS += ["value", "low", "high", "n", "spread", "p"]
 )
 def perturbation_tests(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
-    probe_data: ImageData | Any = None, head: str = "auto", orders: tuple[str, ...] = ORDERS, site: str = "attn_out",
+    fit_data: ImageData | Any = None, head: str = "auto", orders: tuple[str, ...] = ORDERS, site: str = "attn_out",
     seeds: int = 10, points: int = 20, shots: int = 10, batch_size: int = 64, seed: int = 0, repro: bool = False,
 ) -> Result:  # fmt: skip
     """How fast does accuracy fall when image tokens are deleted, the most or the least important first?
@@ -91,7 +91,7 @@ def perturbation_tests(
     Importance is for each image's label. `orders`: "gradient" (the global map, `site` as in `gradient_maps`), "chefer"
     (attention times its gradient, ICCV 2021), "rollout", "attention_last" and "attention_mean" (what CLS attends to),
     "projection" and "probe" (at each token the position of the label among the classes, summed over blocks, from the
-    model's head and from ridge probes on `shots` images per class of `probe_data`; scenes: the train split, otherwise
+    model's head and from ridge probes on `shots` images per class of `fit_data`; scenes: the train split, otherwise
     half of `data`); where asked for "lrp" (propagated relevance times gradient, CVPR 2021), which needs a
     model that reads CLS through one head. Beside them `seeds` random orders, other ones for every image. Images of more
     than 49 tokens lose them in `points` steps. `repro=True`: the softmax taken twice in the gradient, and random orders
@@ -101,7 +101,7 @@ def perturbation_tests(
     `auc_published`, by the formula of the published code; `auc_minus_random` and `auc_minus_gradient` with their paired
     intervals and `p` (sign flips, Holm); `probe_accuracy` and `projection_accuracy` by `site` and `layer`, averaged
     over `tokens` ("patches" or "cls"), with the spread over positions. Unit of all intervals is the image.
-    A model whose `head` knows none of the classes gets a ridge head, fitted on all of `probe_data`. Raises ValueError
+    A model whose `head` knows none of the classes gets a ridge head, fitted on all of `fit_data`. Raises ValueError
     for a model without CLS, a head that does not know the labels, an unknown order, and classes of too few images.
     """
     if unknown := [order for order in orders if order not in (*ORDERS, *OPTIONAL)]:
@@ -109,7 +109,7 @@ def perturbation_tests(
         raise ValueError(f"orders are {known}, and random always; got {', '.join(unknown)}")
     if seeds < 1:
         raise ValueError(f"the control needs at least one random order; got seeds={seeds}")
-    data, fitted, note = two_sets(data, probe_data, n=200, n_fit=500)
+    data, fitted, note = two_sets(data, fit_data, n=200, n_fit=500)
     few = fitted.per_class(shots, seed) if any(order in BY_POSITION for order in orders) else None
     n_classes = classes_to_learn(data, fitted)
     for name, model in models.items():
@@ -130,7 +130,7 @@ def perturbation_tests(
     meta = {
         "models": {name: its.about() for name, its in answers.items()},
         **found.about,
-        "probe_data": None if few is None else about_data(few, f"{shots} images per class from: {note}"),
+        "fit_data": None if few is None else about_data(few, f"{shots} images per class from: {note}"),
         "n_classes": n_classes,
         "orders": [*orders, RANDOM],
         **{"site": site, "repro": repro, "seeds": list(range(seeds)), "batch_size": batch_size},

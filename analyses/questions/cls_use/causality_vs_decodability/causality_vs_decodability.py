@@ -43,7 +43,7 @@ def causality_vs_decodability(
     models: Mapping[str, HookedViT],
     data: ImageData | Any = None,
     *,
-    probe_data: ImageData | Any = None,
+    fit_data: ImageData | Any = None,
     tokens: str = "cls",
     seeds: int = 3,
     batch_size: int = 128,
@@ -57,7 +57,7 @@ def causality_vs_decodability(
 
     After every block, and for the tokens of the role `tokens` (their mean, where they are several):
 
-    `decodability`: accuracy of a ridge probe fitted on `probe_data`. `probe_floor`: what the same probe would score on
+    `decodability`: accuracy of a ridge probe fitted on `fit_data`. `probe_floor`: what the same probe would score on
     another image's tokens, exactly, over all permutations. `causal_effect`: accuracy of the model minus its accuracy
     with these tokens exchanged between images (`among` as in `shuffle_tokens`, the mean of `seeds` permutations).
     `gap`: decodability − probe_floor − causal_effect, which compares like with like: what the probe and what the model
@@ -70,7 +70,7 @@ def causality_vs_decodability(
     Memory grows with the images by a few numbers per layer. Raises ValueError for a role a model has not, batches a
     shuffle cannot be drawn for, fewer than two classes, and labels a head does not know.
     """
-    opening = open_study(models, data, probe_data, head)
+    opening = open_study(models, data, fit_data, head)
     check_shuffles(opening.measured, batch_size, seeds, among)
     for name, model in models.items():
         check_role(name, model, tokens, "shuffle")
@@ -87,7 +87,7 @@ def causality_vs_decodability(
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": about,
-        **opening.about("probe_data", n=int(frame.n.max())),
+        **opening.about(n=int(frame.n.max())),
         "tokens": tokens,
         "seeds": seeds,
         "batch_size": batch_size,

@@ -47,7 +47,7 @@ def cls_causality(
     models: Mapping[str, HookedViT],
     data: ImageData | Any = None,
     *,
-    probe_data: ImageData | Any = None,
+    fit_data: ImageData | Any = None,
     seeds: int = 3,
     batch_size: int = 128,
     among: str = "batch",
@@ -61,8 +61,8 @@ def cls_causality(
     >>> result = cls_causality({"vit": zoo.load("vit")}, load_data("scenes:test", n=500))  # doctest: +SKIP
     >>> result.frame.query("measure == 'shuffled'")  # doctest: +SKIP
 
-    Probes are fitted on `probe_data` (one pass, all layers), everything else is measured on `data`; without
-    `probe_data` half of `data`, by class, is set aside for it (scenes: the train split). CLS is exchanged within
+    Probes are fitted on `fit_data` (one pass, all layers), everything else is measured on `data`; without
+    `fit_data` half of `data`, by class, is set aside for it (scenes: the train split). CLS is exchanged within
     batches of `batch_size` (`among` as in `shuffle_cls`), with `seeds` different permutations. A model whose `head`
     knows none of the data's classes gets a ridge head on what its checkpoint reads, and `meta` says so. `reads` names
     what ridge heads read, each of them for every model: besides "auto", "own" (what the model gives out: CLIP's
@@ -82,7 +82,7 @@ def cls_causality(
     models, read = by_readout(models, reads)
     for name, model in models.items():
         _check(name, model, plan)
-    opening = open_study(models, data, probe_data, head, read)
+    opening = open_study(models, data, fit_data, head, read)
     if disturb is None:
         check_shuffles(opening.measured, batch_size, seeds, among)
     else:
@@ -97,7 +97,7 @@ def cls_causality(
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": notes,
-        **opening.about("probe_data", n=tally.n),
+        **opening.about(n=tally.n),
         "seeds": seeds,
         "batch_size": batch_size,
         "interventions": [repr(plan.disturbed(0, 0, None)), repr(readout("cls"))],

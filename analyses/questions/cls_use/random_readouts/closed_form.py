@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
@@ -16,6 +15,7 @@ from analyses.questions.cls_use.random_readouts.store import Stream
 from analyses.questions.cls_use.random_readouts.tokens import Arm, ClsDistribution, Placed, images
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 
 Source = Callable[[Stream, Float[Tensor, "b t d"]], Float[Tensor, "b d"] | None]
 

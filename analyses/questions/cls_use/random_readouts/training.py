@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.networks import TokenReadout
@@ -24,6 +23,7 @@ from analyses.running.notice import notice
 from analyses.statistics.ranks import correct, rank
 from hooked_vit.loading.digests import digest
 from hooked_vit.loading.files import write_whole
+from hooked_vit.loading.progress import tqdm
 
 EVALUATION = 256  # images at a time where nothing is learned
 # Noise in training, in evaluation and in the weights at first must not come from one sequence.

@@ -58,7 +58,7 @@ Place = tuple[int | None, int]
 )
 def restoration(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
-    probe_data: ImageData | Any = None, probe_fit: Literal["clean", "refit"] = "clean", tokens: str = "cls",
+    fit_data: ImageData | Any = None, probe_fit: Literal["clean", "refit"] = "clean", tokens: str = "cls",
     probe_tokens: str | None = None, seeds: int = 3, batch_size: int = 64, among: str = "batch", repro: bool = False,
     activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
@@ -85,7 +85,7 @@ def restoration(
         probe_fit, seeds = "refit", 1
     if probe_fit not in ("clean", "refit"):
         raise ValueError(f"probe_fit is clean or refit; got {probe_fit!r}")
-    opening = open_study({}, data, probe_data)
+    opening = open_study({}, data, fit_data)
     check_shuffles(opening.measured, batch_size, seeds, among)
     probe_tokens = probe_tokens or tokens
     for name, model in models.items():
@@ -102,7 +102,7 @@ def restoration(
     frame = pd.DataFrame(rows).astype({"shuffled_layer": "Int64", "probe_layer": "Int64", "seed": "Int64"})
     meta = {
         "models": {name: about_model(model, PROBES_READ) for name, model in models.items()},
-        **opening.about("probe_data", n=int(frame.n.max())),
+        **opening.about(n=int(frame.n.max())),
         "probe_fit": probe_fit,
         "tokens": tokens,
         "probe_tokens": probe_tokens,

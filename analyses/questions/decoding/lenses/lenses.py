@@ -51,7 +51,7 @@ Key = tuple[str, str, int | None]
 )
 def lenses(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
-    probe_data: ImageData | Any = None, tokens: str = "cls", final_ln: bool = True, random_models: int = 3,
+    fit_data: ImageData | Any = None, tokens: str = "cls", final_ln: bool = True, random_models: int = 3,
     steps: int = 500, lens_images: int = 10_000, batch_size: int = 128, head: str = "auto", seed: int = 0,
     repro: bool = False, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
@@ -62,7 +62,7 @@ def lenses(
 
     Readers of the tokens of the role `tokens` (their mean, where they are several) after every block: `probe`, a ridge
     probe of the layer's own; `head`, the model's final norm and head as they are (`final_ln=False`, and `repro`: the
-    bare head, as in the lab note's figure); `translator`, an affine map trained on `probe_data` (at most `lens_images`
+    bare head, as in the lab note's figure); `translator`, an affine map trained on `fit_data` (at most `lens_images`
     of it, which are held in memory, for `steps` mini-batches) to give the model's final distribution through that
     head. Controls: `random_head` and `random_probe`, the same on `random_models` models with random weights, and
     `chance`. `model` is the model's own answer.
@@ -79,7 +79,7 @@ def lenses(
             "lenses need at least 1 step, 20 images for a translator, and no negative number of random models; got "
             f"steps={steps}, lens_images={lens_images}, random_models={random_models}"
         )
-    opening = open_study(models, data, probe_data, head)
+    opening = open_study(models, data, fit_data, head)
     for name, model in models.items():
         check_role(name, model, tokens, "read")
     rows: list[dict[str, Any]] = []
@@ -113,7 +113,7 @@ def lenses(
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": about,
-        **opening.about("probe_data", n=int(frame.n.max())),
+        **opening.about(n=int(frame.n.max())),
         "tokens": tokens,
         "final_ln": final_ln,
         "steps": steps,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from tqdm.auto import tqdm
+
+from hooked_vit.loading.progress import tqdm
 
 Head = Callable[[Tensor], Tensor]
 

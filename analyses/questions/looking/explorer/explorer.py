@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from analyses.questions.looking.explorer.effects import patch_kinds
 from analyses.questions.looking.explorer.view import TOP, read_view
 from analyses.running.files import check_writable, write_whole
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 from interventions import Intervention
 
 # nothing is fetched, sent or followed

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.questions.patching.circuits.edge_scores import ALONG, cut_logits, edge_scores, exact_effects
 from analyses.questions.patching.circuits.figure import faithfulness_figure, graph_figure, in_words, summary_table
@@ -39,6 +38,7 @@ from analyses.running.results import Result
 from analyses.statistics.intervals import mean_intervals
 from analyses.statistics.ranks import rank_correlation
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 from interventions.circuits import Circuit, Graph, identity
 from interventions.vocabulary import check_choice
 

@@ -48,7 +48,7 @@ def counting(
     models: Mapping[str, HookedViT] | None = None,
     data: ImageData | Any = None,
     *,
-    probe_data: ImageData | Any = None,
+    fit_data: ImageData | Any = None,
     max_pairs: int = 500,
     threshold: int = 0,
     eps: float = EPS,
@@ -63,7 +63,7 @@ def counting(
     A model's class is a count. Data has the columns of `digit_scenes`: besides the image its `count`, an object
     `mask`, and `pair`, the image without object `removed`. Only pairs whose two members are both counted right are
     patched, at most `max_pairs` of them. A patch belongs to an object with more than `threshold` pixels in it. Probes
-    are fitted on clean scenes of `probe_data` (scenes: the train split; otherwise half of `data`) and measured on all
+    are fitted on clean scenes of `fit_data` (scenes: the train split; otherwise half of `data`) and measured on all
     of `data`.
 
     One row per model, token group, depth (0: behind the embedding, to n_layers) and measure. `recovery` (of logit k −
@@ -73,7 +73,7 @@ def counting(
     left out of its rows. Raises ValueError for data without pairs, pairs of two shapes, and models that do not count.
     """
     models = {"vit-count": zoo.load("vit-count")} if models is None else dict(models)
-    data, probe_data, split_note = _paired_sets(data, probe_data)
+    data, fit_data, split_note = _paired_sets(data, fit_data)
     if max_pairs < 1:
         raise ValueError(f"patching needs pairs: max_pairs is at least 1, got {max_pairs}")
     ids = {name: count_ids(model, name) for name, model in models.items()}
@@ -81,7 +81,7 @@ def counting(
     about: dict[str, Any] = {}
     for name, model in models.items():
         study = _Study(name, model, ids[name], threshold, eps, seed)
-        study.fit_probes(probe_data, batch_size)
+        study.fit_probes(fit_data, batch_size)
         study.measure(data, batch_size, max_pairs)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = study.describe()
@@ -89,7 +89,7 @@ def counting(
     meta = {
         "models": about,
         "data": about_data(data),
-        "probe_data": about_data(probe_data, split_note),
+        "fit_data": about_data(fit_data, split_note),
         "max_pairs": max_pairs,
         "threshold": threshold,
         "eps": eps,
@@ -120,9 +120,9 @@ def count_ids(model: HookedViT, name: str = "the model") -> dict[int, int]:
     return {i: i for i in range(model.cfg.n_classes)}
 
 
-def _paired_sets(data: Any, probe_data: Any) -> tuple[ImageData, ImageData, str]:
+def _paired_sets(data: Any, fit_data: Any) -> tuple[ImageData, ImageData, str]:
     """What to measure on, and what to fit probes on; both with masks and pairs."""
-    measured, fitted, note = two_sets(data, probe_data)
+    measured, fitted, note = two_sets(data, fit_data)
     for part, columns in ((measured, COLUMNS), (fitted, ("mask", "removed", "count"))):
         if missing := [c for c in columns if c not in part.columns]:
             raise ValueError(

@@ -17,7 +17,6 @@ import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.drawing.colours import BLUE, FLOOR, GREEN, MIDGREY, ORANGE, PURPLE, RED, UNTOUCHED
 from analyses.drawing.panels import curve, level, panels, place
@@ -39,6 +38,7 @@ from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import rate_row
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 from hooked_vit.tokens import Tokens
 from interventions.vocabulary import check_tokens, layer_of
 

@@ -399,7 +399,7 @@ def data(models: dict[str, HookedViT]) -> ImageData:
 
 @pytest.fixture(scope="module")
 def result(models: dict[str, HookedViT], data: ImageData) -> Result:
-    return perturbation_tests(models, data, probe_data=coloured(60, 2), seeds=2, shots=4, batch_size=16)
+    return perturbation_tests(models, data, fit_data=coloured(60, 2), seeds=2, shots=4, batch_size=16)
 
 
 def test_every_order_has_its_curves_and_areas(result: Result) -> None:
@@ -440,7 +440,7 @@ def test_an_area_is_that_of_its_curve(result: Result) -> None:
 
 
 def test_batches_change_nothing(result: Result, models: dict[str, HookedViT], data: ImageData) -> None:
-    given = {"probe_data": coloured(60, 2), "orders": ("rollout",), "seeds": 2}
+    given = {"fit_data": coloured(60, 2), "orders": ("rollout",), "seeds": 2}
     again = perturbation_tests({"vit": models["vit"]}, data, batch_size=7, **given)
     first = result.frame[(result.frame.model == "vit") & result.frame.order.isin(["rollout", "random"])]
     mine, theirs = (f[f.measure == "accuracy"].value.to_numpy() for f in (first, again.frame))
@@ -448,7 +448,7 @@ def test_batches_change_nothing(result: Result, models: dict[str, HookedViT], da
 
 
 def test_the_published_setting_is_another_one(models: dict[str, HookedViT], data: ImageData) -> None:
-    given = {"probe_data": coloured(60, 2), "orders": ("gradient",), "seeds": 2}
+    given = {"fit_data": coloured(60, 2), "orders": ("gradient",), "seeds": 2}
     runs = [perturbation_tests({"vit": models["vit"]}, data, repro=repro, **given) for repro in (False, True)]
     areas = [run.frame[run.frame.measure == "auc"].set_index(["order", "direction"]).value for run in runs]
     for order in ("gradient", "random"):
@@ -470,7 +470,7 @@ def test_what_cannot_be_done_is_refused_before_a_run(models: dict[str, HookedViT
     with pytest.raises(ValueError, match="at least one random order"):
         perturbation_tests(models, data, seeds=0)
     with pytest.raises(ValueError, match="number of images asked for"):
-        perturbation_tests(models, data, probe_data=coloured(20, 2), shots=5)
+        perturbation_tests(models, data, fit_data=coloured(20, 2), shots=5)
     with pytest.raises(ValueError, match="LABEL|classes"):
         perturbation_tests(models, load_data("scenes:test", n=10), orders=("rollout",), head="own")
     wrong = torch.zeros(3, N, dtype=torch.long)

@@ -26,7 +26,7 @@ DATA, FIT, BATCH = coloured(90, 1), coloured(120, 2), 30
 @pytest.fixture(scope="module")
 def result() -> Result:
     models = {name: model(name) for name in MODELS}
-    return causality_vs_decodability(models, DATA, probe_data=FIT, seeds=2, batch_size=BATCH, head="ridge")
+    return causality_vs_decodability(models, DATA, fit_data=FIT, seeds=2, batch_size=BATCH, head="ridge")
 
 
 def values(result: Result, name: str, measure: str) -> pd.Series:
@@ -36,7 +36,7 @@ def values(result: Result, name: str, measure: str) -> pd.Series:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_probes_and_shuffles_are_those_of_cls_causality(result: Result, name: str) -> None:
-    other = cls_causality({name: model(name)}, DATA, probe_data=FIT, seeds=2, batch_size=BATCH, head="ridge")
+    other = cls_causality({name: model(name)}, DATA, fit_data=FIT, seeds=2, batch_size=BATCH, head="ridge")
     for ours, theirs in (("decodability", "probe"), ("shuffled", "shuffled"), ("clean", "clean"), ("chance", "chance")):
         assert values(result, name, ours).tolist() == values(other, name, theirs).tolist()
     assert values(result, name, "shuffle_floor").iloc[0] == pytest.approx(values(other, name, "floor").iloc[0])
@@ -66,7 +66,7 @@ def test_patches_are_what_a_mean_of_patches_uses() -> None:
     run = causality_vs_decodability(
         {"m": model("clip-classifier")},
         coloured(40, 3),
-        probe_data=FIT,
+        fit_data=FIT,
         tokens="patches",
         seeds=40,
         batch_size=40,
@@ -102,7 +102,7 @@ def test_the_gap_is_paired_image_by_image(result: Result) -> None:
 
 def test_the_same_call_gives_the_same_numbers(result: Result) -> None:
     again = causality_vs_decodability(
-        {"vit": model("vit")}, DATA, probe_data=FIT, seeds=2, batch_size=BATCH, head="ridge"
+        {"vit": model("vit")}, DATA, fit_data=FIT, seeds=2, batch_size=BATCH, head="ridge"
     )
     first = result.frame[result.frame.model == "vit"].reset_index(drop=True)
     pd.testing.assert_frame_equal(again.frame, first)
@@ -111,7 +111,7 @@ def test_the_same_call_gives_the_same_numbers(result: Result) -> None:
 def test_the_callers_model_is_left_as_it_was() -> None:
     mine = model("dinov2-model")
     before = mine.cfg
-    run = causality_vs_decodability({"m": mine}, DATA, probe_data=FIT, seeds=1)
+    run = causality_vs_decodability({"m": mine}, DATA, fit_data=FIT, seeds=1)
     assert mine.cfg == before
     assert not any(point.has_hooks() for point in mine.hook_points())
     assert any("ridge head" in note for note in run.meta["notes"])
@@ -130,7 +130,7 @@ def test_the_callers_model_is_left_as_it_was() -> None:
 def test_refusals_come_before_any_run(options: dict, says: str) -> None:
     vit = model("vit")
     with pytest.raises(ValueError, match=says):
-        causality_vs_decodability({"vit": vit}, DATA, probe_data=FIT, **options)
+        causality_vs_decodability({"vit": vit}, DATA, fit_data=FIT, **options)
     assert vit.run.n_forwards == 0
 
 

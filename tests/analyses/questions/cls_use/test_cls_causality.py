@@ -38,7 +38,7 @@ def coloured(n: int, seed: int, classes: int = CLASSES) -> ImageData:
 @pytest.fixture(scope="module")
 def result() -> Result:
     models = {name: model(name) for name in MODELS}
-    return cls_causality(models, coloured(90, 1), probe_data=coloured(120, 2), seeds=3, batch_size=30)
+    return cls_causality(models, coloured(90, 1), fit_data=coloured(120, 2), seeds=3, batch_size=30)
 
 
 def values(result: Result, name: str, measure: str, layer: int | None = None) -> pd.Series:
@@ -67,7 +67,7 @@ def test_a_readout_that_ignores_cls_is_exactly_unchanged_at_the_last_layer(resul
 def test_a_cls_only_readout_drops_to_the_floor_at_the_last_layer() -> None:
     """Every image gets the prediction of another: over all permutations the accuracy is the floor, exactly."""
     data = coloured(40, 3)
-    run = cls_causality({"vit": model("vit")}, data, probe_data=coloured(60, 2), seeds=40, batch_size=40, head="ridge")
+    run = cls_causality({"vit": model("vit")}, data, fit_data=coloured(60, 2), seeds=40, batch_size=40, head="ridge")
     at_last, floor = values(run, "vit", "shuffled", 1), values(run, "vit", "floor").iloc[0]
     assert values(run, "vit", "clean").iloc[0] > 0.5 > floor + 0.15
     assert abs(at_last.mean() - floor) < 4 * at_last.std() / len(at_last) ** 0.5
@@ -85,7 +85,7 @@ def test_the_last_layers_head_on_cls_is_the_model_where_cls_is_all_it_reads(resu
 
 
 def test_the_same_call_gives_the_same_numbers(result: Result) -> None:
-    again = cls_causality({"vit": model("vit")}, coloured(90, 1), probe_data=coloured(120, 2), seeds=3, batch_size=30)
+    again = cls_causality({"vit": model("vit")}, coloured(90, 1), fit_data=coloured(120, 2), seeds=3, batch_size=30)
     first = result.frame[result.frame.model == "vit"].reset_index(drop=True)
     pd.testing.assert_frame_equal(again.frame, first)
 
@@ -94,11 +94,11 @@ def test_probes_on_permuted_labels_sit_at_chance() -> None:
     data = coloured(200, 1)
     images, rng = [i for b in data.batches(50) for i in b.images], np.random.default_rng(5)
     mixed = as_data((images, rng.permutation(data.labels.numpy()).tolist()))
-    run = cls_causality({"vit": model("vit")}, mixed, probe_data=coloured(120, 2), seeds=1, head="ridge")
+    run = cls_causality({"vit": model("vit")}, mixed, fit_data=coloured(120, 2), seeds=1, head="ridge")
     probe = run.frame[run.frame.measure == "probe"]
     assert (probe.low <= 1 / CLASSES).all()
     assert (probe.high >= 1 / CLASSES).all()
-    clear = cls_causality({"vit": model("vit")}, data, probe_data=coloured(120, 2), seeds=1, head="ridge")
+    clear = cls_causality({"vit": model("vit")}, data, fit_data=coloured(120, 2), seeds=1, head="ridge")
     assert values(clear, "vit", "probe").min() > 0.6
 
 
@@ -107,7 +107,7 @@ def test_shuffling_within_a_class_keeps_a_cls_readout_of_a_class_it_knows() -> N
     run = cls_causality(
         {"vit": model("vit")},
         data,
-        probe_data=coloured(200, 2),
+        fit_data=coloured(200, 2),
         seeds=2,
         batch_size=60,
         head="ridge",
@@ -118,7 +118,7 @@ def test_shuffling_within_a_class_keeps_a_cls_readout_of_a_class_it_knows() -> N
 
 @pytest.mark.parametrize("name", ["clip-model", "dinov2-model", "beit-masked", "vit-model", "clip-projection"])
 def test_a_model_without_a_classifier_gets_a_ridge_head_and_the_result_says_so(name: str) -> None:
-    run = cls_causality({name: model(name)}, coloured(60, 1), probe_data=coloured(150, 2), seeds=1)
+    run = cls_causality({name: model(name)}, coloured(60, 1), fit_data=coloured(150, 2), seeds=1)
     assert run.meta["models"][name]["head_fitted"]
     assert "ridge head" in run.meta["models"][name]["head"]
     assert values(run, name, "clean").iloc[0] > 0.5
@@ -128,7 +128,7 @@ def test_a_penalty_that_is_an_end_of_the_grid_is_said_of_probes_and_of_the_head(
     """Once, with the sites, among the notes that the report shows."""
     monkeypatch.setattr(class_moments, "FIRST", 0)
     monkeypatch.setattr(class_moments, "FURTHEST", 0)
-    run = cls_causality({"vit": model("vit-model")}, coloured(60, 1), probe_data=coloured(100, 2), seeds=1)
+    run = cls_causality({"vit": model("vit-model")}, coloured(60, 1), fit_data=coloured(100, 2), seeds=1)
     (note,) = [note for note in run.meta["notes"] if "edge of the grid" in note]
     assert note.startswith("vit: ridge probes of 0, 1, head: the best penalty is at the edge of the grid: the ")
 
@@ -136,7 +136,7 @@ def test_a_penalty_that_is_an_end_of_the_grid_is_said_of_probes_and_of_the_head(
 def test_the_callers_model_is_left_as_it_was() -> None:
     mine = model("dinov2-model")
     before = mine.cfg, {k: v.clone() for k, v in mine.state_dict().items()}
-    cls_causality({"m": mine}, coloured(60, 1), probe_data=coloured(100, 2), seeds=1)
+    cls_causality({"m": mine}, coloured(60, 1), fit_data=coloured(100, 2), seeds=1)
     assert mine.cfg == before[0]
     assert all(torch.equal(v, before[1][k]) for k, v in mine.state_dict().items())
     assert not any(point.has_hooks() for point in mine.hook_points())
@@ -156,7 +156,7 @@ def test_a_folder_of_photos_and_a_checkpoint_whose_head_knows_none_of_its_classe
     data = load_data(f"imagefolder:{photos(tmp_path, ['beach', 'forest'])}")
     run = cls_causality({"vit": model("vit")}, data, seeds=1, batch_size=8)
     assert run.meta["models"]["vit"]["head_fitted"]
-    assert run.meta["probe_data"]["n"] + run.meta["data"]["n"] == 24
+    assert run.meta["fit_data"]["n"] + run.meta["data"]["n"] == 24
     assert run.meta["n_classes"] == 2
 
 

@@ -29,7 +29,7 @@ DATA, FIT = coloured(70, 1), coloured(120, 2)
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    return restoration({NAME: model(NAME)}, DATA, probe_data=FIT, seeds=SEEDS, batch_size=BATCH)
+    return restoration({NAME: model(NAME)}, DATA, fit_data=FIT, seeds=SEEDS, batch_size=BATCH)
 
 
 def cell(
@@ -66,7 +66,7 @@ def test_columns_before_the_shuffled_layer_are_exactly_the_row_without_a_shuffle
 
 
 def test_the_row_without_a_shuffle_is_the_probe_curve(result: Result) -> None:
-    curve = cls_causality({NAME: model(NAME)}, DATA, probe_data=FIT, seeds=1, batch_size=BATCH).frame
+    curve = cls_causality({NAME: model(NAME)}, DATA, fit_data=FIT, seeds=1, batch_size=BATCH).frame
     curve = curve[curve.measure == "probe"].sort_values("layer")
     assert [cell(result, None, p) for p in range(2)] == curve.value.tolist()
 
@@ -121,7 +121,7 @@ def test_expected_hits_are_the_mean_over_many_draws(among: str, labels: torch.Te
 
 def test_refitted_probes_are_fitted_and_read_under_the_same_shuffle() -> None:
     vit = model(NAME)
-    run = restoration({NAME: vit}, DATA, probe_data=FIT, probe_fit="refit", seeds=SEEDS, batch_size=BATCH)
+    run = restoration({NAME: vit}, DATA, fit_data=FIT, probe_fit="refit", seeds=SEEDS, batch_size=BATCH)
     read, ridge, hits = read_role(vit), GramRidge(CLASSES), 0
     for i, batch in enumerate(FIT.batches(BATCH)):
         with apply(vit, shuffle_tokens(layer=0, tokens="cls", seed=batch_seed(0, i))):
@@ -133,13 +133,13 @@ def test_refitted_probes_are_fitted_and_read_under_the_same_shuffle() -> None:
         hits += int((said == batch.labels).sum())
     assert cell(run, 0, 1, seed=1) == hits / len(DATA)
     assert cell(run, 0, 1) != cell(run, None, 1)
-    clean = restoration({NAME: vit}, DATA, probe_data=FIT, seeds=SEEDS, batch_size=BATCH)
+    clean = restoration({NAME: vit}, DATA, fit_data=FIT, seeds=SEEDS, batch_size=BATCH)
     assert [cell(run, None, p) for p in range(2)] == [cell(clean, None, p) for p in range(2)]
 
 
 def test_the_published_setting_is_refit_with_one_permutation() -> None:
-    published = restoration({NAME: model(NAME)}, DATA, probe_data=FIT, batch_size=BATCH, repro=True)
-    asked = restoration({NAME: model(NAME)}, DATA, probe_data=FIT, batch_size=BATCH, probe_fit="refit", seeds=1)
+    published = restoration({NAME: model(NAME)}, DATA, fit_data=FIT, batch_size=BATCH, repro=True)
+    asked = restoration({NAME: model(NAME)}, DATA, fit_data=FIT, batch_size=BATCH, probe_fit="refit", seeds=1)
     pd.testing.assert_frame_equal(published.frame, asked.frame)
     assert published.meta["probe_fit"] == "refit"
 
@@ -147,18 +147,18 @@ def test_the_published_setting_is_refit_with_one_permutation() -> None:
 def test_other_tokens_are_shuffled_and_probed() -> None:
     vit = model("registers")
     run = restoration(
-        {"m": vit}, DATA, probe_data=FIT, tokens="registers", probe_tokens="patches", seeds=1, batch_size=BATCH
+        {"m": vit}, DATA, fit_data=FIT, tokens="registers", probe_tokens="patches", seeds=1, batch_size=BATCH
     )
     assert [cell(run, p, p) for p in range(2)] == [cell(run, None, p) for p in range(2)]
     assert cell(run, 0, 0, measure="floor") < cell(run, None, 0)
-    both = restoration({"m": vit}, DATA, probe_data=FIT, tokens="registers", seeds=1, batch_size=BATCH)
+    both = restoration({"m": vit}, DATA, fit_data=FIT, tokens="registers", seeds=1, batch_size=BATCH)
     assert cell(both, 0, 0) < cell(both, None, 0)
 
 
 def test_where_nothing_can_be_read_nothing_is_said_to_be_restored() -> None:
     images = [i for b in DATA.batches(35) for i in b.images]
     mixed = as_data((images, np.random.default_rng(5).permutation(DATA.labels.numpy()).tolist()))
-    run = restoration({NAME: model(NAME)}, mixed, probe_data=FIT, seeds=1, batch_size=BATCH)
+    run = restoration({NAME: model(NAME)}, mixed, fit_data=FIT, seeds=1, batch_size=BATCH)
     assert not (run.frame.measure == "restoration").any()
     assert "nothing to be restored" in run.meta["summary"][0] or "no probe" in run.meta["summary"][0]
     assert any("no restoration" in note for note in run.meta["notes"])
@@ -179,7 +179,7 @@ def test_where_nothing_can_be_read_nothing_is_said_to_be_restored() -> None:
 def test_refusals_come_before_any_run(options: dict, says: str) -> None:
     vit = model("vit")
     with pytest.raises(ValueError, match=says):
-        restoration({"vit": vit}, DATA, probe_data=FIT, **options)
+        restoration({"vit": vit}, DATA, fit_data=FIT, **options)
     assert vit.run.n_forwards == 0
 
 
@@ -190,7 +190,7 @@ def test_data_in_the_order_of_their_classes_are_refused(run) -> None:
     ordered = as_data((images, sorted(DATA.labels.tolist())))
     vit = model("vit")
     with pytest.raises(ValueError, match=r"batches have to mix classes: .*probability 74.6%.* with 18.8%"):
-        run({"vit": vit}, ordered, probe_data=FIT, seeds=1, batch_size=10)
+        run({"vit": vit}, ordered, fit_data=FIT, seeds=1, batch_size=10)
     assert vit.run.n_forwards == 0
     for mixed in (ordered, DATA):  # one batch of everything mixes all there is
         check_exchange(mixed, batch_size=len(mixed) if mixed is ordered else 10)
@@ -201,7 +201,7 @@ def test_a_batch_one_class_dominates_cannot_take_tokens_of_others() -> None:
     images = [i for b in DATA.batches(35) for i in b.images]
     lopsided = as_data((images, [0] * 60 + [1] * 10))
     with pytest.raises(ValueError, match="cannot all receive"):
-        restoration({"vit": vit}, lopsided, probe_data=FIT, among="other_classes", batch_size=BATCH)
+        restoration({"vit": vit}, lopsided, fit_data=FIT, among="other_classes", batch_size=BATCH)
     assert vit.run.n_forwards == 0
 
 

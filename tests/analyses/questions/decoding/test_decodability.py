@@ -262,7 +262,7 @@ def test_class_folders_that_differ_would_number_classes_differently(tmp_path: Pa
                 colour = (40 * i, 10 * len(split), ord(name[0]))
                 Picture.new("RGB", (32, 32), colour).save(tmp_path / split / name / f"{i}.png")
     test, fit = (f"imagefolder:{tmp_path / split}" for split in ("test", "fit"))
-    for refused in (lambda: restoration(models, test, probe_data=fit), lambda: run(models, test, fit)):
+    for refused in (lambda: restoration(models, test, fit_data=fit), lambda: run(models, test, fit)):
         with pytest.raises(ValueError, match="alike.*2 classes, ant, cat and .*3 classes, ant, bee, cat"):
             refused()
     probes = fit_probes(models["vit"], load_data(fit), roles=("cls",))

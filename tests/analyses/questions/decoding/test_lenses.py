@@ -26,7 +26,7 @@ DATA, FIT, BATCH, STEPS = coloured(90, 1), coloured(120, 2), 30, 20
 
 def read(names: tuple[str, ...], **options) -> Result:
     models = {name: model(name) for name in names}
-    return lenses(models, DATA, probe_data=FIT, batch_size=BATCH, **{"steps": STEPS, "random_models": 1} | options)
+    return lenses(models, DATA, fit_data=FIT, batch_size=BATCH, **{"steps": STEPS, "random_models": 1} | options)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_at_the_last_layer_the_head_is_the_model_and_the_translator_the_identity
 
 @pytest.mark.parametrize("name", MODELS)
 def test_probe_and_head_are_those_of_cls_causality(result: Result, name: str) -> None:
-    other = cls_causality({name: model(name)}, DATA, probe_data=FIT, seeds=1, batch_size=BATCH).frame
+    other = cls_causality({name: model(name)}, DATA, fit_data=FIT, seeds=1, batch_size=BATCH).frame
     for measure, reader, theirs in (
         ("accuracy", "probe", "probe"),
         ("accuracy", "head", "head_on_cls"),
@@ -142,7 +142,7 @@ def test_translators_are_nearer_to_the_model_on_other_images(result: Result) -> 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_control_is_the_same_pipeline_on_random_weights(result: Result, name: str) -> None:
     untrained = {name: with_random_weights(model(name), seed=0)}
-    alone = lenses(untrained, DATA, probe_data=FIT, batch_size=BATCH, steps=1, random_models=0)
+    alone = lenses(untrained, DATA, fit_data=FIT, batch_size=BATCH, steps=1, random_models=0)
     for measure, reader in (("accuracy", "head"), ("identifiability", "head"), ("accuracy", "probe")):
         assert curve(result, name, measure, f"random_{reader}") == curve(alone, name, measure, reader)
     assert curve(result, name, "identifiability", "chance") == [0.5 + 0.5 / CLASSES]
@@ -207,7 +207,7 @@ def test_at_most_so_many_images_are_held() -> None:
 def test_refusals_come_before_any_run(options: dict, says: str) -> None:
     vit = model("vit")
     with pytest.raises(ValueError, match=says):
-        lenses({"vit": vit}, DATA, probe_data=FIT, **options)
+        lenses({"vit": vit}, DATA, fit_data=FIT, **options)
     assert vit.run.n_forwards == 0
 
 

@@ -56,7 +56,7 @@ def model() -> HookedViT:
 @pytest.fixture(scope="module")
 def result(model: HookedViT) -> Result:
     return counting(
-        {"tiny": model}, load_data("scenes:test", n=N), probe_data=load_data("scenes:train", n=150), batch_size=32
+        {"tiny": model}, load_data("scenes:test", n=N), fit_data=load_data("scenes:train", n=150), batch_size=32
     )
 
 
@@ -145,7 +145,7 @@ def test_report_parts_are_there_and_survive_saving(result: Result, tmp_path) -> 
 
 
 def test_results_repeat_and_pairs_can_be_few(model: HookedViT, result: Result) -> None:
-    kw = {"data": load_data("scenes:test", n=N), "probe_data": load_data("scenes:train", n=150)}
+    kw = {"data": load_data("scenes:test", n=N), "fit_data": load_data("scenes:train", n=150)}
     few = counting({"tiny": model}, **kw, max_pairs=3, batch_size=30)
     assert few.meta["models"]["tiny"]["pairs_patched"] == 3
     assert few.meta["models"]["tiny"]["accuracy"] == result.meta["models"]["tiny"]["accuracy"]
@@ -161,7 +161,7 @@ def test_the_default_model_is_the_zoos(model: HookedViT, monkeypatch: pytest.Mon
         lambda name: asked.append(name) or model,
     )
     result = counting(
-        data=load_data("scenes:test", n=20), probe_data=load_data("scenes:train", n=60), max_pairs=2, batch_size=20
+        data=load_data("scenes:test", n=20), fit_data=load_data("scenes:train", n=60), max_pairs=2, batch_size=20
     )
     assert asked == ["vit-count"]
     assert list(result.meta["models"]) == ["vit-count"]
@@ -195,16 +195,16 @@ def test_bad_input_is_refused(model: HookedViT) -> None:
     rows[2]["pair"] = rows[2]["pair"].resize((40, 48))
     uneven = Dataset.from_list(rows, features=scenes.features)
     with pytest.raises(ValueError, match=r"\(48, 48\) and \(40, 48\) in pair 2"):
-        counting({"tiny": model}, uneven, probe_data=others)
+        counting({"tiny": model}, uneven, fit_data=others)
     with pytest.raises(ValueError, match="lacks pair"):
-        counting({"tiny": model}, scenes.remove_columns("pair"), probe_data=others)
+        counting({"tiny": model}, scenes.remove_columns("pair"), fit_data=others)
     with pytest.raises(ValueError, match="max_pairs is at least 1"):
-        counting({"tiny": model}, scenes, probe_data=others, max_pairs=0)
+        counting({"tiny": model}, scenes, fit_data=others, max_pairs=0)
     wrong = model.shared_copy()
     wrong.set_head_(torch.zeros(6, 48), torch.arange(6.0), tuple("012345"))  # always five
     fours = scenes.filter(lambda row: row["count"] <= 4)
     with pytest.raises(ValueError, match="counts no pair"):
-        counting({"wrong": wrong}, fours, probe_data=others)
+        counting({"wrong": wrong}, fours, fit_data=others)
     wrong.set_head_(torch.zeros(3, 48), torch.zeros(3), ("0", "1", "2"))
     with pytest.raises(ValueError, match=r"knows the counts \[0, 1, 2\]"):
-        counting({"wrong": wrong}, scenes, probe_data=others)
+        counting({"wrong": wrong}, scenes, fit_data=others)

@@ -1,0 +1,152 @@
+"""Where and in which numbers a model computes, on which size and how many images: as asked, or refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from hooked_vit.model import HookedViT
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The numbers a model can be asked to compute in, by name; float64 is for tests, in Python."""
+SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
+STATES = 4
+"""States of a batch that an analysis may hold at once: that many times a batch has to fit."""
+FASTER = 0.97
+"""A larger batch is taken where an image takes at most this share of the time it took."""
+BUDGET = 5.0
+"""Seconds after which no larger batch is tried."""
+
+
+def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype by its name.
+
+    >>> dtype_of("bfloat16")
+    torch.bfloat16
+
+    Raises ValueError for another name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def check_device(device: str | torch.device, dtype: str | torch.dtype = torch.float32) -> None:
+    """Raises ValueError for a device on which this machine's torch cannot add, as on `meta`, or has not this dtype."""
+    numbers = dtype_of(dtype)
+    try:
+        if torch.device(device).type == "cpu" != str(device):
+            raise ValueError("the CPU has no number")
+        torch.ones(2, device=device).sum().item()
+    except Exception as error:  # each kind of device refuses in its own way
+        raise ValueError(
+            f"this machine's torch cannot use the device {str(device)!r}: {_said(error)}; "
+            f"there is {', '.join(_devices())}"
+        ) from error
+    try:
+        ones = torch.ones(2, 2, device=device, dtype=numbers)
+        torch.nn.functional.layer_norm(ones @ ones, (2,)).sum().item()
+    except Exception as error:
+        name = str(numbers).removeprefix("torch.")
+        raise ValueError(f"the device {str(device)!r} does not compute in {name}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
+
+
+def _devices() -> list[str]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ["cpu", *([accelerator.type] if accelerator else [])]
+
+
+def resize_(model: HookedViT, side: int) -> None:
+    """Let a model's processor make pictures of `side` × `side` pixels, its resize and crop in their old proportion.
+
+    Raises ValueError for a side that patches do not cover and
+    for a processor whose pictures are not all of one square size.
+    """
+    if side < 1 or side % model.cfg.patch_size:
+        raise ValueError(f"patches of {model.cfg.patch_size} pixels cover no side of {side}; give a multiple")
+    made = model.processor_size
+    if made is None or made[0] != made[1]:
+        raise ValueError(f"only a processor that makes squares of one size is given another; this one makes {made}")
+    processor = deepcopy(model.processor)
+    for what in ("size", "crop_size"):
+        if kept := {key: value for key, value in dict(getattr(processor, what, None) or {}).items() if value}:
+            setattr(processor, what, {key: round(value * side / made[0]) for key, value in kept.items()})
+    model.processor = processor
+    if model.processor_size != (side, side):
+        raise ValueError(f"this processor, told to make {side} × {side} pixels, makes {model.processor_size}")
+
+
+def fitting_batch(model: HookedViT) -> int:
+    """The batch size to run a model with: on a GPU the largest that fits, on a CPU the one with most images a second.
+
+    >>> fitting_batch(model)  # doctest: +SKIP
+    64
+
+    Measured on images of the size the model is used on, in a few seconds; a batch that does not fit is none.
+    """
+    weight = model.embed.patch.weight
+    pixels = torch.zeros(1, model.cfg.n_channels, *model.usual_size, dtype=weight.dtype, device=weight.device)
+
+    def run(n: int) -> float:
+        return _seconds(model, pixels.expand(n, -1, -1, -1))
+
+    return fastest(run, SIZES) if weight.device.type == "cpu" else largest(run, SIZES)
+
+
+def largest(run: Callable[[int], float], sizes: tuple[int, ...]) -> int:
+    """The largest size of which `STATES` fit at once, of sizes that rise.
+
+    Raises what the first one raises.
+    """
+    best = sizes[0]
+    for n in sizes:
+        try:
+            run(STATES * n)
+        except torch.OutOfMemoryError:
+            if n == sizes[0]:
+                run(n)
+            break
+        best = n
+    return best
+
+
+def fastest(run: Callable[[int], float], sizes: tuple[int, ...]) -> int:
+    """The size at which an image takes the least time, of sizes that rise; the smaller one where there is little in it.
+
+    >>> fastest(lambda n: 2 + n if n <= 32 else 2 * n, (8, 16, 32, 64))
+    32
+    """
+    began, best, least = time.monotonic(), sizes[0], run(sizes[0]) / sizes[0]
+    for n in sizes[1:]:
+        if time.monotonic() - began > BUDGET:
+            break
+        try:
+            each = run(n) / n
+        except (MemoryError, RuntimeError):  # torch's own of a CPU without memory is a RuntimeError
+            break
+        if each > least * FASTER:
+            break
+        best, least = n, each
+    return best
+
+
+@torch.no_grad()
+def _seconds(model: HookedViT, pixels: torch.Tensor) -> float:
+    """How long a forward pass takes, the better of two."""
+    found = []
+    for _ in range(2):
+        began = time.perf_counter()
+        model(pixels).flatten()[:1].tolist()  # on a GPU, until it is there
+        found.append(time.perf_counter() - began)
+    return min(found)
