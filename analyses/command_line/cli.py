@@ -29,6 +29,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text  # noqa: E402
+from analyses.processes import group  # noqa: E402
 from analyses.running.arguments import COUNT, SEED, Range  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
 from hooked_vit import __version__  # noqa: E402
@@ -73,9 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = parse(argv)
-        from analyses.command_line import commands
+        if group.count() > 1:
+            return _shared(args)
+        if (getattr(args, "num_processes", None) or 1) > 1:
+            from analyses.processes.launching import launch
 
-        return getattr(commands, args.command)(args)
+            return launch(argv, args.num_processes)
+        return _command(args)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -88,6 +93,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv or type(error) in (KeyError, IndexError):
             raise
         return _say(f"error: {_sentence(error)}", 2)
+
+
+def _command(args: argparse.Namespace) -> int:
+    from analyses.command_line import commands
+
+    return int(getattr(commands, args.command)(args))
+
+
+def _shared(args: argparse.Namespace) -> int:
+    """A command in one of several processes. The first that fails says why; what is not shared, the first one does."""
+    try:
+        group.join()
+        if args.command == "run":
+            return _command(args)
+        with group.alone():
+            return _command(args) if group.leads() else 0
+    except BaseException:
+        if group.first_to_fail():
+            raise
+        return 1
 
 
 def _sentence(error: Exception) -> str:
@@ -208,7 +233,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     _add_out(run, "folder for report and numbers (default: out/ANALYSIS)")
     _add_number(run, "--batch-size", "B", COUNT, "images per forward pass")
     run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
-    processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
+    processes = "processes of this machine that share the work; more machines: accelerate launch (docs/scaling.md)"
     _add_number(run, "--num-processes", "P", processes_here(), processes)
     _add_device(run)
 

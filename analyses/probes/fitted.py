@@ -222,8 +222,8 @@ def evaluate_probes(
     counts = torch.zeros(n_classes, dtype=torch.int64)
     sums = {site: torch.zeros(4, len(fitted), dtype=torch.float64) for site in panels}
     ranks: dict[str, list[Tensor]] = {site: [] for site in panels}
-    for i, batch in enumerate(data.batches(batch_size, what)):
-        edit = for_batch(intervention, i, batch.labels[:, 0])
+    for batch in data.batches(batch_size, what, into=(counts, sums, ranks)):
+        edit = for_batch(intervention, batch.number, batch.labels[:, 0])
         with nullcontext() if edit is None else apply(model, edit):
             _, features = reader.read(model.preprocess(batch.images), batch.index)
         labels = batch.labels[:, targets]

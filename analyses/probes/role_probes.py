@@ -49,7 +49,7 @@ def fit_role_probes(
     own, pooling = opening.heads[name], opening.pooling(name, model)
     read = read_role(pooling, tokens)
     ridge = GramRidge(opening.n_classes, name=name)
-    for batch in progress_batches(opening.fitted, batch_size, f"{name}: fitting probes"):
+    for batch in progress_batches(opening.fitted, batch_size, f"{name}: fitting probes", into=[ridge]):
         pooled, at_layer = read_stream(pooling, pooling.preprocess(batch.images), read)
         sites = {str(layer): x for layer, x in enumerate(at_layer)}
         ridge.update(sites if own is not None else {**sites, "head": pooled}, batch.labels)

@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from analyses.processes.group import leads
+
 NAMED = 3
 """Images left out that a note names; the result has all."""
 _HEARD: ContextVar[list[str] | None] = ContextVar("notes of the result that is being made", default=None)
@@ -40,7 +42,8 @@ def notice(sentence: str) -> str:
     'row 3 of rows.jsonl is damaged; it is measured anew'
     """
     printable = "".join(c if c.isprintable() else "�" for c in sentence)
-    tqdm.write(f"note: {printable}", file=sys.stderr)
+    if leads():  # of several processes, one says what all have seen
+        tqdm.write(f"note: {printable}", file=sys.stderr)
     return sentence
 
 

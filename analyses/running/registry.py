@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, overload
 
+from analyses.processes.group import done_once
 from analyses.running.arguments import check_batch_size, check_models, check_options
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
 from analyses.running.notice import data_notes, heard_remarks, notice
@@ -27,6 +28,7 @@ def analysis(
     more_figures: Figures | None = None,
     zoo_target: str = "label",
     zoo_models: tuple[str, ...] = (),
+    by_one: bool = False,
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]: ...
 def analysis(
     name: Any = None,
@@ -35,6 +37,7 @@ def analysis(
     more_figures: Figures | None = None,
     zoo_target: str = "label",
     zoo_models: tuple[str, ...] = (),
+    by_one: bool = False,
 ) -> Any:
     """Register a function that returns a `Result`; `figure` draws that result, for `Result.figure()`.
 
@@ -51,7 +54,8 @@ def analysis(
     what is too small to be quoted without saying so (`said_small`); its `notes` gain what was remarked on meanwhile,
     and what `data_notes` says of the images.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
-    a result, so that a name is text whatever it says.
+    a result, so that a name is text whatever it says. Where several processes run, one that is `by_one` is done by the
+    first of them, and all have its result: what it fits learns step by step, or it keeps a folder.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
     when called what `check_models` and `check_options` raise.
     """
@@ -74,7 +78,7 @@ def analysis(
             told = _told(function, args, kwargs)
             _check(function, told)
             with heard_remarks() as remarks:
-                result = function(*args, **kwargs)
+                result = done_once(lambda: function(*args, **kwargs)) if by_one else function(*args, **kwargs)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())

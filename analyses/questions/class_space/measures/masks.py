@@ -6,7 +6,6 @@ A mask comes as ids of objects, all of the image's class (0 is background), or i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from analyses.activations.token_groups import aligned_masks
 from analyses.data import ImageData, as_data, load_data
 from analyses.data.batches import Batch
+from analyses.processes.walking import Walk
 from analyses.questions.class_space.measures.subjects import Subject
 
 CONTEXT, CLASS, UNLABELLED = 0, 1, -1
@@ -183,21 +183,24 @@ def with_masks(data: Any) -> ImageData:
 
 def masked_batches(
     subject: Subject, data: ImageData, batch_size: int, what: str, labelling: Labelling
-) -> Iterator[tuple[Tensor, Tensor, Int[Tensor, "b n"], Int[Tensor, "b"]]]:
-    """(pixels, classes of the head, labels of the patches, numbers of the images), with a progress bar.
+) -> Walk[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(pixels, classes of the head, labels of the patches [b, n], numbers of the images), with a progress bar.
 
     Raises ValueError for masks that do not fit, and for a processor that moves a mask otherwise than its image.
     """
     model = subject.model
-    for pixels, labels, batch in subject.batches(data, batch_size, what, extra=mask_columns(data)):
+
+    def labelled(found: tuple[Tensor, Tensor, Batch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        pixels, labels, batch = found
         grid = model.layout_for(*pixels.shape[2:]).grid
         if labelling.published:
-            yield pixels, labels, published_patches(batch, grid), batch.index
-            continue
+            return pixels, labels, published_patches(batch, grid), batch.index
         maps = aligned_masks(model, class_maps(batch))
         if maps.shape[1:] != (seen := model.covered(pixels).shape[2:]):
             raise ValueError(f"masks are moved to {tuple(maps.shape[1:])} pixels and images to {tuple(seen)}")
-        yield pixels, labels, label_cells(maps, grid, labelling.rule, labelling.tau), batch.index
+        return pixels, labels, label_cells(maps, grid, labelling.rule, labelling.tau), batch.index
+
+    return subject.batches(data, batch_size, what, extra=mask_columns(data)).map(labelled)
 
 
 def counts_of(labels: Int[Tensor, "b n"]) -> dict[str, int]:

@@ -9,7 +9,7 @@ section 5.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -166,9 +166,12 @@ class _Matrix:
         """A probe per layer, or per cell of the matrix where it is `refit` under each shuffle."""
         ridges: dict[int | None, GramRidge] = {}
         what = f"{self.name}: fitting probes"
-        batches = self._exchanging(data, what) if refit else progress_batches(data, self.batch_size, what)
-        for i, batch in enumerate(batches):
-            orders = {FIT_SEED: batch_order(FIT_SEED, i, self.among, batch.labels)} if refit else {}
+        into = [ridges]
+        batches = (
+            self._exchanging(data, what, into) if refit else progress_batches(data, self.batch_size, what, into=into)
+        )
+        for batch in batches:
+            orders = {FIT_SEED: batch_order(FIT_SEED, batch.number, self.among, batch.labels)} if refit else {}
             sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
             for shuffled, _, probed, x in self._walk(batch.images, orders):
                 sites[shuffled][str(probed)] = x
@@ -182,8 +185,9 @@ class _Matrix:
     def measure(self, data: ImageData, seeds: int) -> None:
         """Whether every probe reads every image right, under every shuffle and under none."""
         self.seeds = seeds
-        for i, batch in enumerate(self._exchanging(data, f"{self.name}: shuffling {self.tokens}")):
-            orders = {seed: batch_order(seed, i, self.among, batch.labels) for seed in range(seeds)}
+        into = (self.counts, self.hits, self.luck, self.labels)
+        for batch in self._exchanging(data, f"{self.name}: shuffling {self.tokens}", into):
+            orders = {seed: batch_order(seed, batch.number, self.among, batch.labels) for seed in range(seeds)}
             shares: dict[Place, Tensor] = {}
             for shuffled, seed, probed, x in self._walk(batch.images, orders):
                 scores = self._probe(shuffled, probed).scores(x).cpu()
@@ -198,8 +202,8 @@ class _Matrix:
                 self.hits[place].append(share)
             self.labels.append(batch.labels)
 
-    def _exchanging(self, data: ImageData, what: str) -> Iterator[Batch]:
-        return exchange_batches(data, self.batch_size, what, self.among)
+    def _exchanging(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Batch]:
+        return exchange_batches(data, self.batch_size, what, self.among, into=into)
 
     def _walk(self, images: Any, orders: Mapping[int, Tensor]) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
         return shuffled_streams(self.model, self.model.preprocess(images), self.tokens, orders, self.read)

@@ -176,10 +176,12 @@ class _Bench:
 
     def fit_translators(self, data: ImageData, most: int, batch_size: int, steps: int, seed: int) -> Translators:
         """Translators from at most so many images of the data, drawn at random where there are more."""
-        chosen = _choose(data.n, most, seed)
-        vectors, targets = [], []
-        for batch in progress_batches(data, batch_size, f"{self.name}: vectors for the translators"):
-            images = [image for image, use in zip(batch.images, chosen, strict=False) if use]
+        chosen = list(_choose(data.n, most, seed))
+        vectors: list[Tensor] = []
+        targets: list[Tensor] = []
+        what, into = f"{self.name}: vectors for the translators", (vectors, targets)
+        for batch in progress_batches(data, batch_size, what, into=into):
+            images = [image for image, use in zip(batch.images, chosen[batch.first :], strict=False) if use]
             if images:
                 logits, at_layer = read_stream(self.model, self.model.preprocess(images), self.read)
                 vectors.append(torch.stack(at_layer, 1).float())
@@ -199,7 +201,7 @@ class _Bench:
         """Rows of every reader and layer, of the model, and of chance."""
         columns: dict[Key, list[Tensor]] = defaultdict(list)
         labels: list[Tensor] = []
-        for batch in progress_batches(data, batch_size, f"{self.name}: reading"):
+        for batch in progress_batches(data, batch_size, f"{self.name}: reading", into=(columns, labels)):
             logits, at_layer = read_stream(self.model, self.model.preprocess(batch.images), self.read)
             true = self.answers.labels(batch.labels)
             labels.append(batch.labels)
