@@ -29,7 +29,6 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from analyses.command_line.values import Assigned, Number, Once, data, model, path, processes_here, text  # noqa: E402
-from analyses.processes import group  # noqa: E402
 from analyses.running.arguments import COUNT, SEED, Range  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
 from hooked_vit import __version__  # noqa: E402
@@ -74,13 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = parse(argv)
-        if group.count() > 1:
-            return _shared(args)
-        if (getattr(args, "num_processes", None) or 1) > 1:
-            from analyses.processes.launching import launch
+        from analyses.command_line.dispatch import dispatch
 
-            return launch(argv, args.num_processes)
-        return _command(args)
+        return dispatch(args, argv)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -93,26 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv or type(error) in (KeyError, IndexError):
             raise
         return _say(f"error: {_sentence(error)}", 2)
-
-
-def _command(args: argparse.Namespace) -> int:
-    from analyses.command_line import commands
-
-    return int(getattr(commands, args.command)(args))
-
-
-def _shared(args: argparse.Namespace) -> int:
-    """A command in one of several processes. The first that fails says why; what is not shared, the first one does."""
-    try:
-        group.join()
-        if args.command == "run":
-            return _command(args)
-        with group.alone():
-            return _command(args) if group.leads() else 0
-    except BaseException:
-        if group.first_to_fail():
-            raise
-        return 1
 
 
 def _sentence(error: Exception) -> str:
@@ -209,6 +184,13 @@ def build_parser() -> tuple[Parser, argparse.ArgumentParser]:
     shown.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
     _add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
     _add_out(shown, "folder for the pages (default: %(default)s)", default="out/features")
+
+    grid = command("grid", "run models × analyses × seeds of a file as jobs, on this machine or by Slurm")
+    grid.add_argument("grid", metavar="GRID.toml", type=path, help="the file; docs/scaling.md has an example")
+    what = "where jobs run: on this machine, by Slurm (which is not waited for), or in turn here (default: %(default)s)"
+    grid.add_argument("--executor", action=Once, choices=("local", "slurm", "debug"), default="local", help=what)
+    _add_number(grid, "--at-once", "J", COUNT, "local jobs side by side (default: %(default)s)", default=1)
+    _add_out(grid, "folder for the results (default: %(default)s)", default="out/grid")
 
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")

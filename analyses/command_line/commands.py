@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analyses.command_line import terminal
+from analyses.command_line.grids import grid
 from analyses.command_line.inspecting import explore, features, hooks, interventions, models, verify
 from analyses.command_line.saved import list_results, report
 
-__all__ = ["explore", "features", "hooks", "interventions", "list_results", "models", "report"]
+__all__ = ["explore", "features", "grid", "hooks", "interventions", "list_results", "models", "report"]
 __all__ += ["reproduce", "run", "verify"]
 
 if TYPE_CHECKING:

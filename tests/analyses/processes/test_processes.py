@@ -104,7 +104,7 @@ def test_merged_moments_are_those_of_one_accumulator(make) -> None:
         elif isinstance(accumulator, GramRidge):
             accumulator.update({"a": x[rows]}, y[rows])
         else:
-            accumulator.update({"a": x[rows]}, torch.stack([y, y**2], 1)[rows])
+            accumulator.update({"a": x[rows]}, torch.stack([y, y**2], 1)[rows].double())
         return accumulator
 
     def told(accumulator) -> list[torch.Tensor]:
@@ -136,7 +136,7 @@ def test_what_was_there_before_counts_once() -> None:
             ridge.update({"a": torch.eye(2) * number}, torch.tensor([0, 1]))
             gathering.note(number)
         held.append((gathering, accumulators))
-    told = [gathering.told() for gathering, _ in held]
+    told = pickle.loads(pickle.dumps([gathering.told() for gathering, _ in held]))
     for gathering, (numbers, named, array, ridge) in held:
         gathering.become(told)
         assert numbers == [7, 0, 1, 2, 3]
