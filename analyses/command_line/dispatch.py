@@ -36,4 +36,4 @@ def _as_one_of_several(args: argparse.Namespace) -> int:
     except BaseException:
         if group.first_to_fail():
             raise
-        return 1
+        return group.FOLLOWED

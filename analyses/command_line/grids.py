@@ -149,7 +149,8 @@ def grid(args: argparse.Namespace) -> int:
             failed += [] if why is None else [(job, why)]
             terminal.say(console, f"{'done' if why is None else 'failed'}: {job.out}")
     for job, why in failed:
-        terminal.say(console, f"{job.command}\n  {why}")
+        terminal.say(console, job.command)
+        terminal.say(console, f"  {why}")
     terminal.say(console, f"One page of all that is there: hooked-vit report {shlex.quote(str(out))}")
     return int(bool(failed))
 

@@ -18,6 +18,8 @@ PATIENCE = timedelta(days=7)
 """How long one waits for the others: as long as one process may have more to do than another."""
 INSTALL = 'several processes need accelerate: pip install "hooked-vit[scale]"'
 FAILED = "hooked-vit/failed"
+FOLLOWED = 70
+"""Exit status of a process that ends because another one has failed."""
 _ALONE: ContextVar[bool] = ContextVar("what runs is done by one process, whatever their number", default=False)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 
-from analyses.processes.group import INSTALL
+from analyses.processes.group import FOLLOWED, INSTALL
 
 GRACE = 10.0
 """Seconds in which a process that is told to end can clean up."""
@@ -55,11 +55,10 @@ def _first_failure(started: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait until all have ended, or one has failed: its status, 128 + the signal's number where one ended it."""
     while True:
         ended = [status for process in started if (status := process.poll()) is not None]
-        if failed := [status for status in ended if status]:
-            time.sleep(4 * NAP)  # the error of another may have come first, and is being said
+        if failed := [status for status in ended if status not in (0, FOLLOWED)]:
             return failed[0] if failed[0] > 0 else 128 - failed[0]
         if len(ended) == len(started):
-            return 0
+            return int(any(ended))
         time.sleep(NAP)
 
 
