@@ -28,17 +28,25 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from analyses.command_line.computing import COMPUTING, DTYPES, add_computing, add_device  # noqa: E402
+from analyses.command_line.adding import (  # noqa: E402
+    DATA,
+    add_cache_arguments,
+    add_classes,
+    add_number,
+    add_out,
+    add_reproduce_arguments,
+    add_run_arguments,
+    recipes,
+)
+from analyses.command_line.computing import COMPUTING, add_computing  # noqa: E402
 from analyses.command_line.parser import Parser, UsageError, check_command, flags_of, refuse_strange  # noqa: E402
-from analyses.command_line.values import Assigned, Choice, Number, Once, data, model, path, processes_here, text  # noqa: E402
-from analyses.running.arguments import AUTO, CHOICES, COUNT, SEED, Range  # noqa: E402
+from analyses.command_line.values import Choice, Once, data, model, path, text  # noqa: E402
+from analyses.running.arguments import CHOICES, COUNT  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
 from hooked_vit import __version__  # noqa: E402
-from hooked_vit.errors import nearest  # noqa: E402
 
 DEMO_ANALYSIS = "cls-causality"
 DEMO_IMAGES = 640  # the demo has to end within three minutes on two cores
-DATA = "scenes:test"
 FIRST_STEPS = """first steps:
   hooked-vit demo                                       the main question, on built-in models and images
   hooked-vit run cls-causality --model zoo:vit --n 200  one model, fewer images
@@ -64,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = parse(argv)
-        from analyses.command_line import commands
+        from analyses.command_line.dispatch import dispatch
 
-        return getattr(commands, args.command)(args)
+        return dispatch(args, argv)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -161,26 +169,26 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         return sub
 
     demo = command("demo", f"run {DEMO_ANALYSIS} on the built-in models and images")
-    _add_out(demo, "folder for the report (default: %(default)s)", default="out/demo")
+    add_out(demo, "folder for the report (default: %(default)s)", default="out/demo")
     demo.set_defaults(command="run", analysis=DEMO_ANALYSIS, model=None, data=DATA, n=DEMO_IMAGES, seed=0)
     demo.set_defaults(batch_size=None, num_processes=None, skip_bad=False, n_fit=None, **COMPUTING)
 
     run = command("run", "run an analysis on models and data, and write a report", epilog=_analyses_listed())
-    _add_run_arguments(run)
+    add_run_arguments(run)
 
     again = command("reproduce", "run a published experiment, and put its values beside ours", epilog=_recipes_listed())
-    _add_reproduce_arguments(again)
+    add_reproduce_arguments(again)
 
     look = command("explore", "write a page on which a reader explores what a model attends to in an image")
     what = "zoo:NAME, a hub id or a local folder; two are shown side by side"
     look.add_argument("model", metavar="MODEL", nargs="+", type=model, help=what)
     what = "one or two image files; with two, CLS of one is put in the other's place (default: two scenes)"
     look.add_argument("--image", metavar="FILE", nargs="+", action=Once, type=path, help=what)
-    _add_out(look, "the page (default: %(default)s)", metavar="FILE", default="out/explorer.html")
+    add_out(look, "the page (default: %(default)s)", metavar="FILE", default="out/explorer.html")
     what = "what could be seen, in words, for models with a text tower: logits, lens and patch map of these texts"
     look.add_argument("--text", metavar="TEXT", nargs="+", action=Once, type=text, help=what)
     what = "change every patch alone at several layers too (default: where that is quickly done)"
-    _add_classes(look)
+    add_classes(look)
     add_computing(look)
     look.add_argument("--patches", action=argparse.BooleanOptionalAction, default=None, help=what)
 
@@ -188,7 +196,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     saved.add_argument("folder", metavar="FOLDER", nargs="?", type=path, default="out", help="default: %(default)s")
     page = command("report", "write one page of several saved results, with what a methods section says of each")
     page.add_argument("folder", metavar="FOLDER", nargs="+", type=path, help="of a result, or of several")
-    _add_out(page, "the page (default: %(default)s)", metavar="FILE", default="out/report.html")
+    add_out(page, "the page (default: %(default)s)", metavar="FILE", default="out/report.html")
     shown = command("features", "write a page per feature of a sparse dictionary: the images in which it is largest")
     shown.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
     what = "folder that SAELens or ViT-Prisma saved the dictionary in"
@@ -198,14 +206,20 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     shown.add_argument("--layout", metavar="NAME", action=Once, type=Choice(layouts), default="saelens", help=what)
     what = "the images, as in `run --data` (default: %(default)s)"
     shown.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
-    _add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
     add_computing(shown)
-    _add_out(shown, "folder for the pages (default: %(default)s)", default="out/features")
+    add_out(shown, "folder for the pages (default: %(default)s)", default="out/features")
 
     told = command("docs", "list the pages of the documentation, or print one")
     told.add_argument("page", metavar="PAGE", nargs="?", type=text, help="its name (default: all are listed)")
     kept = command("cache", "keep activations of a model over images, which `run --activations FOLDER` reads")
-    _add_cache_arguments(kept)
+    add_cache_arguments(kept)
+    grid = command("grid", "run models × analyses × seeds of a file as jobs, on this machine or by Slurm")
+    grid.add_argument("grid", metavar="GRID.toml", type=path, help="the file; docs/scaling.md has an example")
+    what = "where jobs run: on this machine, by Slurm (which is not waited for), or in turn here (default: %(default)s)"
+    grid.add_argument("--executor", action=Once, choices=("local", "slurm", "debug"), default="local", help=what)
+    add_number(grid, "--at-once", "J", COUNT, "local jobs side by side (default: %(default)s)", default=1)
+    add_out(grid, "folder for the results (default: %(default)s)", default="out/grid")
 
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
@@ -213,103 +227,14 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     hooks.add_argument(
         "model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder; no weight is read"
     )
-    _add_classes(hooks)
+    add_classes(hooks)
     check = command("verify", "compare a model with the original in transformers, and test every hook point")
     check.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
     return parser, commands.choices
 
 
-def _add_run_arguments(run: argparse.ArgumentParser) -> None:
-    run.add_argument("analysis", metavar="ANALYSIS", help="which one; `run ANALYSIS --help` adds its own options")
-    what, models = "zoo:NAME, a hub id or a local folder", "several are compared (default: the zoo's label models)"
-    run.add_argument("--model", metavar="M", nargs="+", action=Once, type=model, help=f"{what}; {models}")
-    what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH or imagenet-s:PATH"
-    run.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=f"{what} (default: %(default)s)")
-    _add_number(run, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
-    what = "images to fit on, drawn from --fit-data (default: as many as --n; of scenes 2000)"
-    _add_number(run, "--n-fit", "N", COUNT, what)
-    _add_number(run, "--seed", "S", SEED, "seed of the draw (default: %(default)s)", default=0)
-    _add_out(run, "folder for report and numbers (default: out/ANALYSIS)")
-    what = "images per forward pass; auto: the fastest here, measured at the start"
-    run.add_argument("--batch-size", metavar="B", action=Once, type=Number(COUNT, int, (AUTO,)), help=what)
-    run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
-    processes = "processes, where the analysis splits its work; otherwise CPU threads for torch"
-    _add_number(run, "--num-processes", "P", processes_here(), processes)
-    add_computing(run)
-
-
-def _add_cache_arguments(kept: argparse.ArgumentParser) -> None:
-    kept.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
-    what = "the images, as in `run --data` (default: %(default)s)"
-    kept.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
-    what = "folder to keep them in; the same call goes on where a killed one stopped"
-    kept.add_argument("--to", metavar="FOLDER", action=Once, type=path, required=True, help=what)
-    for flag, default, what in (
-        ("--sites", ["resid_post"], "hooks of a block without hook_, and embedding (default: resid_post)"),
-        ("--roles", [], "tokens: cls, patches, all, … (default: one vector of every kind of token)"),
-    ):
-        kept.add_argument(flag, metavar="NAME", nargs="+", action=Once, type=text, default=default, help=what)
-    what = f"numbers they are kept in: {', '.join(DTYPES)} (default: %(default)s)"
-    kept.add_argument("--dtype", metavar="NAME", action=Once, type=Choice(DTYPES), default="float32", help=what)
-    layers = Number(Range(-10_000, 10_000), int)
-    kept.add_argument("--layers", metavar="L", nargs="+", action=Once, type=layers, help="blocks (default: all)")
-    _add_number(kept, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
-    _add_number(kept, "--seed", "S", SEED, "seed of the draws (default: %(default)s)", default=0)
-    _add_number(kept, "--batch-size", "B", COUNT, "images per forward pass (default: %(default)s)", default=64)
-    _add_number(kept, "--random-weights", "S", SEED, "of the control with random weights of this seed, in its place")
-    kept.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
-    add_device(kept)
-
-
-def _add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
-    again.add_argument("recipe", metavar="RECIPE", type=_recipe, help="which one, or a .toml file of your own")
-    _add_out(again, "folder for report and numbers (default: out/reproduce/RECIPE)")
-    again.add_argument("--dry-run", action="store_true", help="say what would run and what is missing, and stop")
-    for flag, kind, what in (
-        ("--model=M", model, "take this checkpoint (zoo:NAME, a hub id or a local folder) for a model of the recipe"),
-        ("--data=D", data, "take these images (as in `run --data`) for a data set of the recipe"),
-    ):
-        name, _, short = flag.partition("=")
-        again.add_argument(name, metavar=f"NAME={short}", action=Once, default=[], type=Assigned(kind), help=what)
-    _add_number(again, "--n", "N", COUNT, "at most so many images of each data set")
-    for flag, metavar, what in (
-        ("--steps", "STEP", "only these steps"),
-        ("--without", "NAME", "leave these models out"),
-    ):
-        again.add_argument(flag, metavar=metavar, nargs="+", action=Once, default=[], type=text, help=what)
-    add_device(again)
-
-
-def _add_number(to: argparse.ArgumentParser, flag: str, metavar: str, numbers: Range, what: str, **kw: Any) -> None:
-    to.add_argument(flag, metavar=metavar, action=Once, type=Number(numbers, int), help=what, **kw)
-
-
-def _add_out(to: argparse.ArgumentParser, what: str, metavar: str = "DIR", **kw: Any) -> None:
-    to.add_argument("--out", metavar=metavar, action=Once, type=path, help=what, **kw)
-
-
-def _add_classes(to: argparse.ArgumentParser) -> None:
-    what = "the classes of prompts:MODEL, which come with the data elsewhere"
-    to.add_argument("--classes", metavar="NAME", nargs="+", action=Once, type=text, help=what)
-
-
-def _recipe(typed: str) -> str:
-    """A recipe's name, or a path. Raises what `path` does, and for a name there is not, offering the nearest."""
-    names = [file.stem for file in _recipes()]
-    if path(typed).endswith(".toml") or typed in names:
-        return typed
-    meant = nearest(typed, names) or "."
-    raise argparse.ArgumentTypeError(
-        f"there is no recipe {typed!r}{meant} There are {', '.join(names)}, or a .toml file"
-    )
-
-
-def _recipes() -> list[Path]:
-    return sorted((Path(__file__).parents[1] / "reproductions" / "recipes").glob("*.toml"))
-
-
 def _recipes_listed() -> str:
-    return "recipes:\n" + "\n".join(f"  {file.stem:<20} {_title(file)}" for file in _recipes())
+    return "recipes:\n" + "\n".join(f"  {file.stem:<20} {_title(file)}" for file in recipes())
 
 
 def _title(recipe: Path) -> str:

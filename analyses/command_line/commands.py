@@ -7,6 +7,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,12 @@ from rich.console import Console
 from analyses.command_line import terminal
 from analyses.command_line.caching import cache
 from analyses.command_line.computing import computing
-from analyses.command_line.documents import docs
+from analyses.command_line.grids import grid
 from analyses.command_line.inspecting import explore, features, hooks, interventions, models, verify
-from analyses.command_line.saved import list_results, report
+from analyses.command_line.saved import docs, list_results, report
 
-__all__ = ["cache", "docs", "explore", "features", "hooks", "interventions", "list_results", "models", "report"]
-__all__ += ["reproduce", "run", "verify"]
+__all__ = ["cache", "docs", "explore", "features", "grid", "hooks", "interventions", "list_results", "models"]
+__all__ += ["report", "reproduce", "run", "verify"]
 
 if TYPE_CHECKING:
     from analyses.reproductions.recipe import Recipe
@@ -39,6 +40,7 @@ OF_THE_ZOO = (
 def run(args: argparse.Namespace) -> int:
     """`run ANALYSIS` and `demo`: load, analyse, save, report."""
     from analyses.data import load_data
+    from analyses.processes.group import device_here, leads
     from analyses.running.catalogue import get_analysis
     from analyses.running.files import check_writable, clean
     from analyses.running.locks import hold_folder
@@ -60,10 +62,14 @@ def run(args: argparse.Namespace) -> int:
     check_prompts(specs, data.class_names)
     for name in [name for name, value in options.items() if name.endswith("_data") and isinstance(value, str)]:
         options[name] = load_data(options[name], _n_of(name, args), seed=args.seed, skip_bad=args.skip_bad)
-    with hold_folder(out, "--out"):
-        clean(out)
-        models = load_models(specs, class_names=data.class_names, **computing(args))
+    with hold_folder(out, "--out") if leads() else nullcontext():
+        if leads():
+            clean(out)
+        how = {**computing(args), "device": device_here(args.device)}
+        models = load_models(specs, class_names=data.class_names, **how)
         result = entry.run(models, data, **options)
+        if not leads():
+            return 0
         result.meta |= {"command": shlex.join(["hooked-vit", *args.argv]), "seed": args.seed}
         if any(spec.startswith(ZOO) for spec in specs):
             result.meta["notes"] = [*result.meta.get("notes", []), OF_THE_ZOO]
@@ -156,7 +162,7 @@ def _rounded(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[li
 
 
 def _options(args: argparse.Namespace, entry: Analysis) -> dict[str, Any]:
-    """What the analysis is told; sets the number of threads where it does not split its work itself.
+    """What the analysis is told.
 
     Raises ValueError for an option this analysis cannot follow.
     """
@@ -177,13 +183,6 @@ def _options(args: argparse.Namespace, entry: Analysis) -> dict[str, Any]:
         if "batch_size" not in takes:
             raise ValueError(f"{entry.name} has no batches, so there is nothing --batch-size could set")
         options["batch_size"] = args.batch_size
-    if args.num_processes is not None:
-        if "num_processes" in takes:
-            options["num_processes"] = args.num_processes
-        else:
-            import torch
-
-            torch.set_num_threads(args.num_processes)
     return options
 
 

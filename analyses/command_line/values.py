@@ -107,7 +107,7 @@ def data(typed: str) -> str:
             f"data is one of {', '.join(f'{name}:{what}' for name, what in KINDS.items())}; got {typed!r}"
             f"{nearest(kind, KINDS)}"
         )
-    if KINDS.get(kind) == "PATH" and rest:
+    if KINDS.get(kind) == "PATH" and colon:
         path(rest)
     if kind == "scenes" and rest:
         from analyses.data.scenes import check_split  # with numpy, for which help does not wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int
@@ -81,16 +82,23 @@ def check_exchange(data: ImageData, batch_size: int, among: str = "batch") -> No
 
 
 def exchange_batches(
-    data: ImageData, batch_size: int, what: str, among: str = "batch", *, extra: Sequence[str] = ()
+    data: ImageData,
+    batch_size: int,
+    what: str,
+    among: str = "batch",
+    *,
+    extra: Sequence[str] = (),
+    into: Sequence[Any] = (),
 ) -> Iterator[Batch]:
     """The batches of images that exchange tokens, with a progress bar: none of one image, and classes mixed.
 
-    A last image joins the batch before it. The order of a stream is looked at as it flows.
+    A last image joins the batch before it. The order of a stream is looked at as it flows. `into` as in
+    `progress_batches`; a shuffle's seed belongs to the batch (`batch_seed(seed, batch.number)`).
     Raises ValueError for one image in all, and at the first batches that show it for a stream in the order of its
     classes; at its end for a stream of one class.
     """
     mix = ClassMix(data.name) if among not in BY_CLASS and data.labels is None else None
-    for batch in progress_batches(data, batch_size, what, extra=extra, least=LEAST):
+    for batch in progress_batches(data, batch_size, what, extra=extra, least=LEAST, into=into):
         if len(batch) < LEAST:
             raise ValueError(ALONE.format(name=data.name))
         if mix is not None:

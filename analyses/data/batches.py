@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,12 +25,17 @@ class Batch:
     """b images, mode RGB, and their labels; no images where nobody looks at them.
 
     `index` numbers the images within the source, parts of a split included; `extra` holds the columns asked for.
+    `number` is that of the batch in its pass, `first` that of its first image; draws and limits go by these, since a
+    process may see every third batch only. `pixels` are digests of the images that were not read before, else None.
     """
 
     images: list[Image.Image]
     labels: Int64[Tensor, "b"]
     index: Int64[Tensor, "b"]
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    number: int = 0
+    first: int = 0
+    pixels: tuple[bytes | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,6 +44,26 @@ class Batch:
         extra = f", {', '.join(self.extra)}" if self.extra else ""
         labels = ", ".join(map(str, self.labels[:8].tolist())) + ", ..." * (len(self) > 8)
         return f"Batch({len(self)} images, labels {labels}{extra})"
+
+    @classmethod
+    def of(
+        cls, group: Sequence[Opened], labels: Int64[Tensor, "b"], extra: Sequence[str], number: int, first: int
+    ) -> Batch:
+        """Rows that were opened, and their labels, as batch `number` of a pass."""
+        return cls(
+            images=[opened.picture for opened in group],
+            labels=labels,
+            index=torch.tensor([opened.row.position for opened in group]),
+            extra={column: [opened.extra[column] for opened in group] for column in extra},
+            number=number,
+            first=first,
+            pixels=tuple(opened.pixels for opened in group),
+        )
+
+    def content(self) -> bytes:
+        """What a stream is told by: the pixels' digests, and the labels."""
+        each = zip(self.pixels, self.labels.tolist(), strict=True)
+        return b"".join((pixels or b"") + str(label).encode() for pixels, label in each)
 
     def digest(self) -> str:
         """A digest of the pixels as decoded, and of the labels."""
@@ -80,6 +105,16 @@ def batch_sizes(n: int, size: int, least: int = 1) -> list[int]:
     return [*sizes, rest] if rest else sizes
 
 
+def shared_out(sizes: Sequence[int], first: int, step: int) -> Iterator[tuple[int, slice]]:
+    """Every `step`-th batch from the `first` on: its number, and the places of its images.
+
+    >>> list(shared_out([4, 4, 1], 0, 2))
+    [(0, slice(0, 4, None)), (2, slice(8, 9, None))]
+    """
+    ends = [0, *accumulate(sizes)]
+    yield from ((i, slice(ends[i], ends[i + 1])) for i in range(first, len(sizes), step))
+
+
 def as_labels(
     values: Sequence[Any] | NDArray[Any], name: str, column: str, class_names: Sequence[str] | None
 ) -> Int64[Tensor, "b"]:
@@ -99,3 +134,26 @@ def as_labels(
     if class_names is not None and array.max() >= len(class_names):
         raise ValueError(f"every label has a class name; {name} has label {array.max()} and {len(class_names)} names")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def part_of_each(strata: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """True for `fraction` of the places of each stratum, drawn at random."""
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(len(strata), bool)
+    for label in np.unique(strata):
+        members = np.flatnonzero(strata == label)
+        # The random offset rounds each class up or down so that the total comes out right on average.
+        place = rng.permutation(len(members)) + rng.uniform()
+        drawn[members] = place < fraction * len(members)
+    return drawn
+
+
+def some_of_each(labels: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
+    """`n` places of every class that occurs, in order, drawn at random. Raises ValueError for a class with fewer."""
+    classes, counts = np.unique(labels, return_counts=True)
+    if n < 1 or int(counts.min()) < n:
+        least = f"class {classes[counts.argmin()]} has {counts.min()}"
+        raise ValueError(f"a class has at least the number of images asked for, 1 or more; got {n}, and {least}")
+    rng = np.random.default_rng(seed)
+    members = [rng.permutation(np.flatnonzero(labels == c))[:n] for c in classes.tolist()]
+    return np.sort(np.concatenate(members))

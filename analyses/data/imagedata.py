@@ -11,12 +11,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.data.batches import Batch, Opened, as_labels, grouped
+from analyses.data.batches import Batch, Opened, as_labels, batch_sizes, grouped, part_of_each, shared_out, some_of_each
 from analyses.data.contents import Contents, mark_of, pixel_digest
 from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb, refuse_unreadable
 from analyses.data.sources import CHUNK, Row, Source, StreamSource
@@ -59,9 +58,7 @@ class ImageData:
         self.class_names = None if class_names is None else list(class_names)
         if strange := [n for n in self.class_names or [] if any("\ud800" <= letter <= "\udfff" for letter in str(n))]:
             raise ValueError(f"class names are UTF-8, or no result could be saved; rename {strange[0]!a} of {name!a}")
-        self.seed = seed
-        self.skip_bad = skip_bad
-        self.drawn = drawn
+        self.seed, self.skip_bad, self.drawn = seed, skip_bad, drawn
         self.skipped: list[str] = []
         self.content: str | None = None
         self._source = source
@@ -118,11 +115,13 @@ class ImageData:
         values = values.tolist() if isinstance(values, np.ndarray) else list(values)
         return values if self._keep is None else [values[i] for i in self._keep]
 
-    def batches(self, batch_size: int, *, extra: Sequence[str] = (), least: int = 1) -> Iterator[Batch]:
+    def batches(
+        self, batch_size: int, *, extra: Sequence[str] = (), least: int = 1, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Go through all images in order, `batch_size` at a time; the last batch may be smaller. Again each call.
 
         `extra` names further columns, such as "mask": images in them come as saved, everything else as it is. A rest of
-        fewer than `least` images joins the batch before it.
+        fewer than `least` images joins the batch before it. Of the share (r, P) only batches r, r + P, … are read.
         Raises ValueError for a batch size below 1 or a column the data does not have, and for an image that is among
         those of a set that this one is kept apart from; UnreadableImageError for a damaged image unless `skip_bad`,
         which notes it in `skipped` and leaves it out.
@@ -131,24 +130,35 @@ class ImageData:
             raise ValueError(f"a batch holds at least one image; got batch_size={batch_size}")
         if unknown := [c for c in extra if c not in self.columns]:
             raise ValueError(f"{self.name} has the columns {self.columns}; got {unknown}")
-        return self._batches(batch_size, list(extra), least)
+        how = batch_size, list(extra), least
+        return self._batches(*how) if share[1] == 1 else self._share(*how, share)
+
+    @property
+    def can_be_shared(self) -> bool:
+        """Whether it is known, without reading an image, which of them are in which batch."""
+        return self.n is not None and not self.skip_bad and not isinstance(self._source, StreamSource)
+
+    def _share(self, batch_size: int, extra: list[str], least: int, share: tuple[int, int]) -> Iterator[Batch]:
+        mine = list(shared_out(batch_sizes(len(self), batch_size, least), *share))
+        part = self._part(np.concatenate([self.positions[places] for _, places in mine]))
+        opened = part._opened(min(batch_size, CHUNK), extra)
+        for number, at in mine:
+            yield part._batch(list(islice(opened, at.stop - at.start)), extra, number, at.start)
+
+    def _batch(self, group: Sequence[Opened], extra: list[str], number: int, first: int) -> Batch:
+        labels = self.check_labels([opened.row.values[self.label] for opened in group])
+        batch = Batch.of(group, labels, extra, number, first)
+        self.note(batch.index.tolist(), batch.pixels)
+        return batch
 
     def _batches(self, batch_size: int, extra: list[str], least: int) -> Iterator[Batch]:
-        read = hashlib.sha256() if isinstance(self._source, StreamSource) else None
-        for group in grouped(self._opened(min(batch_size, CHUNK), extra), batch_size, least):
-            batch = Batch(
-                images=[opened.picture for opened in group],
-                labels=self.check_labels([opened.row.values[self.label] for opened in group]),
-                index=torch.tensor([opened.row.position for opened in group]),
-                extra={c: [opened.extra[c] for opened in group] for c in extra},
-            )
-            new = [opened for opened in group if opened.pixels is not None]
-            self.note([opened.row.position for opened in new], [mark_of(opened.pixels or b"") for opened in new])
-            if read is not None:
-                for opened, label in zip(group, batch.labels.tolist(), strict=True):
-                    read.update((opened.pixels or b"") + str(label).encode())
+        read, first = hashlib.sha256(), 0
+        for number, group in enumerate(grouped(self._opened(min(batch_size, CHUNK), extra), batch_size, least)):
+            batch = self._batch(group, extra, number, first)
+            first += len(group)
+            read.update(batch.content())
             yield batch
-        self.content = None if read is None else read.hexdigest()[:16]
+        self.content = read.hexdigest()[:16] if isinstance(self._source, StreamSource) else None
 
     def _opened(self, chunk: int, extra: list[str]) -> Iterator[Opened]:
         """The rows whose images can be read, decoded side by side, `chunk` at a time."""
@@ -158,8 +168,16 @@ class ImageData:
                 found = pool.map(self._open, some, [extra] * len(some))
                 yield from (opened for opened in found if opened is not None)
 
-    def note(self, positions: Sequence[int], marks: Sequence[int]) -> None:
-        """Remember what images hold, by `mark_of` their pixels. Raises ValueError for one of a set kept apart."""
+    def note(self, index: Sequence[int], pixels: Sequence[bytes | None]) -> None:
+        """Remember what images hold: the digests of their pixels, None for those that are known.
+
+        Raises ValueError for one that a set this one is kept apart from holds too.
+        """
+        new = [(place, mark_of(digest)) for place, digest in zip(index, pixels, strict=True) if digest is not None]
+        self.note_marks([place for place, _ in new], [mark for _, mark in new])
+
+    def note_marks(self, positions: Sequence[int], marks: Sequence[int]) -> None:
+        """The same by `mark_of` them."""
         self._contents.put(positions, marks)
         for other in self._apart:
             for i in np.flatnonzero(other._contents.holds(marks)).tolist():
@@ -201,18 +219,9 @@ class ImageData:
         if self.n is None:
             raise ValueError(f"a split needs to know how many images there are: load {self.name} with n=…")
         labels = self.labels
-        strata = np.zeros(self.n, np.int64) if labels is None else labels.numpy()
-        rng = np.random.default_rng(seed)
-        in_first = np.zeros(self.n, bool)
-        for label in np.unique(strata):
-            members = np.flatnonzero(strata == label)
-            # The random offset rounds each class up or down so that the total comes out right on average.
-            place = rng.permutation(len(members)) + rng.uniform()
-            in_first[members] = place < fraction * len(members)
+        in_first = part_of_each(np.zeros(self.n, np.int64) if labels is None else labels.numpy(), fraction, seed)
         if in_first.all() or not in_first.any():
-            raise ValueError(
-                f"a split leaves images on both sides; a fraction of {fraction} of {self.n} images does not"
-            )
+            raise ValueError(f"a split leaves images on both sides; {fraction} of {self.n} images does not")
         positions = self.positions
         return self._part(positions[in_first]), self._part(positions[~in_first])
 
@@ -224,13 +233,7 @@ class ImageData:
         labels = self.labels
         if labels is None:
             raise ValueError(f"drawing images of every class needs labels known beforehand; {self.name} is a stream")
-        classes, counts = labels.unique(return_counts=True)
-        if n < 1 or int(counts.min()) < n:
-            least = f"class {classes[counts.argmin()]} has {counts.min()}"
-            raise ValueError(f"a class has at least the number of images asked for, 1 or more; got {n}, and {least}")
-        rng = np.random.default_rng(seed)
-        members = [rng.permutation(np.flatnonzero(labels.numpy() == c))[:n] for c in classes.tolist()]
-        return self._part(self.positions[np.sort(np.concatenate(members))])
+        return self._part(self.positions[some_of_each(labels.numpy(), n, seed)])
 
     def fingerprint(self) -> str:
         """16 hex digits that differ where anything differs that is read: pixels, labels, other columns, order, names.
@@ -281,8 +284,7 @@ class ImageData:
         except UnreadableImageError as error:
             if not self.skip_bad:
                 raise
-            if str(error) not in self.skipped:
-                self.skipped.append(str(error))
+            self.skipped += [told] if (told := str(error)) not in self.skipped else []
             return None
         known = row.position in self._contents and not isinstance(self._source, StreamSource)
         return Opened(row, picture, None if known else pixel_digest(picture), more)

@@ -177,7 +177,7 @@ def unread_batches(data: ImageData, batch_size: int, extra: Sequence[str] = ()) 
     if labels is None:
         raise ValueError(f"{data.name} is a stream: its labels are known only once it was read")
     positions = torch.from_numpy(data.positions)
-    for start in range(0, len(labels), batch_size):
+    for number, start in enumerate(range(0, len(labels), batch_size)):
         here = slice(start, start + batch_size)
         more = {name: column[here] for name, column in columns.items()}
-        yield Batch([], labels[here], positions[here], more)
+        yield Batch([], labels[here], positions[here], more, number, start)

@@ -135,7 +135,7 @@ def fit_head(
     """
     pooling = ready_for_head(model, reads)
     ridge = GramRidge(n_classes, name=name)
-    for batch in progress_batches(data, batch_size, f"{name}: fitting a head"):
+    for batch in progress_batches(data, batch_size, f"{name}: fitting a head", into=[ridge]):
         with torch.no_grad():
             ridge.update({"head": pooling(pooling.preprocess(batch.images))}, batch.labels)
     return head_of_probe(pooling, ridge.fit()["head"], data)

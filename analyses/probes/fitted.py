@@ -219,8 +219,9 @@ def evaluate_probes(
     counts = torch.zeros(n_classes, dtype=torch.int64)
     sums = {site: torch.zeros(4, len(fitted), dtype=torch.float64) for site in panels}
     ranks: dict[str, list[Tensor]] = {site: [] for site in panels}
-    clean = read_sites(reader, data, batch_size, what) if intervention is None else None
-    for batch, _, features in clean or edited_sites(reader, data, batch_size, what, intervention):
+    into = (counts, sums, ranks)
+    clean = read_sites(reader, data, batch_size, what, into=into) if intervention is None else None
+    for batch, _, features in clean or edited_sites(reader, data, batch_size, what, intervention, into=into):
         labels = batch.labels[:, targets]
         for site, panel in panels.items():
             pos = _ranks(panel, features[site], labels, site)

@@ -74,23 +74,25 @@ def fit_with_controls(
     def fitted(probes: dict[str, Probe], counts: Tensor) -> FittedProbes:
         return FittedProbes(probes, data.target, how.probe, tuple(counts.tolist()), how.seed, about)
 
-    def features() -> Iterator[tuple[dict[str, Tensor], Int64[Tensor, "b k"]]]:
-        for reading in read_sites(reader, data, how.batch_size, what):
-            yield reading.features, reading.batch.labels
+    def features(into: Sequence[Any] = ()) -> Iterator[tuple[dict[str, Tensor], Int64[Tensor, "b k"], _Drawn]]:
+        for reading in read_sites(reader, data, how.batch_size, what, into=into):
+            labels = reading.batch.labels
+            yield reading.features, labels, draw(reading.batch.first, len(labels))
 
     if how.probe == "ridge":
         gathered = _Gathered(how, data.target.n_classes, 1 + further)
-        for x, labels in features():
-            gathered.add(x, labels, *draw(len(labels)))
+        for x, labels, drawn in features(into=[gathered.parts]):
+            gathered.add(x, labels, *drawn)
         return _told(gathered.fits(fitted, components, draw.sizes), control)
     if data.n is None:
         raise ValueError(f"{how.probe} probes go through features again, so that their number must be known; load n=…")
     with feature_store(widths, data.n, memory=how.memory, scratch=how.scratch) as store:
         kept, stages = [], []
-        for x, labels in features():
+        # every process fits on all of them: a training is not shared out
+        for x, labels, (stage, _) in features():
             store.add(x)
             kept.append(labels)
-            stages.append(draw(len(labels))[0])
+            stages.append(stage)
         stored = StoredFits(how, store, torch.cat(kept), data.target.n_classes, what)
         return _told(stored.fits(fitted, components, draw.sizes, torch.cat(stages)), control)
 
@@ -102,8 +104,14 @@ def _told(fits: Fits, control: ControlTask | None) -> Fits:
     return replace(fits, permuted=fits.permuted[:-1], control=fits.permuted[-1])
 
 
+_Drawn = tuple[Int64[Tensor, "b"], Bool[Tensor, "b"]]
+
+
 class _Draw:
-    """For every image in turn: the smallest training set it is in, and whether it is held out to choose a penalty."""
+    """Of n images from the `first` on: the smallest training set each is in, and whether it is held out for a penalty.
+
+    The same for an image whatever was asked before: another process may have had the images in front of it.
+    """
 
     def __init__(self, data: TargetData, how: Probing, sizes: Sequence[int]) -> None:
         self.sizes = sorted(sizes)
@@ -114,12 +122,13 @@ class _Draw:
         order = torch.from_numpy(np.random.default_rng([how.seed, 1]).permutation(data.n or 0))
         self._stage = torch.bucketize(order, torch.tensor(self.sizes), right=True) if sizes else None
         self._apart = how.held_out if how.select == "held_out" else 0.0
-        self._rng, self._done = np.random.default_rng([how.seed, 2]), 0
+        self._seed = [how.seed, 2]
 
-    def __call__(self, n: int) -> tuple[Int64[Tensor, "b"], Bool[Tensor, "b"]]:
-        stage = torch.zeros(n, dtype=torch.int64) if self._stage is None else self._stage[self._done : self._done + n]
-        self._done += n
-        return stage, torch.from_numpy(self._rng.random(n) < self._apart)
+    def __call__(self, first: int, n: int) -> _Drawn:
+        stage = torch.zeros(n, dtype=torch.int64) if self._stage is None else self._stage[first : first + n]
+        bits = np.random.PCG64(self._seed)
+        bits.advance(first)  # a number takes one step
+        return stage, torch.from_numpy(np.random.Generator(bits).random(n) < self._apart)
 
 
 class _Gathered:

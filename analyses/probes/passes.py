@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.activations.sites import SiteReader
 from analyses.activations.store.serving import Serving, in_use
@@ -17,6 +16,7 @@ from analyses.data import ImageData
 from analyses.data.sets import unread_batches
 from analyses.probes.targets import TargetData
 from analyses.running.notes import progress_batches
+from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, apply
 
 Edit = Intervention | Callable[[int, Tensor], Intervention]
@@ -35,28 +35,41 @@ class Reading(NamedTuple):
 
 
 def read_sites(
-    reader: SiteReader, data: TargetData, batch_size: int, what: str, *, answers: bool = False
+    reader: SiteReader,
+    data: TargetData,
+    batch_size: int,
+    what: str,
+    *,
+    answers: bool = False,
+    into: Sequence[Any] = (),
 ) -> Iterator[Reading]:
     """All images in order, with a progress bar that says `what` is being done, and what the reader reads of each.
 
     >>> for reading in read_sites(SiteReader(model, ("cls",)), data, 64, "reading"): ...  # doctest: +SKIP
 
     The model runs only where no store is in use (`activations` of an analysis), or where this is a control the stores
-    do not have; the features are the same. Raises ValueError where a store lacks what is read of a model it is of.
+    do not have; the features are the same. `into` as in `progress_batches`; what is stored is read by every process.
+    Raises ValueError where a store lacks what is read of a model it is of.
     """
     if (stored := _stored(reader, data.parts, answers)) is None:
-        for batch in data.batches(batch_size, what):
+        for batch in data.batches(batch_size, what, into=into):
             yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
     else:
         yield from stored.through(data.batches(batch_size, what, pictures=False), reader)
 
 
 def read_images(
-    reader: SiteReader, data: ImageData, batch_size: int, what: str, *, answers: bool = False
+    reader: SiteReader,
+    data: ImageData,
+    batch_size: int,
+    what: str,
+    *,
+    answers: bool = False,
+    into: Sequence[Any] = (),
 ) -> Iterator[Reading]:
     """`read_sites` of one set of images with their labels."""
     if (stored := _stored(reader, (data,), answers)) is None:
-        for batch in progress_batches(data, batch_size, what):
+        for batch in progress_batches(data, batch_size, what, into=into):
             yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
     else:
         total = -(-len(data) // batch_size)
@@ -65,11 +78,17 @@ def read_images(
 
 
 def edited_sites(
-    reader: SiteReader, data: TargetData, batch_size: int, what: str, intervention: Edit | None
+    reader: SiteReader,
+    data: TargetData,
+    batch_size: int,
+    what: str,
+    intervention: Edit | None,
+    *,
+    into: Sequence[Any] = (),
 ) -> Iterator[Reading]:
     """`read_sites` under an intervention, which nothing that is stored has seen."""
-    for i, batch in enumerate(data.batches(batch_size, what)):
-        edit = for_batch(intervention, i, batch.labels[:, 0])
+    for batch in data.batches(batch_size, what, into=into):
+        edit = for_batch(intervention, batch.number, batch.labels[:, 0])
         with nullcontext() if edit is None else apply(reader.model, edit):
             yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
 

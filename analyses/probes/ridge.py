@@ -114,6 +114,10 @@ class GramRidge:
             moments.add_rows(x, rows, self._counts, counts)
         self._counts = self._counts + counts
 
+    def fresh(self) -> GramRidge:
+        """An accumulator of the same that has seen no image."""
+        return GramRidge(self.n_classes, self.n_targets, name=self.name)
+
     def merge(self, other: GramRidge) -> GramRidge:
         """What one accumulator would hold that had seen the images of both; neither is changed.
 

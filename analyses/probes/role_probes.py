@@ -50,7 +50,7 @@ def fit_role_probes(
     reader = SiteReader(pooling, (tokens,))
     ridge = GramRidge(opening.n_classes, name=name)
     what = f"{name}: fitting probes"
-    for reading in read_images(reader, opening.fitted, batch_size, what, answers=own is None):
+    for reading in read_images(reader, opening.fitted, batch_size, what, answers=own is None, into=[ridge]):
         sites = {str(layer): reading.features[str(Site(tokens, layer))] for layer in reader.layers}
         if own is None:
             assert reading.answer is not None

@@ -14,21 +14,25 @@ from torch import Tensor
 
 from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData, as_data
-from analyses.data.batches import Batch
+from analyses.data.batches import Batch, batch_sizes
 from analyses.data.sets import common_names, count_classes, unread_batches
-from analyses.running.notes import about_data
-from hooked_vit.loading.progress import tqdm
+from analyses.running.notes import about_data, progress_batches
 
 LABEL, ORIGIN = "label", "dataset"
 
 
 @dataclass(frozen=True, eq=False)
 class TargetBatch:
-    """Images, the class of each by every target [b, k], and numbers that tell the images of one pass apart."""
+    """Images, the class of each by every target [b, k], and numbers that tell the images of one pass apart.
+
+    `number` and `first` are the batch's and its first image's in the pass.
+    """
 
     images: list[Image.Image]
     labels: Int64[Tensor, "b k"]
     index: Int64[Tensor, "b"]
+    number: int = 0
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,29 +108,38 @@ class TargetData:
         copy._permuted, copy._control = self._permuted, task
         return copy
 
-    def batches(self, batch_size: int, what: str, *, pictures: bool = True) -> Iterator[TargetBatch]:
-        """All images in order, with a progress bar that says `what` is being done.
+    def batches(
+        self, batch_size: int, what: str, *, pictures: bool = True, into: Sequence[Any] = ()
+    ) -> Iterator[TargetBatch]:
+        """All images in order, with a progress bar that says `what` is being done; `into` as in `progress_batches`.
 
         Without `pictures` they are left out, unless a control task has to look at them; not for streams.
         """
         pictures = pictures or self._control is not None
-        total = None if self.n is None else sum(-(-len(part) // batch_size) for part in self.parts)
-        with tqdm(total=total, desc=what, leave=False) as bar:
-            done = 0
-            for number, part in enumerate(self.parts):
-                column = _column_of(part, self.target.spec)
-                extra = [column] if column not in (None, part.label) else []
-                seen = part.batches(batch_size, extra=extra) if pictures else unread_batches(part, batch_size, extra)
-                for batch in seen:
-                    answers = self._of_batch(batch, part, number, column)[:, None]
-                    if self._permuted is not None:
-                        # By place in the pass: an image left out on the way moves the rest, and they stay as random.
-                        answers = torch.cat([answers, self._permuted[done : done + len(answers)]], dim=1)
-                    if self._control is not None:
-                        answers = torch.cat([answers, self._control.answers(batch.images)[:, None]], dim=1)
-                    yield TargetBatch(batch.images, answers, batch.index * len(self.parts) + number)
-                    done += len(answers)
-                    bar.update()
+        batches = images = 0  # of the parts before
+        for number, part in enumerate(self.parts):
+            column = _column_of(part, self.target.spec)
+            extra = [column] if column not in (None, part.label) else []
+            here = seen = 0
+            for batch in (
+                progress_batches(part, batch_size, what, extra=extra, into=into)
+                if pictures
+                else unread_batches(part, batch_size, extra)
+            ):
+                first = images + batch.first
+                answers = self._of_batch(batch, part, number, column)[:, None]
+                if self._permuted is not None:
+                    # By place in the pass: an image left out on the way moves the rest, and they stay as random.
+                    answers = torch.cat([answers, self._permuted[first : first + len(answers)]], dim=1)
+                if self._control is not None:
+                    answers = torch.cat([answers, self._control.answers(batch.images)[:, None]], dim=1)
+                index = batch.index * len(self.parts) + number
+                yield TargetBatch(batch.images, answers, index, batches + batch.number, first)
+                here, seen = batch.number + 1, batch.first + len(batch)
+            # another process may have had the last batch
+            shared = part.can_be_shared and part.n is not None
+            batches += len(batch_sizes(len(part), batch_size)) if shared else here
+            images += len(part) if shared else seen
 
     def about(self, note: str | None = None) -> dict[str, Any]:
         """What a result's `meta` says of these images."""

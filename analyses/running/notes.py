@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from analyses.data import ImageData
 from analyses.data.batches import Batch, batch_sizes
+from analyses.processes import group
+from analyses.processes.merging import Gathering
 from analyses.running.notice import notice
 from hooked_vit import HookedViT
 from hooked_vit.config.spoken import what_is_read
@@ -15,12 +17,45 @@ from hooked_vit.loading.progress import tqdm
 
 
 def progress_batches(
-    data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = (), least: int = 1
+    data: ImageData,
+    batch_size: int,
+    what: str,
+    *,
+    extra: Sequence[str] = (),
+    least: int = 1,
+    into: Sequence[Any] = (),
 ) -> Iterator[Batch]:
-    """`data.batches` with a progress bar that says `what` is being done."""
-    batches = data.batches(batch_size, extra=extra, least=least)
-    total = None if data.n is None else len(batch_sizes(data.n, batch_size, least))
-    yield from tqdm(batches, total=total, desc=what, leave=False)
+    """`data.batches` with a progress bar that says `what` is being done.
+
+    `into` are the accumulators (see `processes.merging`) that the batches fill. Where several processes run and those
+    are given, each process is handed every so manieth batch, and behind the last all of them hold what one process
+    would have gathered from all. Whoever goes through the batches then reads nothing else it has gathered from them,
+    draws by the number of a batch or an image, and does not stop early. Without `into`, with fewer batches than
+    processes, and where `data.can_be_shared` says no, every process goes through all of them.
+    """
+    sizes = None if data.n is None else batch_sizes(data.n, batch_size, least)
+    n, mine = (group.count(), group.rank()) if into and data.can_be_shared else (1, 0)
+    if sizes is None or n > len(sizes):
+        n, mine = 1, 0
+    total = None if sizes is None else len(sizes[mine::n])
+    batches = data.batches(batch_size, extra=extra, least=least, share=(mine, n))
+    bar = tqdm(batches, total=total, desc=what, leave=False, disable=not group.leads())
+    yield from bar if n == 1 else _shared(bar, data, into)
+
+
+def _shared(batches: Iterable[Batch], data: ImageData, into: Sequence[Any]) -> Iterator[Batch]:
+    """One process's batches; behind the last, what all have gathered and what the others' images hold."""
+    gathering, seen = Gathering(into, begins=group.leads()), []
+    for batch in batches:
+        yield batch
+        gathering.note(batch.number)
+        seen.append((batch.number, batch.index.tolist(), batch.pixels))
+    told = group.gather((gathering.told(), seen))
+    gathering.become([one for one, _ in told])
+    mine = {number for number, _, _ in seen}
+    for number, index, pixels in sorted((each for _, theirs in told for each in theirs), key=lambda each: each[0]):
+        if number not in mine:
+            data.note(index, pixels)
 
 
 def about_data(data: ImageData, note: str | None = None) -> dict[str, Any]:

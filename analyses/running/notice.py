@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from analyses.processes.group import leads
+
 NAMED = 3
 """Images left out that a note names; the result has all."""
 _HEARD: ContextVar[list[str] | None] = ContextVar("notes of the result that is being made", default=None)
@@ -40,7 +42,8 @@ def notice(sentence: str) -> str:
     from tqdm import tqdm  # help, which imports this, must not wait for it
 
     printable = "".join(c if c.isprintable() else "�" for c in sentence)
-    tqdm.write(f"note: {printable}", file=sys.stderr)
+    if leads():  # of several processes, one says what all have seen
+        tqdm.write(f"note: {printable}", file=sys.stderr)
     return sentence
 
 

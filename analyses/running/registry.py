@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ParamSpec, overload
 
+from analyses.processes.group import done_once
 from analyses.running.arguments import AUTO, check_batch_size, check_models, check_options, renamed
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
 from analyses.running.notice import data_notes, heard_remarks, notice, remark
@@ -28,6 +29,7 @@ def analysis(
     more_figures: Figures | None = None,
     zoo_target: str = "label",
     zoo_models: tuple[str, ...] = (),
+    by_one: bool = False,
 ) -> Callable[[Callable[P, Result]], Callable[P, Result]]: ...
 def analysis(
     name: Any = None,
@@ -36,6 +38,7 @@ def analysis(
     more_figures: Figures | None = None,
     zoo_target: str = "label",
     zoo_models: tuple[str, ...] = (),
+    by_one: bool = False,
 ) -> Any:
     """Register a function that returns a `Result`; `figure` draws that result, for `Result.figure()`.
 
@@ -52,7 +55,8 @@ def analysis(
     what is too small to be quoted without saying so (`said_small`); its `notes` gain what was remarked on meanwhile,
     and what `data_notes` says of the images.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
-    a result, so that a name is text whatever it says.
+    a result, so that a name is text whatever it says. Where several processes run, one that is `by_one` is done by the
+    first of them, and all have its result: what it fits learns step by step, or it keeps a folder.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
     when called what `renamed`, `check_models` and `check_options` raise.
     """
@@ -78,7 +82,7 @@ def analysis(
                 _check(function, told)
                 ours = function.__module__.startswith("analyses.")
                 with _surroundings(told if ours else {}) as about:
-                    result = function(*args, **named)
+                    result = done_once(lambda: function(*args, **named)) if by_one else function(*args, **named)
             if not isinstance(result, Result):
                 raise TypeError(f"an analysis returns a Result; {key} returned {type(result).__name__}")
             result.meta.setdefault("versions", environment())

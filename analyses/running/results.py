@@ -22,6 +22,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.pages.paper import at_paper_size
+from analyses.processes.group import leads
 from analyses.running.catalogue import get_analysis
 from analyses.running.files import check_writable, committed, write_together, write_whole
 from analyses.running.parts import join_frames, part_frame
@@ -139,10 +140,13 @@ class Result:
         """Write `result.parquet`, `result.json` and, where it is given, `report.html` into `folder`: at once, or not.
 
         `result.json` holds the checksums of the others and of itself. A report of a former result goes with it.
-        Returns the folder.
+        Of several processes the first writes. Returns the folder.
         Raises OSError when it is not writable (see `check_writable`) or somebody else keeps it, ValueError for a `meta`
         with an entry of the name that checksums have.
         """
+        folder = Path(folder)
+        if not leads():
+            return folder
         folder = check_writable(folder)
         if CHECKSUMS in self.meta:
             raise ValueError(f"meta[{CHECKSUMS!r}] is where checksums of the files are saved; give it another name")

@@ -104,7 +104,7 @@ class Serving:
     def note(self) -> None:
         """Have the data remember what its images hold, as reading them does: none may be in a set kept apart."""
         marks = self.store.images["pixels"][self.rows].numpy().view(np.uint64)
-        self.data.note(self.data.positions.tolist(), marks.tolist())
+        self.data.note_marks(self.data.positions.tolist(), marks.tolist())
 
     def whole(self, hook: str) -> tuple[str, TokenLayout]:
         """The tensor of every token at a hook, and which tokens they are.

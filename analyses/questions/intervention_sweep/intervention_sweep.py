@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from torch import Tensor
@@ -22,6 +24,7 @@ from analyses.drawing.colours import MODELS
 from analyses.drawing.panels import bars, panels, place
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import answering
+from analyses.processes.group import leads
 from analyses.questions.intervention_sweep.journal import Journal
 from analyses.running.fingerprint import fingerprint
 from analyses.running.locks import hold_file
@@ -92,7 +95,8 @@ def intervention_sweep(
     models = {name: its.model for name, its in answers.items()}  # a fitted head is one of the weights
     mark = fingerprint(models, {"data": data}, {"interventions": chosen, "batch size": batch_size})
     rows = []
-    with nullcontext() if file is None else hold_file(file, "--file") as path:
+    path = None if file is None else Path(file).expanduser()
+    with hold_file(path, "--file") if path is not None and leads() else nullcontext():
         journal = Journal(path, mark)
         for name, model in models.items():
             counts = _counts(name, model, answers[name], data, chosen[name], journal, batch_size, among)
@@ -121,20 +125,21 @@ def _counts(
     batch_size: int,
     among: str | None,
 ) -> dict[str, list[int]]:
-    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    what = f"{name}: sweep"
+    totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3, int))
+    what, into = f"{name}: sweep", [totals]
     batches = (
-        progress_batches(data, batch_size, what) if among is None else exchange_batches(data, batch_size, what, among)
+        progress_batches(data, batch_size, what, into=into)
+        if among is None
+        else exchange_batches(data, batch_size, what, among, into=into)
     )
-    for i, batch in enumerate(batches):
-        rows = journal.batch(name, i, batch, _names(interventions))
+    for batch in batches:
+        rows = journal.batch(name, batch.number, batch, _names(interventions))
         if rows is None:
-            rows = _measure(name, i, model, answers, batch, interventions)
+            rows = _measure(name, batch.number, model, answers, batch, interventions)
             journal.add(batch, rows)
         for row in rows:
-            total = totals[row["intervention"]]
-            total[:] = [have + row[count] for have, count in zip(total, COUNTS, strict=True)]
-    return totals
+            totals[row["intervention"]] += [row[count] for count in COUNTS]
+    return {what: total.tolist() for what, total in totals.items()}
 
 
 def _measure(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analyses.data.batches import Batch
+from analyses.processes import group
 from analyses.running.fingerprint import Fingerprint
 from analyses.running.notice import notice
 from hooked_vit.loading.digests import digest
@@ -27,6 +28,8 @@ OURS = '{"fingerprint": '
 class Journal:
     """The rows of one sweep, by model and batch; without a path they are kept nowhere. The file must be held.
 
+    Of several processes the first holds it, and all append to it.
+
     `notes` says which rows were not believed, and are measured anew. Raises ValueError for a file of another sweep,
     naming what differs, and for one no sweep has written.
     """
@@ -37,10 +40,18 @@ class Journal:
         self._batches: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         if path is None:
             return
+        if group.leads():
+            self._begin(path)
+        group.gather(None)  # the others read what the first has left there
+        if not group.leads():
+            self._believed(self._lines(path))
+
+    def _begin(self, path: Path) -> None:
+        """Read a file, and leave in it what is believed."""
         if path.exists() and (why := why_no_file(path)) is not None:
             raise ValueError(f"{path} cannot keep the rows of a sweep: {why}")
         remove_parts(path)
-        header = json.dumps({"fingerprint": mark.key, "of": dict(mark.parts)})
+        header = json.dumps({"fingerprint": self.mark.key, "of": dict(self.mark.parts)})
         kept: list[str] = []
         if path.exists() and (lines := self._lines(path)):
             kept = self._believed(lines)
@@ -107,9 +118,8 @@ class Journal:
         seen = batch.digest()
         marked = [{**row, IMAGES: seen} for row in rows]
         text = "".join(json.dumps({**row, CHECKSUM: self._checksum(row)}) + "\n" for row in marked)
-        with self.path.open("a", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
+        with self.path.open("ab", buffering=0) as out:  # in one piece: several processes may append
+            out.write(text.encode())
             os.fsync(out.fileno())
 
     def _checksum(self, row: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ class Tally:
     Keys are whatever describes a patch; `excluded` pairs count as neither value nor dropped denominator.
     """
 
+    PASSING = ("metrics", "_last")
+
     def __init__(self, metrics: Sequence[Metric], eps: float = EPS) -> None:
         check_eps(eps)
         self.metrics, self.eps = list(metrics), eps

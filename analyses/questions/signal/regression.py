@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +71,27 @@ class GramRegression:
             self._features.setdefault(site, CrossMoments()).update(x, x)
             self._joint.setdefault(site, CrossMoments()).update(x, exact.to(x.device))
         self._squares = self._squares + (exact - self._first).square().sum(0)
+
+    def fresh(self) -> GramRegression:
+        """One that has seen no image."""
+        return GramRegression()
+
+    def merge(self, other: GramRegression) -> GramRegression:
+        """What one would hold that had seen the images of both; neither is changed."""
+        if self._first is None or other._first is None:
+            return deepcopy(other if self._first is None else self)
+        merged = GramRegression()
+        for name in ("_features", "_joint"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(merged, name, {site: mine[site].merge(theirs[site]) for site in mine})
+        joint = next(iter(other._joint.values()))
+        step = other._first - self._first
+        targets = joint.n * (joint.means[1].to(step) - other._first)  # summed about the other's first mean
+        merged._first = self._first
+        assert self._squares is not None
+        assert other._squares is not None
+        merged._squares = self._squares + other._squares + 2 * step * targets + joint.n * step.square()
+        return merged
 
     def fit(self, penalties: float | Sequence[float] = PENALTIES) -> dict[str, LinearMap]:
         """One map per site; of several penalties, for each target the one with the least generalised cross-validation.

@@ -5,6 +5,8 @@ Linear CKA needs only sums over images, so memory does not grow with their numbe
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -62,6 +64,32 @@ class CrossMoments:
         self.own += torch.stack([own_a.sum(), own_b.sum(), own_a @ own_b])
         self.weighted[0].add_(own_b @ a)
         self.weighted[1].add_(own_a @ b)
+
+    def fresh(self) -> CrossMoments:
+        """One that has seen no image."""
+        return CrossMoments()
+
+    def merge(self, other: CrossMoments) -> CrossMoments:
+        """What one would hold that had seen the images of both, about the centres of this one; neither is changed."""
+        if not (self.n and other.n):
+            return deepcopy(self if self.n else other)
+        merged = deepcopy(self)
+        merged.n += other.n
+        # x − c = (x − c') + (c' − c): sums of the other's images about the centres of these
+        a, b = (theirs - mine for mine, theirs in zip(self.centres, other.centres, strict=True))
+        (sx, sy), (wx, wy), n = other.sums, other.weighted, other.n
+        xx, yy, both = other.own
+        x_squared, y_squared = xx + 2 * a @ sx + n * a @ a, yy + 2 * b @ sy + n * b @ b
+        # Σ (|x|² + 2ax + |a|²)(|y|² + 2by + |b|²), and so on
+        cross = both + 2 * b @ wy + b @ b * xx + 2 * a @ wx + 4 * a @ other.products @ b + 2 * (b @ b) * (a @ sx)
+        cross = cross + (a @ a) * y_squared
+        merged.products += other.products + torch.outer(sx, b) + torch.outer(a, sy) + n * torch.outer(a, b)
+        merged.sums[0].add_(sx + n * a)
+        merged.sums[1].add_(sy + n * b)
+        merged.own += torch.stack([x_squared, y_squared, cross])
+        merged.weighted[0].add_(wx + 2 * other.products @ b + b @ b * sx + a * y_squared)
+        merged.weighted[1].add_(wy + 2 * a @ other.products + a @ a * sy + b * x_squared)
+        return merged
 
     @property
     def means(self) -> tuple[Float64[Tensor, "d"], Float64[Tensor, "e"]]:

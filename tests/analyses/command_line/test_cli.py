@@ -137,14 +137,9 @@ def test_a_real_run_leaves_report_and_numbers(checkpoint, tmp_path):
 
 
 def test_options_reach_the_analysis(asked, checkpoint, tmp_path, capsys):
-    threads = torch.get_num_threads()
     line = "run what-was-asked --data scenes:test --n 3 --layers 4 5 --strength 2 --exact --kind zero --top 7"
-    more = ["--batch-size", "2", "--fit-data", "scenes:train", "--num-processes", "2", "--out", str(tmp_path)]
-    try:
-        assert main([*line.split(), "--model", checkpoint, *more]) == 0
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
+    more = ["--batch-size", "2", "--fit-data", "scenes:train", "--num-processes", "1", "--out", str(tmp_path)]
+    assert main([*line.split(), "--model", checkpoint, *more]) == 0
     (call,) = asked
     assert list(call["models"]) == ["mine"]
     assert (call["data"].name, call["data"].n) == ("scenes:test", 3)

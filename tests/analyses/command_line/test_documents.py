@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from analyses.command_line.cli import main
-from analyses.command_line.documents import pages
+from analyses.command_line.saved import pages
 
 ROOT = Path(__file__).parents[3]
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.processes.walking import numbered
 from analyses.questions.class_space.measures.image_means import ImageMeans, interval_rows
 from analyses.questions.class_space.measures.last_block import Ending, read_ending
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules, image_tokens
@@ -171,7 +172,7 @@ def measure_knockouts(
                 rates.add((run, kind), ending.rate(here[None]))
                 values.add((run, kind), ending.identifiability(here[None], n_classes))
 
-    for i, (pixels, labels) in enumerate(batches):
+    for i, _, (pixels, labels) in numbered(batches, rates, values, mass, right):
         with torch.no_grad(), model.hooks(_mass_hooks(model, variants, places, mass)):
             note(Run("none", "clean", None, everywhere), read_ending(model, pixels, labels, rules))
         for run, intervention in _runs(variants, places, draws, seed, i):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from analyses.activations.streams import read_stream
 from analyses.controls.random_weights import with_random_weights
+from analyses.processes.walking import filling
 from analyses.questions.class_space.measures.image_means import ImageMeans, interval_rows
 from analyses.questions.class_space.measures.projection import (
     AS_TRAINED,
@@ -65,6 +66,8 @@ class Identifiability:
     compared with the random model by Wilcoxon's test over tokens, uncorrected, and change starts at the second block.
     methods §7–11.
     """
+
+    PASSING = ("_latest", "_n_tokens")
 
     def __init__(
         self,
@@ -272,7 +275,7 @@ def measure_identifiability(
     )
     controls = {s: with_random_weights(model, s) for s in random_seeds}
     random_rules = {s: with_random_prototypes(rules, s) for s in random_seeds}
-    for pixels, labels in batches:
+    for pixels, labels in filling(batches, tally):
         where = labels.to(pixels.device)
 
         def see(layer: int, role: str, scores: Scores, labels: Tensor = where) -> None:

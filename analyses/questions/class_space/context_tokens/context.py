@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.activations.class_masks import CLASS, CONTEXT, counts_of
+from analyses.processes.walking import numbered
 from analyses.questions.class_space.context_tokens.logit_change import PUBLISHED_SHUFFLES, LogitChange
 from analyses.questions.class_space.measures.image_means import ImageMeans, group_mean, interval_rows
 from analyses.questions.class_space.measures.projection import AS_TRAINED, EMBEDDING, Rules, check_rules, token_ranks
@@ -40,14 +41,18 @@ class ContextTally:
         if n_shuffles < 1:
             raise ValueError(f"a permutation test needs at least one shuffle; got n_shuffles={n_shuffles}")
         self.n_classes, self.n_shuffles, self.published = n_classes, n_shuffles, published
-        self._rng = np.random.default_rng(seed)
+        self._seed = seed
         self._ranks: dict[tuple[int, str], RankCounts] = defaultdict(lambda: RankCounts(n_classes))
         self._means, self._rates = ImageMeans(), ImageMeans()
         self._null: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(n_shuffles))
         self._labels: list[Tensor] = []
 
-    def add(self, by_layer: list[Float[Tensor, "b n"]], labels: Int[Tensor, "b n"]) -> None:
-        """Ranks of the image tokens at the embedding and behind every block, and the labels of their patches."""
+    def add(self, by_layer: list[Float[Tensor, "b n"]], labels: Int[Tensor, "b n"], number: int | None = None) -> None:
+        """Ranks of the image tokens at the embedding and behind every block, and the labels of their patches.
+
+        `number` is that of the batch's first image; where it is not given, as many images came before as were added.
+        """
+        number = sum(map(len, self._labels)) if number is None else number
         for layer, pos in enumerate(by_layer, start=EMBEDDING):
             r, first = identifiability(pos, self.n_classes), correct(pos).double()
             for group, label in GROUPS.items():
@@ -57,16 +62,18 @@ class ContextTally:
                 self._rates.add((layer, group), group_mean(first, here))
         self._labels.append(labels)
         if not self.published:
-            self._deal_out(identifiability(torch.stack(by_layer), self.n_classes).numpy(), labels.numpy())
+            self._deal_out(identifiability(torch.stack(by_layer), self.n_classes).numpy(), labels.numpy(), number)
 
-    def _deal_out(self, r: np.ndarray, labels: np.ndarray) -> None:
-        """Add to the null distribution: the same labels at other tokens of the same image."""
+    def _deal_out(self, r: np.ndarray, labels: np.ndarray, number: int) -> None:
+        """Add to the null distribution: the same labels at other tokens of the same image, each with its own draws."""
         for image, row in enumerate(labels):
             known = np.flatnonzero(row >= 0)
             k = int((row == CLASS).sum())
             if not 0 < k < len(known):
                 continue
-            dealt = self._rng.random((self.n_shuffles, len(known))).argsort(1) < k
+            dealt = (
+                np.random.default_rng([self._seed, number + image]).random((self.n_shuffles, len(known))).argsort(1) < k
+            )
             values = r[:, image, known]
             total, of_class = values.sum(1), values @ dealt.T
             difference = of_class / k - (total[:, None] - of_class) / (len(known) - k)
@@ -113,7 +120,7 @@ class ContextTally:
         values = 1 - np.arange(len(of_class)) / 2 / self.n_classes
         k, m = int(of_class.sum()), int(context.sum())
         # which ranks fall to the class tokens when labels are shuffled over all tokens
-        drawn = self._rng.multivariate_hypergeometric(
+        drawn = np.random.default_rng(self._seed).multivariate_hypergeometric(
             of_class + context, k, size=PUBLISHED_SHUFFLES, method="marginals"
         )
         null = drawn @ values / k - (of_class + context - drawn) @ values / m
@@ -141,7 +148,7 @@ def measure_context(
     """
     tally = ContextTally(check_rules(model, rules), n_shuffles=n_shuffles, published=published, seed=seed)
     changes = LogitChange(published)
-    for pixels, labels, patches in batches:
+    for _, first, (pixels, labels, patches) in numbered(batches, tally, changes):
         by_layer: list[Tensor] = []
 
         def see(
@@ -163,5 +170,5 @@ def measure_context(
             changes.add(layer, scores, labels, patches)
 
         read_updates(model, pixels, see, rules)
-        tally.add(by_layer, patches)
+        tally.add(by_layer, patches, first)
     return [*tally.rows(seed), *changes.rows(seed)]

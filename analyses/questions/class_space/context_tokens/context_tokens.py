@@ -69,7 +69,7 @@ def context_tokens(
         batches = masked_batches(subject, subjects.data, batch_size, "class and context", labelling)
         return measure_context(
             subject.model,
-            ((pixels, labels, patches) for pixels, labels, patches, _ in batches),
+            batches.map(lambda seen: seen[:3]),
             rules=subject.rules,
             n_shuffles=n_shuffles,
             published=repro,

@@ -126,8 +126,8 @@ class _Study:
 
     def run(self, data: ImageData, batch_size: int, examples: int) -> None:
         extra = mask_columns(data) if "mask" in data.columns and self.model.processor is not None else []
-        shown = 0
-        for batch in progress_batches(data, batch_size, f"{self.name}: gradient maps", extra=extra):
+        into = (self.values, self.examples)
+        for batch in progress_batches(data, batch_size, f"{self.name}: gradient maps", extra=extra, into=into):
             pixels = self.model.preprocess(batch.images)
             layout = self.model.layout_for(*pixels.shape[2:])
             classes = self._classes(pixels, batch.labels)
@@ -136,13 +136,12 @@ class _Study:
             attended = torch.stack([a[:, :, layout.cls, layout.patches].squeeze(2) for a in patterns], 1).cpu()
             objects = _object_patches(self.model, batch, layout.grid) if extra else None
             self._measure(maps, attended, objects)
-            for i in range(min(examples - shown, len(pixels))):
+            for i in range(min(examples - batch.first, len(pixels))):
                 self._show(
                     self.model.covered(pixels[i]),
                     int(batch.index[i]),
                     {of: (c[i], maps[of][i]) for of, c in classes.items()},
                 )
-            shown += len(pixels)
 
     def _maps(self, pixels: Tensor, classes: Tensor) -> Float[Tensor, "b layers heads n"]:
         return gradient_maps(self.model, pixels, classes, site=self.site, double_softmax=self.repro).cpu()

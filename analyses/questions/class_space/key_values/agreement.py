@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.processes.walking import filling
 from analyses.questions.class_space.measures.image_means import ImageMeans
 from analyses.questions.class_space.measures.memories import (
     PARTS,
@@ -86,7 +87,12 @@ class KeyValues:
         self.means = ImageMeans()
         self.labels: list[Tensor] = []
         self.right: list[Tensor] = []
-        self.tied = self.seen = 0
+        self.coefficients = {"tied": 0, "seen": 0}
+
+    @property
+    def share_tied(self) -> float:
+        """Of how many tokens the last of the top coefficients is as large as the next."""
+        return self.coefficients["tied"] / self.coefficients["seen"]
 
     def hooks(self, labels: Int[Tensor, "b"]) -> list[tuple[str, Callable]]:
         """What to run a batch with, its logits going to `finish`; raises ValueError for labels that are no class."""
@@ -108,9 +114,9 @@ class KeyValues:
             k = min(self.top, coefficients.shape[-1])
             values, found = coefficients.topk(min(k + 1, coefficients.shape[-1]))
             active.append(found[..., :k])
-            self.seen += found[..., 0].numel()
+            self.coefficients["seen"] += found[..., 0].numel()
             if values.shape[-1] > k:
-                self.tied += int((values[..., k] == values[..., k - 1]).sum())
+                self.coefficients["tied"] += int((values[..., k] == values[..., k - 1]).sum())
 
         def judge(out: Tensor, hook: Any) -> None:
             self._judge(layer, part, active.pop(), out, labels.to(out.device))
@@ -270,6 +276,7 @@ def measure_key_values(
     tally = KeyValues(
         model, top=top, draws=draws, seed=seed, fold_gain=fold_gain, before_activation=published, rules=rules
     )
-    for pixels, labels in batches:
+    into = (tally.means, tally.labels, tally.right, tally.coefficients)
+    for pixels, labels in filling(batches, *into):
         tally.finish(model.run_with_hooks(pixels, fwd_hooks=tally.hooks(labels)), labels)
-    return list(tally.rows(seed=seed, n_permutations=n_permutations, published=published)), tally.tied / tally.seen
+    return list(tally.rows(seed=seed, n_permutations=n_permutations, published=published)), tally.share_tied

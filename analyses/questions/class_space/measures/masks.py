@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from jaxtyping import Int
 from torch import Tensor
 
 from analyses.activations.class_masks import Labelling, mask_columns, patch_labels
 from analyses.data import ImageData, as_data, load_data
+from analyses.data.batches import Batch
+from analyses.processes.walking import Walk
 from analyses.questions.class_space.measures.subjects import Subject
 
 ASK_FOR_LESS = (
@@ -27,10 +27,15 @@ def with_masks(data: Any) -> ImageData:
 
 def masked_batches(
     subject: Subject, data: ImageData, batch_size: int, what: str, labelling: Labelling
-) -> Iterator[tuple[Tensor, Tensor, Int[Tensor, "b n"], Int[Tensor, "b"]]]:
-    """(pixels, classes of the head, labels of the patches, numbers of the images), with a progress bar.
+) -> Walk[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(pixels, classes of the head, labels of the patches [b, n], numbers of the images), with a progress bar.
 
     Raises ValueError for masks that do not fit, and for a processor that moves a mask otherwise than its image.
     """
-    for pixels, labels, batch in subject.batches(data, batch_size, what, extra=mask_columns(data)):
-        yield pixels, labels, patch_labels(subject.model, pixels, batch, labelling), batch.index
+    model = subject.model
+
+    def labelled(found: tuple[Tensor, Tensor, Batch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        pixels, labels, batch = found
+        return pixels, labels, patch_labels(model, pixels, batch, labelling), batch.index
+
+    return subject.batches(data, batch_size, what, extra=mask_columns(data)).map(labelled)

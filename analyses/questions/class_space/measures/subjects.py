@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from analyses.data import ImageData
@@ -15,9 +15,12 @@ from analyses.data.batches import Batch
 from analyses.data.sets import count_classes, one_set
 from analyses.probes.classifier_heads import Answers, own_head
 from analyses.probes.opening import Answering, answering
+from analyses.processes.walking import Step, Walk
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
 from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT
+
+Seen = tuple[Tensor, Tensor, Batch]
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,19 @@ class Subject:
         """The model with the head that is used."""
         return self.answers.model
 
-    def batches(
-        self, data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = ()
-    ) -> Iterator[tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"], Batch]]:
-        """(pixels, classes of the head, the batch itself), with a progress bar."""
-        for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra):
-            yield self.model.preprocess(batch.images), self.answers.labels(batch.labels), batch
+    def batches(self, data: ImageData, batch_size: int, what: str, *, extra: Sequence[str] = ()) -> Walk[Seen]:
+        """(pixels [b c h w], classes of the head, the batch itself), with a progress bar."""
 
-    def labelled(self, data: ImageData, batch_size: int, what: str) -> Iterator[tuple[Tensor, Int[Tensor, "b"]]]:
+        def start(into: Sequence[Any]) -> Iterator[Step[Seen]]:
+            for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra, into=into):
+                seen = self.model.preprocess(batch.images), self.answers.labels(batch.labels), batch
+                yield Step(batch.number, batch.first, seen)
+
+        return Walk(start)
+
+    def labelled(self, data: ImageData, batch_size: int, what: str) -> Walk[tuple[Tensor, Tensor]]:
         """(pixels, classes of the head), with a progress bar."""
-        return ((pixels, labels) for pixels, labels, _ in self.batches(data, batch_size, what))
+        return self.batches(data, batch_size, what).map(lambda seen: seen[:2])
 
     def about(self) -> dict[str, Any]:
         """What a result's `meta` says of it."""

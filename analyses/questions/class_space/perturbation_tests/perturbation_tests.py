@@ -8,7 +8,7 @@ of the class projection at each token (§23), and random order (§22).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from analyses.data.batches import Batch
 from analyses.data.sets import classes_to_learn, two_sets
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import answering
+from analyses.processes.walking import Step, Walk
 from analyses.questions.class_space.measures.explanations import check_asked, check_explainable, gradient_maps
 from analyses.questions.class_space.perturbation_tests.figure import (
     areas_figure,
@@ -169,24 +170,24 @@ class _Study:
         """Probes and projection at every token."""
 
         def passes(images: ImageData, what: str) -> Batches:
-            def start() -> Iterator[tuple[Tensor, Tensor]]:
-                for batch in progress_batches(images, batch_size, f"{self.name}: {what}"):
-                    yield self.model.preprocess(batch.images), batch.labels
+            def start(into: Sequence[Any]) -> Iterator[Step[tuple[Tensor, Tensor]]]:
+                for batch in progress_batches(images, batch_size, f"{self.name}: {what}", into=into):
+                    yield Step(batch.number, batch.first, (self.model.preprocess(batch.images), batch.labels))
 
-            return start
+            return lambda: Walk(start)
 
         fit, read = passes(few, "fitting probes at every token"), passes(data, "reading every token")
         return measure_positions(self.model, fit, read, n_classes, self.answers.labels)
 
     def delete(self, data: ImageData, batch_size: int, positions: Positions | None) -> None:
         """Order the tokens of every image in every way, and delete them."""
-        done = 0
-        for batch in progress_batches(data, batch_size, f"{self.name}: deleting tokens"):
+        into = (self.right, self.labels)
+        for batch in progress_batches(data, batch_size, f"{self.name}: deleting tokens", into=into):
             pixels = self.model.preprocess(batch.images)
             labels = self.answers.labels(batch.labels)
             n = int(self.model.layout_for(*pixels.shape[2:]).mask("patches").sum())
             self.n_patches, self.grid = n, removal_grid(self.model, n, self.points)
-            rows = slice(done, done + len(batch))
+            rows = slice(batch.first, batch.first + len(batch))
             orders = self._orders(batch, pixels, labels, n, positions, rows)
             found = right_after_removal(self.model, pixels, labels, orders, self.grid)
             for direction in DIRECTIONS:
@@ -195,7 +196,6 @@ class _Study:
             draws = [found[f"{RANDOM} {seed}"].double() for seed in range(self.seeds)]
             self.right[RANDOM, None].append(torch.stack(draws).mean(0).numpy())
             self.labels += batch.labels.tolist()
-            done += len(batch)
 
     def _orders(
         self, batch: Batch, pixels: Tensor, labels: Tensor, n: int, positions: Positions | None, rows: slice

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.probes.ridge import GramRidge
+from analyses.processes.walking import filling
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, project_tokens, token_ranks
 from analyses.statistics.ranks import correct
 from hooked_vit import HookedViT
@@ -57,7 +58,7 @@ def fit_position_probes(
     """
     where = list(where)
     ridges = {(site, layer): GramRidge(n_classes, name=f"{site} {layer}, by token position") for site, layer in where}
-    for pixels, labels in shots():
+    for pixels, labels in filling(shots(), ridges):
         for place, x in _read(model, pixels, where).items():
             ridges[place].update({str(t): x[:, t] for t in range(x.shape[1])}, labels)
     probes = {}
@@ -106,7 +107,7 @@ def measure_positions(
     for part in _parts(model, n_classes, memory):
         probes = fit_position_probes(model, shots, n_classes, part, alpha=alpha)
         summed: dict[str, list[Tensor]] = {"probe": [], "projection": []}
-        for pixels, labels in images():
+        for pixels, labels in filling(images(), right, summed):
             layout = model.layout_for(*pixels.shape[2:])
             head_labels = labels if classes is None else classes(labels)
             total = {kind: torch.zeros(len(labels), int(layout.mask("patches").sum())).double() for kind in summed}

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.controls.random_weights import with_random_weights
+from analyses.processes.walking import filling
 from analyses.questions.class_space.measures.image_means import ImageMeans
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules
 from analyses.questions.class_space.measures.random_prototypes import with_random_prototypes
@@ -33,6 +34,8 @@ class Composition:
     the same comparison with the sources of another image at the same position, exactly, over all pairs of images.
     With `published` the third source is never asked for composition, as in the code of Vilas et al. 2023 (figure 3c).
     """
+
+    PASSING = ("_positions",)
 
     def __init__(self, published: bool = False) -> None:
         self.published = published
@@ -124,6 +127,15 @@ class _Counts:
         self.keys, place = torch.cat([self.keys, new]).unique(return_inverse=True)
         self.times = torch.zeros_like(self.keys).index_add_(0, place, torch.cat([self.times, times]))
 
+    def fresh(self) -> _Counts:
+        return _Counts()
+
+    def merge(self, other: _Counts) -> _Counts:
+        merged = _Counts()
+        merged.keys, place = torch.cat([self.keys, other.keys]).unique(return_inverse=True)
+        merged.times = torch.zeros_like(merged.keys).index_add_(0, place, torch.cat([self.times, other.times]))
+        return merged
+
     def items(self) -> tuple[Tensor, Tensor]:
         return self.keys, self.times
 
@@ -155,7 +167,7 @@ def measure_residual_updates(
     similarity = ClassSimilarity("block_input" if published else reference)
     parts = Composition(published)
     controls = {s: (with_random_weights(model, s), ClassSimilarity(similarity.reference)) for s in random_seeds}
-    for pixels, labels in batches:
+    for pixels, labels in filling(batches, similarity, parts, *(tally for _, tally in controls.values())):
         read_updates(model, pixels, showing([similarity, parts], labels), rules)
         for s, (control, tally) in controls.items():
             read_updates(control, pixels, showing([tally], labels), with_random_prototypes(rules, s))

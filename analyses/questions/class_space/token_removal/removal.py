@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.activations.class_masks import CLASS, CONTEXT
+from analyses.processes.walking import filling
 from analyses.questions.class_space.measures.image_means import ImageMeans, interval_rows
 from analyses.questions.class_space.measures.last_block import Ending, read_ending
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
@@ -155,7 +156,7 @@ def measure_removal(
     """
     check_rules(model, rules)
     tally, skipped = RemovalTally(), dict.fromkeys(KEPT, 0)
-    for pixels, labels, patches, index in batches:
+    for pixels, labels, patches, index in filling(batches, tally, skipped):
         for kept, label in KEPT.items():
             keep = patches == label
             usable = keep.any(1) & ~keep.all(1)

@@ -79,9 +79,9 @@ def causality_vs_decodability(
     for name, model in models.items():
         probes, answers = fit_role_probes(name, model, opening, batch_size, tokens)
         study = _Study(answers, probes, tokens, among, seeds)
-        batches = exchange_batches(opening.measured, batch_size, f"{name}: shuffling {tokens}", among)
-        for i, batch in enumerate(batches):
-            study.add(i, batch.images, batch.labels)
+        what, into = f"{name}: shuffling {tokens}", (study.columns, study.shuffled, study.labels)
+        for batch in exchange_batches(opening.measured, batch_size, what, among, into=into):
+            study.add(batch.number, batch.images, batch.labels)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = answers.about()
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -149,7 +150,8 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
         cls[layer] = read(resid)
 
     clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
-    for i, batch in enumerate(exchange_batches(data, plan.batch_size, f"{name}: shuffling CLS", plan.among)):
+    batches = exchange_batches(data, plan.batch_size, f"{name}: shuffling CLS", plan.among, into=[tally])
+    for batch in batches:
         pixels = model.preprocess(batch.images)
         labels, heads_labels = batch.labels, answers.labels(batch.labels)
         tally.add_counts(labels)
@@ -159,7 +161,8 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
             for seed in range(plan.seeds):
                 for layer in layers:
                     # another permutation for every batch, the same for every layer and readout
-                    variants[measure, layer, seed] = plan.disturbed(layer, batch_seed(seed, i), labels) + restricted
+                    shuffled = plan.disturbed(layer, batch_seed(seed, batch.number), labels)
+                    variants[measure, layer, seed] = shuffled + restricted
         outputs = sweep(model, pixels, variants.values(), undisturbed=keep)
         for key, (_, out) in zip(variants, outputs, strict=True):
             tally.add(*key, out.cpu(), heads_labels)
@@ -178,7 +181,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.hits: dict[tuple, int] = defaultdict(int)
-        self.sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        self.sums: dict[tuple, np.ndarray] = defaultdict(lambda: np.zeros(3))
         self.n = 0
         self.expected_by_luck = 0.0
         self.per_class: dict[int, int] = defaultdict(int)
@@ -187,10 +190,7 @@ class _Tally:
         self.hits[measure, layer, seed] += int(correct(rank(scores, labels)).sum())
 
     def add_mean(self, measure: str, layer: int, values: Tensor) -> None:
-        total = self.sums[measure, layer, None]
-        total[0] += float(values.sum())
-        total[1] += float(values.square().sum())
-        total[2] += float(values.pow(3).sum())
+        self.sums[measure, layer, None] += [float(values.pow(k).sum()) for k in (1, 2, 3)]
 
     def add_floor(self, predicted: Tensor, labels: Tensor) -> None:
         """P(prediction for image j is the label of image i), i and j uniform: a readout of a random image's CLS."""

@@ -44,7 +44,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 LAST = 3  # one layer in so many, the last ones, where none are named: 8 to 11 of 12, as in the source
 
 
-@analysis(figure=main_figure, more_figures=further_figures)
+@analysis(figure=main_figure, more_figures=further_figures, by_one=True)
 def random_readouts(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, modes: tuple[str, ...] | None = None, layers: tuple[int, ...] | None = None,

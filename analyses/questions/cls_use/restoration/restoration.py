@@ -9,7 +9,7 @@ section 5.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -46,6 +46,7 @@ LEAST_LOSS = 0.05  # a probe that a shuffle costs less than this has nothing tha
 FIT_SEED = 0
 
 Place = tuple[int | None, int]
+Sites = tuple[Tensor, dict[int | None, dict[str, Tensor]]]
 """(shuffled layer or None, probed layer)"""
 
 
@@ -174,7 +175,8 @@ class _Matrix:
         """A probe per layer, or per cell of the matrix where it is `refit` under each shuffle."""
         ridges: dict[int | None, GramRidge] = {}
         what = f"{self.name}: fitting probes"
-        for labels, sites in self._refitting(data, what) if refit else self._clean(data, what):
+        into = [ridges]
+        for labels, sites in self._refitting(data, what, into) if refit else self._clean(data, what, into):
             for shuffled, features in sites.items():
                 under = "" if shuffled is None else f", shuffled behind {shuffled}"
                 ridge = ridges.setdefault(shuffled, GramRidge(n_classes, name=f"{self.name}{under}"))
@@ -182,17 +184,17 @@ class _Matrix:
         for shuffled, ridge in ridges.items():
             self.probes |= {(shuffled, int(probed)): probe for probed, probe in ridge.fit().items()}
 
-    def _clean(self, data: ImageData, what: str) -> Iterator[tuple[Tensor, dict[int | None, dict[str, Tensor]]]]:
+    def _clean(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Sites]:
         """Labels, and what a clean run holds behind every block, batch by batch."""
         reader = SiteReader(self.model, (self.probe_tokens,))
-        for reading in read_images(reader, data, self.batch_size, what):
+        for reading in read_images(reader, data, self.batch_size, what, into=into):
             features = {str(layer): reading.features[str(Site(self.probe_tokens, layer))] for layer in self.layers}
             yield reading.batch.labels, {None: features}
 
-    def _refitting(self, data: ImageData, what: str) -> Iterator[tuple[Tensor, dict[int | None, dict[str, Tensor]]]]:
+    def _refitting(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Sites]:
         """The same of every shuffled run too, by the block it is shuffled behind."""
-        for i, batch in enumerate(self._exchanging(data, what)):
-            orders = {FIT_SEED: batch_order(FIT_SEED, i, self.among, batch.labels)}
+        for batch in self._exchanging(data, what, into):
+            orders = {FIT_SEED: batch_order(FIT_SEED, batch.number, self.among, batch.labels)}
             sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
             for shuffled, _, probed, x in self._walk(batch.images, orders):
                 sites[shuffled][str(probed)] = x
@@ -201,8 +203,9 @@ class _Matrix:
     def measure(self, data: ImageData, seeds: int) -> None:
         """Whether every probe reads every image right, under every shuffle and under none."""
         self.seeds = seeds
-        for i, batch in enumerate(self._exchanging(data, f"{self.name}: shuffling {self.tokens}")):
-            orders = {seed: batch_order(seed, i, self.among, batch.labels) for seed in range(seeds)}
+        into = (self.counts, self.hits, self.luck, self.labels)
+        for batch in self._exchanging(data, f"{self.name}: shuffling {self.tokens}", into):
+            orders = {seed: batch_order(seed, batch.number, self.among, batch.labels) for seed in range(seeds)}
             shares: dict[Place, Tensor] = {}
             for shuffled, seed, probed, x in self._walk(batch.images, orders):
                 scores = self._probe(shuffled, probed).scores(x).cpu()
@@ -217,8 +220,8 @@ class _Matrix:
                 self.hits[place].append(share)
             self.labels.append(batch.labels)
 
-    def _exchanging(self, data: ImageData, what: str) -> Iterator[Batch]:
-        return exchange_batches(data, self.batch_size, what, self.among)
+    def _exchanging(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Batch]:
+        return exchange_batches(data, self.batch_size, what, self.among, into=into)
 
     def _walk(self, images: Any, orders: Mapping[int, Tensor]) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
         return shuffled_streams(self.model, self.model.preprocess(images), self.tokens, orders, self.read)

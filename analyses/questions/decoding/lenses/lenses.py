@@ -176,13 +176,16 @@ class _Bench:
 
     def fit_translators(self, data: ImageData, most: int, batch_size: int, steps: int, seed: int) -> Translators:
         """Translators from at most so many images of the data, drawn at random; of a stream from the first."""
-        vectors, targets = [], []
-        what = f"{self.name}: vectors for the translators"
-        for reading in read_images(self.reader, _drawn(data, most, seed), batch_size, what, answers=True):
-            vectors.append(torch.stack(self._at_layers(reading), 1)[:most].float())
-            targets.append(self._answer(reading)[:most].float())
-            if (most := most - len(reading.batch)) <= 0:
-                break
+        vectors: list[Tensor] = []
+        targets: list[Tensor] = []
+        what, into = f"{self.name}: vectors for the translators", (vectors, targets)
+        drawn = _drawn(data, most, seed)
+        for reading in read_images(self.reader, drawn, batch_size, what, answers=True, into=into):
+            left = most - reading.batch.first
+            vectors.append(torch.stack(self._at_layers(reading), 1)[:left].float())
+            targets.append(self._answer(reading)[:left].float())
+            if drawn.n is None and left <= len(reading.batch):
+                break  # every process goes through a stream
         dtype = self.model.embed.patch.weight.dtype
         return fit_translators(
             torch.cat(vectors),
@@ -198,7 +201,8 @@ class _Bench:
         """Rows of every reader and layer, of the model, and of chance."""
         columns: dict[Key, list[Tensor]] = defaultdict(list)
         labels: list[Tensor] = []
-        for reading in read_images(self.reader, data, batch_size, f"{self.name}: reading", answers=True):
+        into, what = (columns, labels), f"{self.name}: reading"
+        for reading in read_images(self.reader, data, batch_size, what, answers=True, into=into):
             batch, logits, at_layer = reading.batch, self._answer(reading), self._at_layers(reading)
             true = self.answers.labels(batch.labels)
             labels.append(batch.labels)

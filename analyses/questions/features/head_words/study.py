@@ -44,15 +44,15 @@ class WordStudy:
         self.margins: list[np.ndarray] = []
         self.maps: list[tuple[str, np.ndarray]] = []
         self.on_object: dict[str, list[np.ndarray]] = defaultdict(list)
-        self.error, self.n = 0.0, 0
+        self.errors: list[float] = []
 
     @torch.no_grad()
     def measure(self, data: ImageData, batch_size: int) -> None:
         """Everything, in one pass."""
         extra = ("mask",) if "mask" in data.columns else ()
-        for batch in progress_batches(data, batch_size, f"{self.name}: reading heads", extra=extra):
+        into = (self.outputs, self.margins, self.maps, self.on_object, self.errors)
+        for batch in progress_batches(data, batch_size, f"{self.name}: reading heads", extra=extra, into=into):
             pixels = self.model.preprocess(batch.images)
-            self.n += len(pixels)
             mapped = not self.model.cfg.attn_inner_norm
             reading = JointReading(self.model, pixels, patterns=mapped)
             vectors = reading.vectors()
@@ -67,11 +67,11 @@ class WordStudy:
                 self.outputs[variant].append(self._heads(of_parts))
             if mapped:
                 objects = aligned_masks(self.model, batch.extra["mask"]) if extra else None
-                self._maps(reading, untrained, answer, objects)
+                self._maps(reading, untrained, answer, objects, batch.first)
 
     def _check(self, vectors: Tensor, logits: Tensor) -> None:
         found = vectors.sum(1) @ self.directions.T + self.model.b_U
-        self.error = max(self.error, float((found - logits).abs().max()))
+        self.errors.append(float((found - logits).abs().max()))
 
     def _margin(self, of_texts: Tensor, answer: Tensor) -> Tensor:
         """Per image, what belongs to its own answer less the mean of the others."""
@@ -83,11 +83,13 @@ class WordStudy:
         n_layers, n_heads = self.model.cfg.n_layers, self.model.cfg.n_heads
         return vectors[:, : n_layers * n_heads].unflatten(1, (n_layers, n_heads))[:, self.layers].float().cpu()
 
-    def _maps(self, reading: JointReading, untrained: JointReading, answer: Tensor, objects: Tensor | None) -> None:
-        wanted = self.examples - len(self.maps)
+    def _maps(
+        self, reading: JointReading, untrained: JointReading, answer: Tensor, objects: Tensor | None, first: int
+    ) -> None:
+        wanted = self.examples - first
         if objects is None and wanted <= 0:
             return
-        other = self._others(answer)
+        other = self._others(answer, first)
         told = {TEXTS: (reading, answer), OTHER: (reading, other), UNTRAINED: (untrained, untrained.logits.argmax(-1))}
         layout = reading.layout
         for variant, (read, ids) in told.items():
@@ -103,10 +105,20 @@ class WordStudy:
                     np.array([_above(*pair) for pair in zip(on_patches, there, strict=True)])
                 )
 
-    def _others(self, answer: Tensor) -> Tensor:
+    @property
+    def n(self) -> int:
+        """Images read."""
+        return sum(len(margins) for margins in self.margins)
+
+    @property
+    def error(self) -> float:
+        """By how much, at most, the parts of an answer miss it."""
+        return max(self.errors)
+
+    def _others(self, answer: Tensor, first: int) -> Tensor:
         """For each image a text that is not its answer, at random."""
         n = len(self.directions)
-        drawn = torch.randint(1, max(2, n), answer.shape, generator=generator_of(self.seed + self.n))
+        drawn = torch.randint(1, max(2, n), answer.shape, generator=generator_of(self.seed + first + len(answer)))
         return (answer + drawn.to(answer)) % n
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -192,7 +192,7 @@ class _Study:
     def measure(self, data: ImageData, batch_size: int) -> None:
         """Everything, batch by batch."""
         variants = dict(self._variants())
-        for batch in progress_batches(data, batch_size, f"{self.name}: dictionaries"):
+        for batch in progress_batches(data, batch_size, f"{self.name}: dictionaries", into=(self.kept, self.moved)):
             pixels = self.model.preprocess(batch.images)
             logits, seen = self._run(pixels)
             layout = self.model.layout_for(*pixels.shape[2:])

@@ -10,7 +10,7 @@ methods section 24, after Huang & Chang 2025 (arXiv 2510.09794).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -132,7 +132,7 @@ def _paired_sets(data: Any, fit_data: Any) -> tuple[ImageData, ImageData, str]:
     return measured, fitted, note
 
 
-class _Scenes(NamedTuple):
+class _Batch(NamedTuple):
     """A batch: clean and corrupt pixels, counts, and token groups."""
 
     clean: Float[Tensor, "b c h w"]
@@ -140,6 +140,7 @@ class _Scenes(NamedTuple):
     counts: Int[Tensor, "b"]
     groups: dict[str, Bool[Tensor, "b t"]]
     inside: float
+    first: int
 
 
 class _Study:
@@ -152,13 +153,14 @@ class _Study:
         self.probes: dict[str, list[RidgeProbe]] = {}
         self.errors: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
         self.counts: list[int] = []
-        self.right = self.right_pairs = self.patched = 0
+        self.right: list[Tensor] = []
+        self.right_pairs: list[Tensor] = []
         self.sizes: dict[str, list[float]] = defaultdict(list)
         self.inside: list[float] = []
 
-    def batches(self, data: ImageData, batch_size: int, what: str, *, paired: bool) -> Iterator[_Scenes]:
+    def walk(self, data: ImageData, batch_size: int, what: str, into: Sequence[Any], paired: bool) -> Iterator[_Batch]:
         extra = COLUMNS if paired else ("mask", "removed", "count")
-        for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra):
+        for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra, into=into):
             counts = torch.tensor(batch.extra["count"])
             if strange := set((counts - 1).clamp(min=0).tolist() + counts.tolist()) - set(self.ids):
                 raise ValueError(f"{self.name} knows the counts {sorted(self.ids)}; {data.name} has {sorted(strange)}")
@@ -176,12 +178,12 @@ class _Study:
                 index=batch.index,
             )
             inside = float("nan") if corrupt is None else _inside(clean - corrupt, groups["removed"], self.model)
-            yield _Scenes(clean, corrupt, counts, groups, inside)
+            yield _Batch(clean, corrupt, counts, groups, inside, batch.first)
 
     def fit_probes(self, data: ImageData, batch_size: int) -> None:
         """A ridge probe of the count for every group and depth, from one pass over clean scenes."""
         ridges: dict[str, GramRidge] = {}
-        for scenes in self.batches(data, batch_size, "fitting probes", paired=False):
+        for scenes in self.walk(data, batch_size, "fitting probes", [ridges], False):
             _, streams = read_stream(self.model, scenes.clean, embedding=True)
             for group, mask in scenes.groups.items():
                 rows = mask.any(1)
@@ -194,29 +196,41 @@ class _Study:
 
     def measure(self, data: ImageData, batch_size: int, max_pairs: int) -> None:
         """Probes on every clean scene, patches on the pairs whose members are both counted right."""
-        for scenes in self.batches(data, batch_size, "probing and patching", paired=True):
+        into = (self.errors, self.counts, self.right, self.right_pairs)
+        for scenes in self.walk(data, batch_size, "probing", into, True):
             assert scenes.corrupt is not None
             logits, streams = read_stream(self.model, scenes.clean, embedding=True)
             for group, mask in scenes.groups.items():
                 self._probe(group, mask, streams, scenes.counts)
             self.counts += scenes.counts.tolist()
-            classes = [torch.tensor([self.ids[int(k)] for k in scenes.counts - less]) for less in (0, 1)]
-            right = logits.argmax(-1).cpu() == classes[0]
-            self.right += int(right.sum())
+            classes = self._classes(scenes.counts)
+            self.right.append(right := logits.argmax(-1).cpu() == classes[0])
             with torch.no_grad():
-                right &= self.model(scenes.corrupt).argmax(-1).cpu() == classes[1]
-            self.right_pairs += int(right.sum())
-            chosen = right.nonzero().flatten()[: max_pairs - self.patched]
-            if len(chosen):
-                self.patched += len(chosen)
+                self.right_pairs.append(right & (self.model(scenes.corrupt).argmax(-1).cpu() == classes[1]))
+        pairs = torch.cat(self.right_pairs).nonzero().flatten()[:max_pairs]
+        if not len(pairs):
+            raise ValueError(
+                f"{self.name} counts no pair of {data.name} right ({int(torch.cat(self.right).sum())} of "
+                f"{len(self.counts)} scenes), so there is nothing to patch; use a counting model, such as zoo:vit-count"
+            )
+        self._patch_pairs(data, batch_size, pairs)
+
+    def _patch_pairs(self, data: ImageData, batch_size: int, pairs: Int[Tensor, "n"]) -> None:
+        """Patch the pairs of these numbers: which they are is known once all have been counted."""
+        into = (self.tally, self.sizes, self.inside)
+        for scenes in self.walk(data, batch_size, "patching", into, True):
+            assert scenes.corrupt is not None
+            here = (pairs >= scenes.first) & (pairs < scenes.first + len(scenes.counts))
+            if len(chosen := pairs[here] - scenes.first):
                 self.inside.append(scenes.inside)
                 groups = {group: mask[chosen] for group, mask in scenes.groups.items()}
-                self._patch(scenes.clean[chosen], scenes.corrupt[chosen], [c[chosen] for c in classes], groups)
-        if not self.patched:
-            raise ValueError(
-                f"{self.name} counts no pair of {data.name} right ({self.right} of {len(self.counts)} scenes), so "
-                "there is nothing to patch; use a counting model, such as zoo:vit-count"
-            )
+                classes = [c[chosen] for c in self._classes(scenes.counts)]
+                self._patch(scenes.clean[chosen], scenes.corrupt[chosen], classes, groups)
+        self.patched = len(pairs)
+
+    def _classes(self, counts: Int[Tensor, "b"]) -> list[Tensor]:
+        """The head's classes of these counts, and of one less."""
+        return [torch.tensor([self.ids[int(k)] for k in counts - less]) for less in (0, 1)]
 
     def _probe(self, group: str, mask: Tensor, streams: list[Tensor], counts: Tensor) -> None:
         rows = mask.any(1)
@@ -254,23 +268,20 @@ class _Study:
         counts = torch.tensor(self.counts)
         frequent = int(counts.bincount().max())
         constant = (counts - counts.median()).abs().double().mean().item()
-        yield {"measure": "accuracy", **nothing, **rate_row(self.right, len(counts))}
-        yield {"measure": "pairs_right", **nothing, **rate_row(self.right_pairs, len(counts))}
+        yield {"measure": "accuracy", **nothing, **rate_row(int(torch.cat(self.right).sum()), len(counts))}
+        yield {"measure": "pairs_right", **nothing, **rate_row(int(torch.cat(self.right_pairs).sum()), len(counts))}
         yield {"measure": "chance", **nothing, **rate_row(frequent, len(counts))}
         yield {
             "measure": "chance_mae",
             **nothing,
-            "value": constant,
-            "low": constant,
-            "high": constant,
-            "n": len(counts),
+            **{"value": constant, "low": constant, "high": constant, "n": len(counts)},
         }
 
     def describe(self) -> dict[str, Any]:
-        n = len(self.counts)
+        right, right_pairs = (float(torch.cat(parts).double().mean()) for parts in (self.right, self.right_pairs))
         return {
-            **about_model(self.model), "scenes": n, "accuracy": self.right / n,
-            "pairs_right": self.right_pairs / n, "pairs_patched": self.patched,
+            **about_model(self.model), "scenes": len(self.counts), "accuracy": right, "pairs_right": right_pairs,
+            "pairs_patched": self.patched,
             "tokens_per_group": {group: sum(sizes) / len(sizes) for group, sizes in self.sizes.items() if sizes},
             "change_inside_removed": sum(self.inside) / len(self.inside),
         }  # fmt: skip

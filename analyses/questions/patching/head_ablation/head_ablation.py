@@ -10,7 +10,7 @@ together, on images the order has not seen, against k heads drawn at random. Mic
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,17 +142,16 @@ class _Study:
         """All parts by themselves, then heads together."""
         fitting = progress_batches(fit_data, self.batch_size, f"{self.name}: mean outputs")
         self.mean = mean_outputs(self.model, (self.model.preprocess(batch.images) for batch in fitting))
-        for i, batch in enumerate(self._exchanging(data, "ablating one by one")):
-            self._one_by_one(i, self.model.preprocess(batch.images), batch.labels)
-        groups, first = self._groups(), 0
-        for i, batch in enumerate(self._exchanging(data, "ablating together")):
-            held_out = torch.arange(first, first + len(batch)) % 2 == 1
-            first += len(batch)
+        for batch in self._exchanging(data, "ablating one by one", (self.clean, self.drops, self.lost)):
+            self._one_by_one(batch.number, self.model.preprocess(batch.images), batch.labels)
+        groups = self._groups()
+        for batch in self._exchanging(data, "ablating together", [self.together]):
+            held_out = torch.arange(batch.first, batch.first + len(batch)) % 2 == 1
             if held_out.any():
-                self._together(i, self.model.preprocess(batch.images), batch.labels, held_out, groups)
+                self._together(batch.number, self.model.preprocess(batch.images), batch.labels, held_out, groups)
 
-    def _exchanging(self, data: ImageData, what: str) -> Iterator[Batch]:
-        return exchange_batches(data, self.batch_size, f"{self.name}: {what}", "others")
+    def _exchanging(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Batch]:
+        return exchange_batches(data, self.batch_size, f"{self.name}: {what}", "others", into=into)
 
     def _values(self, batch: int, outputs: Outputs, labels: Tensor) -> Iterator[tuple[str, int | None, Outputs | None]]:
         """(way, seed, what is put in) for every way."""

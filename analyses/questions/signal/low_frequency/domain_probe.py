@@ -46,16 +46,16 @@ def domain_rows(
     """
     ridge = GramRidge(len(halves), name=f"{what}, the origin")
     for origin, (fitted, _) in enumerate(halves):
-        for batch in progress_batches(fitted, batch_size, f"{what}: fitting probes of the origin"):
+        for batch in progress_batches(fitted, batch_size, f"{what}: fitting probes of the origin", into=[ridge]):
             ridge.update(read(batch), torch.full((len(batch),), origin))
     probes = ridge.fit()
     hits = dict.fromkeys(probes, 0)
-    counts = [0] * len(halves)
+    counts: dict[int, int] = dict.fromkeys(range(len(halves)), 0)
     for origin, (_, measured) in enumerate(halves):
-        for batch in progress_batches(measured, batch_size, f"{what}: probing the origin"):
+        for batch in progress_batches(measured, batch_size, f"{what}: probing the origin", into=(hits, counts)):
             counts[origin] += len(batch)
             for site, x in read(batch).items():
                 hits[site] += int((probes[site].predict(x) == origin).sum())
     for site, right in hits.items():
-        yield site, rate_row(right, sum(counts))
-    yield "chance", rate_row(max(counts), sum(counts))
+        yield site, rate_row(right, sum(counts.values()))
+    yield "chance", rate_row(max(counts.values()), sum(counts.values()))

@@ -126,8 +126,9 @@ class FrequencyStudy:
         pooling = self.model if self.own is not None else ready_for_head(self.model)
         classes, spectra = GramRidge(self.n_classes, name=self.name), GramRegression()
         totals: dict[Site, Tensor] = {}
-        patches, n = torch.zeros(self.model.cfg.d_model, dtype=torch.float64), 0
-        for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):
+        patches, ns = torch.zeros(self.model.cfg.d_model, dtype=torch.float64), list[int]()
+        into = (classes, spectra, totals, patches, ns)
+        for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes", into=into):
             pixels = self.model.preprocess(batch.images)
             pooled, sites = self.roles(pooling, pixels, batch.index)
             keyed = {site.key: x for site, x in sites.items()}
@@ -137,8 +138,8 @@ class FrequencyStudy:
                 totals[site] = totals.get(site, 0.0) + x.cpu().double().sum(0)
             with torch.no_grad():
                 patches += self.model.embed.patch(pixels).mean((2, 3)).cpu().double().sum(0)
-            n += len(batch)
-        probes = classes.fit()
+            ns.append(len(batch))
+        probes, n = classes.fit(), sum(ns)
         self.probes: dict[Site, RidgeProbe] = {site: probes[site.key] for site in totals}
         self.spectra: dict[str, LinearMap] = spectra.fit()
         self.answers = self.own or head_of_probe(pooling, probes["head"], data)
@@ -154,8 +155,9 @@ class FrequencyStudy:
         for first in range(0, len(self.filters), at_once):
             part = self.filters[first : first + at_once]
             own = {site: CrossMoments() for site in self.means}
-            pairs = {(f, site): (CrossMoments(), CrossMoments()) for f in part for site in self.means}
-            for batch in progress_batches(data, batch_size, f"{self.name}: filtered pictures"):
+            pairs = {(f, site, of): CrossMoments() for f in part for site in self.means for of in ("own", "clean")}
+            into = (own, pairs, self.columns, self.counts, self.targets)
+            for batch in progress_batches(data, batch_size, f"{self.name}: filtered pictures", into=into):
                 pixels = self.model.preprocess(batch.images)
                 logits, clean = self.roles(self.answers.model, pixels, batch.index)
                 for site, x in clean.items():
@@ -164,7 +166,8 @@ class FrequencyStudy:
                     self._clean(batch, pixels, logits, clean)
                 for f in part:
                     self._filtered(f, pixels, batch, clean, pairs)
-            for (f, site), (yy, xy) in pairs.items():
+            for f, site in [(f, site) for f in part for site in self.means]:
+                yy, xy = pairs[f, site, "own"], pairs[f, site, "clean"]
                 for measure, debiased in (("cka", False), ("cka_debiased", True)):
                     value = linear_cka(own[site], yy, xy, debiased=debiased)
                     self.cka[measure, site, f] = value
@@ -196,9 +199,8 @@ class FrequencyStudy:
         self._answer(("accuracy", None, f, None), logits, batch.labels)
         self._probe(sites, f, batch.labels)
         for site, x in sites.items():
-            yy, xy = pairs[f, site]
-            yy.update(x, x)
-            xy.update(clean[site], x)
+            pairs[f, site, "own"].update(x, x)
+            pairs[f, site, "clean"].update(clean[site], x)
             self._add(("cosine", site, f, None), cosine(clean[site], x))
             self._add(("centred_cosine", site, f, None), self._centred_cosine(site, clean[site], x))
 

@@ -40,19 +40,20 @@ class ReplacedTokens:
         self.layers = range(self.model.cfg.n_layers)
         self.targets: dict[str, list[int]] = {}
         self.hits: dict[Case, int] = defaultdict(int)
-        self.clean = 0
+        self.clean: list[int] = []
         self.cosines: dict[Case, list[np.ndarray]] = defaultdict(list)
 
     def fit(self, data: ImageData, batch_size: int) -> None:
         """Mean and variance of every token behind every block."""
-        n, total, square = 0, torch.zeros(()), torch.zeros(())
-        for batch in progress_batches(data, batch_size, f"{self.name}: mean tokens"):
+        sums: dict[str, Any] = {}
+        for batch in progress_batches(data, batch_size, f"{self.name}: mean tokens", into=[sums]):
             pixels = self.model.preprocess(batch.images)
             self.targets = self.targets or targets_of(self.model.layout_for(*pixels.shape[2:]), self.seed)
             stream = torch.stack(read_stream(self.model, pixels, self._tokens)[1])  # [layers, b, tokens, d]
-            n, total, square = n + len(pixels), total + stream.sum(1), square + stream.square().sum(1)
-        self.mean = total / n
-        self.spread = (square / n - self.mean.square()).clamp(min=0).sqrt()
+            for name, more in (("n", len(pixels)), ("total", stream.sum(1)), ("square", stream.square().sum(1))):
+                sums[name] = sums.get(name, 0) + more
+        self.mean = sums["total"] / sums["n"]
+        self.spread = (sums["square"] / sums["n"] - self.mean.square()).clamp(min=0).sqrt()
 
     def _tokens(self, resid: Tensor) -> Tensor:
         return resid[:, [place for places in self.targets.values() for place in places]].cpu().double()
@@ -89,13 +90,14 @@ class ReplacedTokens:
     def measure(self, data: ImageData, batch_size: int, n_classes: int) -> None:
         """Answers and patches of every case."""
         self.counts = np.zeros(n_classes, int)
-        for i, batch in enumerate(exchange_batches(data, batch_size, f"{self.name}: replacing tokens")):
+        into = (self.counts, self.clean, self.hits, self.cosines)
+        for batch in exchange_batches(data, batch_size, f"{self.name}: replacing tokens", into=into):
             pixels, labels = self.model.preprocess(batch.images), self.answers.labels(batch.labels)
             self.counts += np.bincount(batch.labels.numpy(), minlength=n_classes)
             logits, before = self._run(pixels)
-            self.clean += _hits(logits, labels)
+            self.clean.append(_hits(logits, labels))
             for case in self.cases():
-                with apply(self.model, self.edit(case, i, len(pixels))):
+                with apply(self.model, self.edit(case, batch.number, len(pixels))):
                     logits, after = self._run(pixels)
                 self.hits[case] += _hits(logits, labels)
                 alike = F.cosine_similarity(after, before, dim=-1)
@@ -120,7 +122,7 @@ class ReplacedTokens:
         n = int(self.counts.sum())
         columns = {case: np.concatenate(parts) for case, parts in self.cosines.items()}
         intervals = mean_intervals(columns)
-        yield {"measure": "accuracy", **rate_row(self.clean, n)}
+        yield {"measure": "accuracy", **rate_row(sum(self.clean), n)}
         yield {"measure": "chance", **rate_row(int(self.counts.max()), n)}
         for case, hits in self.hits.items():
             at = dict(zip(("token", "replaced", "seed"), case, strict=True))

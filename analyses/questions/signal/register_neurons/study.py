@@ -44,7 +44,12 @@ class MovedNeurons:
         }
         self.columns: dict[tuple, list[np.ndarray]] = defaultdict(list)
         self.hits: dict[tuple[str, str | None, Variant], int] = defaultdict(int)
-        self.n = 0
+        self.labels: list[Tensor] = []
+
+    @property
+    def n(self) -> int:
+        """Images measured."""
+        return sum(map(len, self.labels))
 
     def run(self, pixels: Tensor, variant: Variant) -> tuple[Tensor, list[dict[str, Tensor]], dict[str, Tensor]]:
         """Logits; per layer the norms [b, k] of the tokens of each role; and behind the last, their mean vectors."""
@@ -66,7 +71,7 @@ class MovedNeurons:
     def fit(self, data: ImageData, n_classes: int, batch_size: int) -> None:
         """Probes of the class on the mean token of each role, of every variant."""
         ridge = GramRidge(n_classes, name=self.name)
-        for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):
+        for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes", into=[ridge]):
             pixels = self.model.preprocess(batch.images)
             sites: dict[str, Tensor] = {}
             for variant in self.variants:
@@ -76,9 +81,10 @@ class MovedNeurons:
 
     def measure(self, data: ImageData, batch_size: int) -> None:
         """Norms, answers and probes on every image."""
-        for batch in progress_batches(data, batch_size, f"{self.name}: moving neurons"):
+        into = (self.columns, self.hits, self.labels)
+        for batch in progress_batches(data, batch_size, f"{self.name}: moving neurons", into=into):
             pixels = self.model.preprocess(batch.images)
-            self.n += len(batch)
+            self.labels.append(batch.labels)
             for variant in self.variants:
                 logits, norms, vectors = self.run(pixels, variant)
                 self._hit(("accuracy", None, variant), logits, self.answers.labels(batch.labels))

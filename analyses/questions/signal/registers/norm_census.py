@@ -56,6 +56,8 @@ def patch_contents(shown: Float[Tensor, "b c h w"], layout: TokenLayout) -> Floa
 class NormCensus:
     """Counts that stream: a histogram and a map per block; per image a few shares."""
 
+    PASSING = ("rule", "edges")
+
     def __init__(self, rule: NormRule, reference: Float64[Tensor, "l n"], grid: tuple[int, int]) -> None:
         self.rule, self.grid = rule, grid
         positive = reference[reference > 0]

@@ -59,7 +59,7 @@ class RegisterStudy:
         self.untrained = with_random_weights(model, seed)
         self.hits: dict[tuple, int] = defaultdict(int)
         self.counts = np.zeros(n_classes, int)
-        self.kind_hits: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
+        self.kind_hits: dict[tuple[str, int], np.ndarray] = defaultdict(lambda: np.zeros(2, int))
         self.errors: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
         self.contents: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
 
@@ -93,7 +93,8 @@ class RegisterStudy:
         classes = GramRidge(self.n_classes, name=self.name)
         by_kind = [GramRidge(self.n_classes, name=f"{self.name}, layer {layer}") for layer in self.layers]
         local = [GramRegression() for _ in self.layers]
-        for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):
+        into = (classes, *by_kind, *local)
+        for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes", into=into):
             pixels = self.model.preprocess(batch.images)
             pooled, streams = read_stream(pooling, pixels)
             layout = self.model.layout_for(*pixels.shape[2:])
@@ -135,8 +136,9 @@ class RegisterStudy:
     def measure(self, data: ImageData, batch_size: int) -> None:
         """The census, the probes and the shuffles."""
         extra = ("mask",) if "mask" in data.columns else ()
-        bar = exchange_batches(data, batch_size, f"{self.name}: census and shuffles", extra=extra)
-        for i, batch in enumerate(bar):
+        what = f"{self.name}: census and shuffles"
+        into = (self.census, self.counts, self.hits, self.kind_hits, self.errors, self.contents)
+        for batch in exchange_batches(data, batch_size, what, extra=extra, into=into):
             pixels = self.model.preprocess(batch.images)
             layout = self.model.layout_for(*pixels.shape[2:])
             logits, streams = read_stream(self.answers.model, pixels)
@@ -153,15 +155,13 @@ class RegisterStudy:
                     self._hit(("probe", token, layer, None), self.probes[f"{token} {layer}"].scores(x), batch.labels)
                 if layer in self.kind_probes:
                     self._kinds(resid, layer, layout, contents, batch)
-            self._shuffle(pixels, batch, i)
+            self._shuffle(pixels, batch, batch.number)
 
     def _kinds(self, resid: Tensor, layer: int, layout: TokenLayout, contents: Tensor, batch: Batch) -> None:
         images, tokens, held = self.pairs(resid, layer, layout, contents, batch)
         for kind in KINDS if len(images) else ():
             scores = self.kind_probes[layer][kind].scores(tokens[kind]).cpu()
-            total = self.kind_hits[kind, layer]
-            total[0] += int(correct(rank(scores, batch.labels[images])).sum())
-            total[1] += len(images)
+            self.kind_hits[kind, layer] += [int(correct(rank(scores, batch.labels[images])).sum()), len(images)]
             predicted = self.local[layer].predict(tokens[kind]).cpu()
             self.errors[kind, layer].append((predicted - held[kind]).square().numpy())
             self.contents[kind, layer].append(held[kind].numpy())
@@ -189,7 +189,7 @@ class RegisterStudy:
         yield from self.census["trained"].histogram_rows()
         for (measure, token, layer, seed), hits in self.hits.items():
             yield {"measure": measure, "token": token, "layer": layer, "seed": seed, **rate_row(hits, n)}
-        for (kind, layer), (hits, seen) in self.kind_hits.items():
+        for (kind, layer), (hits, seen) in ((key, found.tolist()) for key, found in self.kind_hits.items()):
             if seen >= self.min_images:
                 yield {"measure": "class_probe", "token": kind, "layer": layer, **rate_row(hits, seen)}
                 errors, held = (np.concatenate(x[kind, layer]) for x in (self.errors, self.contents))
