@@ -95,13 +95,14 @@ def _typed(option: str, value: Any) -> list[str]:
 
 
 def _check(analysis: str, options: Any) -> None:
-    from analyses.running.arguments import options_of
+    from analyses.running.arguments import FORMER, options_of
     from analyses.running.catalogue import get_analysis
 
     entry = get_analysis(analysis)
     if not entry.is_command:
         raise ValueError(f"{entry.name} takes tensors, not data: call it from Python")
     known = {option.name for option in options_of(entry.run)} | OF_EVERY_RUN
+    known |= {former for former, now in FORMER.items() if now in known}
     if strange := [name for name in options if name.replace("-", "_") not in known]:
         raise ValueError(f"{entry.name} has the options {', '.join(sorted(known))}; the grid has {', '.join(strange)}")
 

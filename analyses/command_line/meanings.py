@@ -81,6 +81,7 @@ MEANINGS = {
     "site:sparse-features": "where the dictionary stands, if it does not say: resid_pre, resid_mid, resid_post, "
     "attn_out, mlp_out",
     "start": "with --repro, the layer whose readouts the others begin from",
+    "source_data": "images of the domain the model was trained on, measured beside the other domain",
     "steps": "mini-batches a translator is trained on",
     "target": "what is read: label, a column such as count, label=NAME for whether that is there, or dataset",
     "tau": "share of a patch's pixels that have to lie on the object, for `--rule area`",

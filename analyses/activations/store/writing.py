@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from analyses.activations.sites import RANDOM_PATCH, draws_of, role_vector
 from analyses.activations.store.manifest import BEGUN, FIELDS, MANIFEST, read_manifest, write_manifest
@@ -39,6 +38,7 @@ from analyses.running.locks import hold_folder
 from analyses.running.notice import notice
 from analyses.running.places import check_room, size
 from hooked_vit import HookedViT
+from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, apply
 
 OURS = "hooked_vit"

@@ -19,7 +19,7 @@ data = "scenes:test"
 n = 24
 
 [analyses.lenses]
-probe_data = "scenes:train"
+fit_data = "scenes:train"
 steps = 2
 random_models = 1
 batch_size = 12
@@ -80,7 +80,7 @@ def test_a_job_that_fails_on_its_own_says_why(tmp_path: Path, capsys: pytest.Cap
     file = tmp_path / "grid.toml"
     file.write_text('models = ["zoo:nothing"]\ndata = "scenes:test"\nn = 4\n[analyses.lenses]\n')
     assert main(["grid", str(file), "--out", str(tmp_path / "out")]) == 1
-    assert "error: the zoo has no 'nothing'" in capsys.readouterr().out
+    assert "the zoo has no 'nothing'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
