@@ -29,6 +29,10 @@ from analyses.running.shown import plain, plain_frame, shown
 from analyses.running.text import check_seen, visible
 from tests.analyses.everything import CLASSES, DATA, LINK, MODEL, results
 
+OWN_WORDS = {
+    "cls-attention": "CLS: where it looks among the patches",
+    "few-shot-transfer": "its tokens, of each role the mean",
+}
 READS_CLS = " on cls behind the final norm"
 # all results are made once, in one process
 pytestmark = pytest.mark.xdist_group("everything")
