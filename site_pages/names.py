@@ -16,6 +16,7 @@ PACKAGES = (
     "interventions",
     "interventions.dictionaries",
     "analyses",
+    "analyses.activations.store",
     "analyses.data",
     "analyses.probes",
     "analyses.questions.patching.path_patching",

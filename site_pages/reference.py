@@ -24,6 +24,7 @@ def pages() -> dict[str, str]:
         "reference/analyses.md": _page("analyses", asked) + "\nEvery analysis: [the questions](questions.md).\n",
         "reference/questions.md": _questions(),
         "reference/data.md": _page("analyses.data", names_of("analyses.data")),
+        "reference/activation_store.md": _page("analyses.activations.store", names_of("analyses.activations.store")),
         "reference/probes.md": _page("analyses.probes", names_of("analyses.probes")),
     }
 

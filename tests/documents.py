@@ -26,8 +26,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 OURS = ("hooked_vit", "interventions", "analyses")
 FENCE = re.compile(r"^(?:<!-- not run:(?P<why>.*?)-->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 # A sentence may speak of a command without its arguments.
-NAMED = [["run"], ["explore"], ["features"], ["reproduce"]]
-STANDS_FOR = {"NAME": "cls-causality", "ANALYSIS": "cls-causality", "…": "cls-causality", "P": "1"}
+NAMED = [["run"], ["explore"], ["features"], ["reproduce"], ["cache"], ["grid"]]
+STANDS_FOR = {"MODEL": "zoo:vit", "M": "zoo:vit", "D": "scenes:test", "NAME": "cls-causality", "ANALYSIS": "cls-causality", "…": "cls-causality", "P": "1"}
 INLINE = re.compile(r"(?<!`)`((?:hooked-vit|make|python -m) [^`\n]+)`(?!`)")
 
 
@@ -83,7 +83,9 @@ def wrong(command: str) -> str:
     argv = shlex.split(command, comments=True)
     match argv:
         case ["hooked-vit", *rest]:
-            return "" if rest in NAMED else _refused([STANDS_FOR.get(word, word) for word in rest])
+            return "" if rest in NAMED else _refused([_meant(word) for word in rest])
+        case ["accelerate" | "torchrun", *words] if "analyses.command_line.cli" in words:
+            return _refused([_meant(word) for word in words[words.index("analyses.command_line.cli") + 1 :]])
         case ["make", *words]:
             targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
             return "".join(f"no target {word}" for word in words if "=" not in word and word not in targets)
@@ -96,6 +98,11 @@ def wrong(command: str) -> str:
         case [name, *_] if re.match(r"\w+=", name):  # a script sets a variable
             return ""
     return "nobody knows how to check this command: teach tests.documents.wrong"
+
+
+def _meant(word: str) -> str:
+    """What a word stands for: a variable of a script is a model."""
+    return "zoo:vit" if word == "$model" else STANDS_FOR.get(word, word)
 
 
 def _refused(argv: list[str]) -> str:

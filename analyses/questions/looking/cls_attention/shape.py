@@ -91,9 +91,9 @@ def object_shares(
 ) -> tuple[Float64[Tensor, "b"], Float64[Tensor, "b"]]:
     """The share of the weights on the object, the mean over heads, and the object's share of the patches.
 
-    >>> mass, area = object_shares(torch.tensor([[[0.7, 0.3]]]).double(), torch.tensor([[1, 0]]))
+    >>> mass, area = object_shares(torch.tensor([[[0.75, 0.25]]]).double(), torch.tensor([[1, 0]]))
     >>> mass.tolist(), area.tolist()
-    ([0.7], [0.5])
+    ([0.75], [0.5])
 
     `labels` as of `label_cells`; patches of neither kind are left out of both. NaN for an image that has not patches
     of both kinds: nothing can look elsewhere there.
