@@ -75,6 +75,10 @@ class ImageData:
         """The same as `name`, where `load_data` made it."""
         return self.name
 
+    def name_of(self, index: int) -> str:
+        """What the image is called that has this number in a batch's `index`: its file below the folder, or its row."""
+        return self._source.name_of(index)
+
     @property
     def columns(self) -> list[str]:
         return list(self._source.columns)
@@ -155,8 +159,7 @@ class ImageData:
         rows = self._source.rows(self._keep, [self.image, self.label, *extra])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             while some := list(islice(rows, chunk)):
-                found = pool.map(self._open, some, [extra] * len(some))
-                yield from (opened for opened in found if opened is not None)
+                yield from filter(None, pool.map(self._open, some, [extra] * len(some)))
 
     def note(self, positions: Sequence[int], marks: Sequence[int]) -> None:
         """Remember what images hold, by `mark_of` their pixels. Raises ValueError for one of a set kept apart."""
@@ -213,8 +216,7 @@ class ImageData:
             raise ValueError(
                 f"a split leaves images on both sides; a fraction of {fraction} of {self.n} images does not"
             )
-        positions = self.positions
-        return self._part(positions[in_first]), self._part(positions[~in_first])
+        return self._part(self.positions[in_first]), self._part(self.positions[~in_first])
 
     def per_class(self, n: int, seed: int = 0) -> ImageData:
         """`n` images of every class that occurs, drawn at random; the same for the same seed.

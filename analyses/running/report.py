@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from analyses.pages.album import PICTURES
 from analyses.pages.fitting import FITTING
+from analyses.pages.gallery import gallery, pictures_of, without_pictures
+from analyses.pages.style import STYLE
 from analyses.running.files import check_writable
 from analyses.running.results import REPORT, Result
 from analyses.running.text import visible
 
 ROWS = 60
-TOLD = {"summary", "notes", "read", "table", "analysis", "versions", "small", "corrected"}
+TOLD = {"summary", "notes", "read", "table", "analysis", "versions", "small", "corrected", PICTURES}
 """Entries of `meta` that have a place of their own in the report."""
 
 # Nothing from anywhere else, whatever a figure or a model name may contain.
@@ -33,45 +36,6 @@ BUTTONS = {
         *("sendChartToCloud", "select2d", "lasso2d", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d")
     ]
 }
-
-STYLE = """
-:root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe3e8; --wash: #f5f7f9; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1144px; margin: 0 auto; padding: 40px 32px 64px; }
-h1 { font-size: 28px; line-height: 1.25; margin: 4px 0 24px; max-width: 30em; text-wrap: balance; }
-h2 { font-size: 19px; margin: 44px 0 12px; }
-h3 { font-size: 16px; margin: 28px 0 8px; }
-p, ul { margin: 0 0 12px; max-width: 48em; }
-ul { padding-left: 1.2em; }
-li { margin-bottom: 4px; }
-.kind, footer, caption, summary { color: var(--soft); font-size: 14px; }
-.found { background: var(--wash); border-left: 4px solid #1f77b4; border-radius: 4px; }
-.found { padding: 14px 20px; margin: 0 0 24px; }
-.found.small { border-left-color: #b00020; }
-.found ul { margin: 0; max-width: none; }
-.scroll { overflow-x: auto; }
-.drawn { overflow-y: hidden; }
-table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: 8px; }
-th, td { text-align: left; vertical-align: top; padding: 6px 20px 6px 0; border-bottom: 1px solid var(--line); }
-tbody th, td:first-child { white-space: nowrap; }
-thead th { vertical-align: bottom; }
-th { font-weight: 600; }
-td { max-width: 34em; overflow-wrap: anywhere; }
-td:not(.number, :first-child) { min-width: 7em; }
-thead th { border-bottom: 2px solid var(--ink); }
-tbody th { font-weight: 500; }
-.number { text-align: right; white-space: nowrap; }
-thead th.number { white-space: normal; } /* a long name takes two lines: more columns have room */
-.scroll td { overflow-wrap: break-word; } /* which has room beside it: no name is cut to save it */
-code, pre { font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-code { overflow-wrap: anywhere; }
-pre { background: var(--wash); padding: 10px 14px; border-radius: 4px; overflow-x: auto; margin: 6px 0 0; }
-summary { cursor: pointer; }
-footer { margin-top: 48px; border-top: 1px solid var(--line); padding-top: 14px; }
-"""
 
 
 class Section(NamedTuple):
@@ -178,6 +142,8 @@ def told(result: Result, intro: str = "", sections: Sequence[Section] = (), leve
         parts += [heading(section.heading), _prose(section.text)]
         parts += [_figure(section.figure)] if section.figure is not None else []
     parts += [heading("Key numbers"), _table(*key_numbers(result))]
+    if pictures := pictures_of(meta):
+        parts += [heading("Images"), *gallery(pictures, escape, level + 1)]
     if notes := meta.get("notes"):
         parts += [heading("To keep in mind"), _bullets(notes)]
     if corrected := meta.get("corrected"):
@@ -286,4 +252,6 @@ def _fact(key: str, value: Any) -> str:
     )
     if not deep and len(text := _text(value, isinstance(value, int))) <= 300:
         return escape(text)
-    return f"<details><summary>show</summary><pre>{as_html(json.dumps(value, indent=1))}</pre></details>"
+    return (
+        f"<details><summary>show</summary><pre>{as_html(json.dumps(without_pictures(value), indent=1))}</pre></details>"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses.pages.album import PICTURES
 from analyses.running.results import Result
 from analyses.running.text import visible
 
@@ -38,7 +39,10 @@ def shown(result: Result) -> Shown:
     >>> shown(Result(pd.DataFrame({"model": ["<b>"]}), {})).frame.model.item()
     '&lt;b&gt;'
     """
-    return result if isinstance(result, Shown) else Shown(plain_frame(result.frame), _plain(result.meta))
+    if isinstance(result, Shown):
+        return result
+    told = {key: value for key, value in result.meta.items() if key != PICTURES}  # which no figure draws
+    return Shown(plain_frame(result.frame), _plain(told))
 
 
 def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -51,6 +55,8 @@ def drawn_plain(draw: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
 
     @functools.wraps(draw)
     def figure(result: Result, *args: Any, **kwargs: Any) -> go.Figure:
+        if isinstance(result, Shown):  # whoever made it so says it
+            return draw(result, *args, **kwargs)
         plain_result = shown(result)
         return _warned(draw(plain_result, *args, **kwargs), plain_result.meta.get("small") or [])
 

@@ -171,7 +171,7 @@ addEventListener("load", () => setTimeout(() => {
   const told = {links: [], texts: [], markup: [], fired: window.fired || 0};
   for (const a of document.querySelectorAll("a")) told.links.push(a.outerHTML);
   for (const t of document.querySelectorAll("svg text, td, th, li, h1, h2")) told.texts.push(t.textContent);
-  const markup = "main b, main img, main iframe, svg tspan[style*='bold']";
+  const markup = "main b, main img:not([src^='data:']), main iframe, svg tspan[style*='bold']";
   for (const b of document.querySelectorAll(markup)) told.markup.push(b.outerHTML);
   document.title = "told";
   const pre = document.createElement("pre");
