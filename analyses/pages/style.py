@@ -40,6 +40,8 @@ code, pre { font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu S
 code { overflow-wrap: anywhere; }
 pre { background: var(--wash); padding: 10px 14px; border-radius: 4px; overflow-x: auto; margin: 6px 0 0; }
 summary { cursor: pointer; }
+.columns { color: var(--soft); font-size: 14px; margin-top: 10px; max-width: 62em; }
+.columns i { color: var(--ink); font-style: normal; font-weight: 500; }
 footer { margin-top: 48px; border-top: 1px solid var(--line); padding-top: 14px; }
 """
 

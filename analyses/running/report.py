@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from analyses.pages.album import PICTURES
+from analyses.pages.columns import meaning_of
 from analyses.pages.fitting import FITTING
 from analyses.pages.gallery import gallery, pictures_of, without_pictures
 from analyses.pages.style import STYLE
@@ -92,6 +93,15 @@ def key_numbers(result: Result, limit: int = ROWS) -> tuple[list[str], list[list
     return [column.replace("_", " ") for column in columns], rows, remark
 
 
+def _numbers(result: Result) -> list[str]:
+    """The table, and below it what its columns hold."""
+    columns, rows, remark = key_numbers(result)
+    meanings = {column: meaning_of(column, result.meta.get("analysis")) for column in columns}
+    told = [f"<i>{escape(column)}</i>: {escape(meaning)}" for column, meaning in meanings.items() if meaning]
+    below = f'<p class="columns">{"; ".join(told)}.</p>' if told else ""
+    return [_table(columns, rows, remark, meanings), below]
+
+
 def _column(values: list[Any]) -> list[str]:
     """A column as text; numbers that are all whole without decimals, the others with three."""
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
@@ -141,7 +151,7 @@ def told(result: Result, intro: str = "", sections: Sequence[Section] = (), leve
     for section in sections:
         parts += [heading(section.heading), _prose(section.text)]
         parts += [_figure(section.figure)] if section.figure is not None else []
-    parts += [heading("Key numbers"), _table(*key_numbers(result))]
+    parts += [heading("Key numbers"), *_numbers(result)]
     if pictures := pictures_of(meta):
         parts += [heading("Images"), *gallery(pictures, escape, level + 1)]
     if notes := meta.get("notes"):
@@ -209,13 +219,16 @@ def _bullets(sentences: str | Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{_marked(str(item))}</li>' for item in items)}</ul>"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], remark: str = "") -> str:
-    """The first column names the row; a column of numbers is set to the right."""
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], remark: str = "", meanings: Mapping[str, str] | None = None
+) -> str:
+    """The first column names the row; a column of numbers is set to the right. `meanings` are shown over its name."""
     right = [
         i > 0 and all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|–", row[i]) for row in rows) for i in range(len(columns))
     ]
     kind = [' class="number"' if r else "" for r in right]
-    head = "".join(f"<th{k}>{escape(c)}</th>" for k, c in zip(kind, columns, strict=True))
+    over = [f' title="{escape(meaning)}"' if (meaning := (meanings or {}).get(column)) else "" for column in columns]
+    head = "".join(f"<th{k}{o}>{escape(c)}</th>" for k, o, c in zip(kind, over, columns, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{k}>{_marked(cell)}</td>" for k, cell in zip(kind, row, strict=True)) + "</tr>"
         for row in rows
