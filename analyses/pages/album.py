@@ -7,6 +7,7 @@ import heapq
 import io
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ SHOWN = 12
 SIDE = 96
 BYTES = 4096
 """Of a picture's file, at the most, so that all of a result stay below 300 kB."""
+
+KEPT = ("model", "class_names", "shown", "n", "n_wrong", "_moved", "_wrong", "_images")
 
 Entry = dict[str, Any]
 
@@ -74,11 +77,32 @@ class Album:
         best = [*sorted(self._moved, reverse=True), *sorted(self._wrong, reverse=True)]
         return [{**entry, "of": self.n_wrong if entry["why"] == "wrong" else self.n} for _, _, entry in best]
 
+    def fresh(self) -> Album:
+        """One that has seen no image."""
+        album = copy(self)
+        album.n = album.n_wrong = 0
+        album._moved, album._wrong, album.name_of = [], [], self.name_of
+        return album
+
+    def merge(self, other: Album) -> Album:
+        """What one album would hold that had seen the images of both; neither is changed."""
+        merged = copy(self)
+        merged.n, merged.n_wrong = self.n + other.n, self.n_wrong + other.n_wrong
+        for kept in ("_moved", "_wrong"):
+            best = heapq.nlargest(self.shown, [*vars(merged)[kept], *vars(other)[kept]])
+            vars(merged)[kept] = best[::-1]  # from the least on, which is a heap
+        return merged
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process can be told: no batch that is open, and not where the images are."""
+        self._close()
+        return {key: held for key, held in vars(self).items() if key in KEPT}
+
     def _close(self) -> None:
         """Put what the open batch has among those that are kept."""
         images, self._images = self._images, ()
         for i, image in enumerate(images):
-            before, number = float(self._before[i]), self.n
+            before, number = float(self._before[i]), self._index[i]
             self.n += 1
             if before < 0:
                 self.n_wrong += 1

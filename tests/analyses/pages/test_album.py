@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import pickle
 import re
 
 import numpy as np
@@ -37,10 +38,10 @@ def colour_of(url: str) -> tuple[float, ...]:
     return tuple(np.asarray(drawn.convert("RGB")).reshape(-1, 3).mean(0))
 
 
-def filled(n: int, moved: int, wrong: int, **how: int) -> Album:
-    """n grey images, of which one's answer flips under the second of two interventions and one is wrong without any."""
+def filled(n: int, moved: int, wrong: int, start: int = 0, **how: int) -> Album:
+    """n dark images, of which one's answer flips under the second of two interventions and one is wrong without any."""
     album = Album("m", ("a", "b"), "picture {}".format, **how)
-    for first in range(0, n, 7):
+    for first in range(start, n, 7):
         index = torch.arange(first, min(first + 7, n))
         classes = torch.zeros_like(index)
         before = torch.tensor([[2.0, 0.0]]).repeat(len(index), 1)
@@ -86,6 +87,16 @@ def test_few_are_kept_of_many_images_and_many_models() -> None:
     most = max(len(thumbnail(Image.fromarray(noise[:w, :h]))) for w, h in ((300, 300), (SIDE, SIDE), (40, 90)))
     assert most <= 4 * BYTES / 3 + 30
     assert 4 * SHOWN * most < 300_000
+
+
+def test_two_albums_are_one_of_all_images() -> None:
+    """Also where one of them comes from another process, which knows no names of images."""
+    first, second = filled(21, moved=3, wrong=30), filled(40, moved=3, wrong=30, start=21)
+    merged = first.merge(pickle.loads(pickle.dumps(second)))
+    assert merged.entries() == filled(40, moved=3, wrong=30).entries() == second.merge(first).entries()
+    assert first.n == 21
+    assert first.fresh().entries() == []
+    assert first.fresh().merge(second).entries() == second.entries()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 2)])
