@@ -62,7 +62,8 @@ def write_report(
     `result.meta` may hold `summary` (sentences, shown first), `notes` (sentences: what to keep in mind) and `table`
     (one dictionary per row; without it the first rows of the frame are shown), and `pictures` (`Album.entries`). Text
     may hold `code`, *stress* and blank lines between paragraphs; everything is escaped. The page is self-contained.
-    Page and numbers appear at once or not at all; where drawing fails, also in `sections` that are a function, the numbers are saved without a page.
+    Page and numbers appear at once or not at all; where drawing fails, also in `sections` that are a function, the
+    numbers are saved without a page.
     Raises OSError where the folder is not writable.
     """
     folder = check_writable(folder)
