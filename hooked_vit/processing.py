@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,8 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_RANGES = {"image_mean": (-1e4, 1e4), "image_std": (1e-6, 1e4), "rescale_factor": (1e-6, 1e4)}
 MOST_PIXELS = 2**14
 """Along a side of what an image processor makes; more is a slip."""
+WHITE_IS_ZERO = (262, 0)
+"""The tag of a TIFF file, and its value, that say so."""
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 """Modes that Pillow converts to RGB without changing how bright they are."""
 
@@ -85,8 +88,17 @@ def _numbered(i: int, image: Any, channels: str | None) -> Image.Image:
     """The picture upright and in RGB; an error says which one it is."""
     try:
         return upright_rgb(_as_picture(image, channels))
-    except (ValueError, OSError) as error:  # OSError: its file is cut short
-        raise ValueError(f"image {i} cannot be read: {error}") from error
+    except Exception as error:  # a damaged file makes Pillow raise anything from OSError to IndexError
+        raise ValueError(f"image {i} cannot be read: {why_unreadable(error)}") from error
+
+
+def why_unreadable(error: Exception) -> str:
+    """What the matter is with a picture, in the words of its reader or better ones."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image in any format Pillow knows"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it has more pixels than Pillow opens ({str(error).partition(',')[0]}); scale it down"
+    return str(error) or type(error).__name__
 
 
 def _as_picture(image: Any, channels: str | None) -> Image.Image:
@@ -99,7 +111,8 @@ def _as_picture(image: Any, channels: str | None) -> Image.Image:
         path = unquote(address.path) if "://" in str(image) else image
         if (why := why_no_file(path)) is not None:
             raise ValueError(f"{path}: {why}")
-        return Image.open(path)
+        # read whole, so that no file stays open until the picture is collected
+        return Image.open(io.BytesIO(Path(path).read_bytes()))
     if not isinstance(image, Image.Image):
         raise ValueError(f"images are PIL images, paths or arrays, got {type(image).__name__}")
     return image
@@ -145,10 +158,12 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     Transparency is dropped, not blended; greyscale of 16 bits is brought to 8, with 65535 as white.
     Raises ValueError for a mode whose range is not known (32 bits, floating point) or that Pillow cannot convert.
     """
+    white_is_zero = getattr(picture, "tag_v2", {}).get(WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]  # of a TIFF file
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 and leaves a white picture.
-        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
+        # Pillow's own conversion clips at 255 and leaves a white picture, and it minds this tag up to 8 bits alone.
+        grey = (np.asarray(picture) // 257).astype(np.uint8)
+        return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
     if picture.mode in ("I", "F"):
         raise ValueError(
             f"its pixels have 32 bits and an unknown range (mode {picture.mode}); save it with 8 or 16 bits a channel"

@@ -27,7 +27,15 @@ OURS = ("hooked_vit", "interventions", "analyses")
 FENCE = re.compile(r"^(?:<!-- not run:(?P<why>.*?)-->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 # A sentence may speak of a command without its arguments.
 NAMED = [["run"], ["explore"], ["features"], ["reproduce"], ["cache"], ["grid"]]
-STANDS_FOR = {"MODEL": "zoo:vit", "M": "zoo:vit", "D": "scenes:test", "NAME": "cls-causality", "ANALYSIS": "cls-causality", "…": "cls-causality", "P": "1"}
+STANDS_FOR = {
+    "MODEL": "zoo:vit",
+    "M": "zoo:vit",
+    "D": "scenes:test",
+    "NAME": "cls-causality",
+    "ANALYSIS": "cls-causality",
+    "…": "cls-causality",
+    "P": "1",
+}
 INLINE = re.compile(r"(?<!`)`((?:hooked-vit|make|python -m) [^`\n]+)`(?!`)")
 
 

@@ -88,16 +88,22 @@ def write_collected(folders: Sequence[str | Path], page: str | Path) -> Path:
     found = list(dict.fromkeys(path for folder in folders for path in _results_of(folder)))
     parts = ["<h1>Results</h1>", _contents(found)]
     for i, folder in enumerate(found):
-        result = Result.load(folder)
-        intro = methods_text(result)
-        parts += [f'<h2 id="r{i}">{escape(_title(result))}</h2>', f'<p class="kind">{escape(str(folder))}</p>']
-        parts += [*told(result, level=3), f"<h3>Methods</h3><p>{escape(intro)}</p>"]
+        try:
+            parts += _part(folder, i)
+        except ValueError as error:
+            raise ValueError(f"{folder} cannot be shown: {error}") from error
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, lambda file: file.write_text(html_page("Results", parts), encoding="utf-8"))
     return page
 
 
 SAID = {"models", "summary", "notes", "table", "versions", "analysis", "command", "parts", "read", "small", "corrected"}
+
+
+def _part(folder: Path, number: int) -> list[str]:
+    result = Result.load(folder)
+    head = [f'<h2 id="r{number}">{escape(_title(result))}</h2>', f'<p class="kind">{escape(str(folder))}</p>']
+    return [*head, *told(result, level=3), f"<h3>Methods</h3><p>{escape(methods_text(result))}</p>"]
 
 
 def _results_of(folder: str | Path) -> list[Path]:
@@ -114,7 +120,11 @@ def _contents(found: Sequence[Path]) -> str:
 
 def _title(result: Result) -> str:
     name = result.meta.get("analysis")
-    return get_analysis(name).summary if name else "A result of no registered analysis"
+    try:
+        return get_analysis(name).summary if name else "A result of no registered analysis"
+    except LookupError as error:
+        version = (result.meta.get("versions") or {}).get("hooked-vit", "a version it does not say")
+        raise ValueError(f"it is of hooked-vit {version}, and {error.args[0]}") from error
 
 
 def _question(meta: Mapping[str, Any]) -> str:

@@ -72,6 +72,10 @@ class ImageData:
         """The same as `name`, where `load_data` made it."""
         return self.name
 
+    def name_of(self, index: int) -> str:
+        """What the image is called that has this number in a batch's `index`: its file below the folder, or its row."""
+        return self._source.name_of(index)
+
     @property
     def columns(self) -> list[str]:
         return list(self._source.columns)
@@ -165,19 +169,14 @@ class ImageData:
         rows = self._source.rows(self._keep, [self.image, self.label, *extra])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             while some := list(islice(rows, chunk)):
-                found = pool.map(self._open, some, [extra] * len(some))
-                yield from (opened for opened in found if opened is not None)
+                yield from filter(None, pool.map(self._open, some, [extra] * len(some)))
 
     def note(self, index: Sequence[int], pixels: Sequence[bytes | None]) -> None:
-        """Remember what images hold: the digests of their pixels, None for those that are known.
-
-        Raises ValueError for one that a set this one is kept apart from holds too.
-        """
+        """Remember the digests of pixels, None for known ones. Raises ValueError for one in a set that is kept apart."""
         new = [(place, mark_of(digest)) for place, digest in zip(index, pixels, strict=True) if digest is not None]
         self.note_marks([place for place, _ in new], [mark for _, mark in new])
 
-    def note_marks(self, positions: Sequence[int], marks: Sequence[int]) -> None:
-        """The same by `mark_of` them."""
+    def note_marks(self, positions: Sequence[int], marks: Sequence[int]) -> None:  # of the digests
         self._contents.put(positions, marks)
         for other in self._apart:
             for i in np.flatnonzero(other._contents.holds(marks)).tolist():
@@ -222,8 +221,7 @@ class ImageData:
         in_first = part_of_each(np.zeros(self.n, np.int64) if labels is None else labels.numpy(), fraction, seed)
         if in_first.all() or not in_first.any():
             raise ValueError(f"a split leaves images on both sides; {fraction} of {self.n} images does not")
-        positions = self.positions
-        return self._part(positions[in_first]), self._part(positions[~in_first])
+        return self._part(self.positions[in_first]), self._part(self.positions[~in_first])
 
     def per_class(self, n: int, seed: int = 0) -> ImageData:
         """`n` images of every class that occurs, drawn at random; the same for the same seed.

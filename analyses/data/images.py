@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hooked_vit.loading.files import why_no_file
-from hooked_vit.processing import picture_of, upright_rgb
+from hooked_vit.processing import picture_of, upright_rgb, why_unreadable
 
 
 class UnreadableImageError(ValueError):
@@ -36,7 +36,7 @@ def open_rgb(value: Any, name: str) -> Image.Image:
     try:
         return upright_rgb(_open(value))
     except Exception as error:  # a damaged file makes Pillow raise anything from OSError to IndexError
-        raise UnreadableImageError(f"cannot read image {name}: {_reason(error)}") from error
+        raise UnreadableImageError(f"cannot read image {name}: {why_unreadable(error)}") from error
 
 
 def open_plain(value: Any, name: str) -> Image.Image:
@@ -46,7 +46,7 @@ def open_plain(value: Any, name: str) -> Image.Image:
         picture.load()
         return picture
     except Exception as error:
-        raise UnreadableImageError(f"cannot read image {name}: {_reason(error)}") from error
+        raise UnreadableImageError(f"cannot read image {name}: {why_unreadable(error)}") from error
 
 
 def find_unreadable(items: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int, str]]:
@@ -62,7 +62,7 @@ def find_unreadable(items: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int
             picture.draft("RGB", (picture.width // 8, picture.height // 8))
             upright_rgb(picture)
         except Exception as error:  # as in open_rgb
-            return position, f"{name} ({_reason(error)})"
+            return position, f"{name} ({why_unreadable(error)})"
         return None
 
     items = iter(items)
@@ -111,9 +111,3 @@ def _open(value: Any) -> Image.Image:
         raise ValueError(why)
     # Read whole, so that no file stays open until the picture is collected.
     return Image.open(io.BytesIO(Path(path).read_bytes()))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image in any format Pillow knows"
-    return str(error) or type(error).__name__

@@ -83,14 +83,20 @@ def panels(
 
 
 def model_panels(result: Result, question: str, explained: str = "", *, x: str = "layer", **kw: Any) -> go.Figure:
-    """Empty panels, one per model of the result, with a tick per layer; keywords as in `panels`."""
-    last = last_layer(result) if x.startswith("layer") and "layer" in result.frame else None
-    return panels(model_names(result), question, explained, x=x, last=last, **kw)
+    """Empty panels, one per model of the result, as wide for few layers as for many; keywords as in `panels`.
+
+    Each has the ticks that suit its own depth.
+    """
+    fig = panels(model_names(result), question, explained, x=x, **kw)
+    if x.startswith("layer") and "layer" in result.frame:
+        for at, _, rows in each_panel(fig, result):
+            whole_numbers(fig, last_layer(rows), **at)
+    return fig
 
 
-def whole_numbers(fig: go.Figure, last: int) -> go.Figure:
+def whole_numbers(fig: go.Figure, last: int, **at: Any) -> go.Figure:
     """Ticks where x counts something up to `last`: at whole numbers alone, fewer where they would crowd."""
-    return fig.update_xaxes(tickmode="linear", tick0=0, dtick=1 if last < 13 else 2 if last < 25 else 4)
+    return fig.update_xaxes(tickmode="linear", tick0=0, dtick=1 if last < 13 else 2 if last < 25 else 4, **at)
 
 
 def place(fig: go.Figure, number: int) -> Place:

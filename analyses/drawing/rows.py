@@ -36,9 +36,9 @@ def value_of(rows: pd.DataFrame, measure: str, **where: Any) -> float | None:
     return None if some.empty else float(some["value"].iloc[0])
 
 
-def last_layer(result: Result) -> int:
-    """The last layer of the deepest model; 0 where nothing has a layer."""
-    last = result.frame["layer"].max()
+def last_layer(rows: pd.DataFrame) -> int:
+    """The last layer there is in the rows; 0 where nothing has a layer."""
+    last = rows["layer"].max()
     return 0 if pd.isna(last) else int(last)
 
 

@@ -13,7 +13,7 @@ from analyses.running.arguments import AUTO, check_batch_size, check_models, che
 from analyses.running.catalogue import REGISTERED, Analysis, Figure, Figures, as_key
 from analyses.running.notice import data_notes, heard_remarks, notice, remark
 from analyses.running.results import Result, computing, environment
-from analyses.running.shown import drawn_plain
+from analyses.running.shown import drawn_plain, finding_first
 from analyses.statistics.small import said_small
 
 P = ParamSpec("P")
@@ -55,8 +55,9 @@ def analysis(
     what is too small to be quoted without saying so (`said_small`); its `notes` gain what was remarked on meanwhile,
     and what `data_notes` says of the images.
     `figure`, `more_figures`, `zoo_target` and `zoo_models` are those of `Analysis`; figures draw what `shown` makes of
-    a result, so that a name is text whatever it says. Where several processes run, one that is `by_one` is done by the
-    first of them, and all have its result: what it fits learns step by step, or it keeps a folder.
+    a result, so that a name is text whatever it says; `figure` has for a title what `the_finding` is, if there is one.
+    Where several processes run, one that is `by_one` is done by the first of them, and all have its result: what it
+    fits learns step by step, or it keeps a folder.
     Raises ValueError for a name another function holds, TypeError when the function returns anything but a Result, and
     when called what `renamed`, `check_models` and `check_options` raise.
     """
@@ -98,7 +99,9 @@ def analysis(
 
         run.analysis_name = key  # type: ignore[attr-defined]
         more = _drawn(more_figures or {})
-        REGISTERED[key] = Analysis(key, run, figure and drawn_plain(figure), more, zoo_target, zoo_models)
+        REGISTERED[key] = Analysis(
+            key, run, figure and finding_first(drawn_plain(figure)), more, zoo_target, zoo_models
+        )
         return run
 
     return register

@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from analyses.pages.album import PICTURES
+from analyses.pages.columns import meaning_of
 from analyses.pages.fitting import FITTING
+from analyses.pages.gallery import gallery, pictures_of, without_pictures
+from analyses.pages.style import STYLE
 from analyses.running.files import check_writable
 from analyses.running.results import REPORT, Result
 from analyses.running.text import visible
 
 ROWS = 60
-TOLD = {"summary", "notes", "read", "table", "analysis", "versions", "small", "corrected"}
+TOLD = {"summary", "notes", "read", "table", "analysis", "versions", "small", "corrected", PICTURES}
 """Entries of `meta` that have a place of their own in the report."""
 
 # Nothing from anywhere else, whatever a figure or a model name may contain.
@@ -33,45 +37,6 @@ BUTTONS = {
         *("sendChartToCloud", "select2d", "lasso2d", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d")
     ]
 }
-
-STYLE = """
-:root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe3e8; --wash: #f5f7f9; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1144px; margin: 0 auto; padding: 40px 32px 64px; }
-h1 { font-size: 28px; line-height: 1.25; margin: 4px 0 24px; max-width: 30em; text-wrap: balance; }
-h2 { font-size: 19px; margin: 44px 0 12px; }
-h3 { font-size: 16px; margin: 28px 0 8px; }
-p, ul { margin: 0 0 12px; max-width: 48em; }
-ul { padding-left: 1.2em; }
-li { margin-bottom: 4px; }
-.kind, footer, caption, summary { color: var(--soft); font-size: 14px; }
-.found { background: var(--wash); border-left: 4px solid #1f77b4; border-radius: 4px; }
-.found { padding: 14px 20px; margin: 0 0 24px; }
-.found.small { border-left-color: #b00020; }
-.found ul { margin: 0; max-width: none; }
-.scroll { overflow-x: auto; }
-.drawn { overflow-y: hidden; }
-table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: 8px; }
-th, td { text-align: left; vertical-align: top; padding: 6px 20px 6px 0; border-bottom: 1px solid var(--line); }
-tbody th, td:first-child { white-space: nowrap; }
-thead th { vertical-align: bottom; }
-th { font-weight: 600; }
-td { max-width: 34em; overflow-wrap: anywhere; }
-td:not(.number, :first-child) { min-width: 7em; }
-thead th { border-bottom: 2px solid var(--ink); }
-tbody th { font-weight: 500; }
-.number { text-align: right; white-space: nowrap; }
-thead th.number { white-space: normal; } /* a long name takes two lines: more columns have room */
-.scroll td { overflow-wrap: break-word; } /* which has room beside it: no name is cut to save it */
-code, pre { font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-code { overflow-wrap: anywhere; }
-pre { background: var(--wash); padding: 10px 14px; border-radius: 4px; overflow-x: auto; margin: 6px 0 0; }
-summary { cursor: pointer; }
-footer { margin-top: 48px; border-top: 1px solid var(--line); padding-top: 14px; }
-"""
 
 
 class Section(NamedTuple):
@@ -95,9 +60,10 @@ def write_report(
     >>> write_report(result, "out", title="Is CLS used?", sections=[Section("Closer", "…", fig)])  # doctest: +SKIP
 
     `result.meta` may hold `summary` (sentences, shown first), `notes` (sentences: what to keep in mind) and `table`
-    (one dictionary per row; without it the first rows of the frame are shown). Text may hold `code`, *stress* and blank
-    lines between paragraphs; everything is escaped. The page is self-contained. Page and numbers appear at once or not
-    at all; where drawing fails, also in `sections` that are a function, the numbers are saved without a page.
+    (one dictionary per row; without it the first rows of the frame are shown), and `pictures` (`Album.entries`). Text
+    may hold `code`, *stress* and blank lines between paragraphs; everything is escaped. The page is self-contained.
+    Page and numbers appear at once or not at all; where drawing fails, also in `sections` that are a function, the
+    numbers are saved without a page.
     Raises OSError where the folder is not writable.
     """
     folder = check_writable(folder)
@@ -126,6 +92,15 @@ def key_numbers(result: Result, limit: int = ROWS) -> tuple[list[str], list[list
     total = len(result.meta.get("table") or result.frame)
     remark = f"The first {limit} of {total} rows; all are in result.parquet." if total > limit else ""
     return [column.replace("_", " ") for column in columns], rows, remark
+
+
+def _numbers(result: Result) -> list[str]:
+    """The table, and below it what its columns hold."""
+    columns, rows, remark = key_numbers(result)
+    meanings = {column: meaning_of(column, result.meta.get("analysis")) for column in columns}
+    told = [f"<i>{escape(column)}</i>: {escape(meaning)}" for column, meaning in meanings.items() if meaning]
+    below = f'<p class="columns">{"; ".join(told)}.</p>' if told else ""
+    return [_table(columns, rows, remark, meanings), below]
 
 
 def _column(values: list[Any]) -> list[str]:
@@ -177,7 +152,9 @@ def told(result: Result, intro: str = "", sections: Sequence[Section] = (), leve
     for section in sections:
         parts += [heading(section.heading), _prose(section.text)]
         parts += [_figure(section.figure)] if section.figure is not None else []
-    parts += [heading("Key numbers"), _table(*key_numbers(result))]
+    parts += [heading("Key numbers"), *_numbers(result)]
+    if pictures := pictures_of(meta):
+        parts += [heading("Images"), *gallery(pictures, escape, level + 1)]
     if notes := meta.get("notes"):
         parts += [heading("To keep in mind"), _bullets(notes)]
     if corrected := meta.get("corrected"):
@@ -243,13 +220,16 @@ def _bullets(sentences: str | Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{_marked(str(item))}</li>' for item in items)}</ul>"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], remark: str = "") -> str:
-    """The first column names the row; a column of numbers is set to the right."""
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], remark: str = "", meanings: Mapping[str, str] | None = None
+) -> str:
+    """The first column names the row; a column of numbers is set to the right. `meanings` are shown over its name."""
     right = [
         i > 0 and all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|–", row[i]) for row in rows) for i in range(len(columns))
     ]
     kind = [' class="number"' if r else "" for r in right]
-    head = "".join(f"<th{k}>{escape(c)}</th>" for k, c in zip(kind, columns, strict=True))
+    over = [f' title="{escape(meaning)}"' if (meaning := (meanings or {}).get(column)) else "" for column in columns]
+    head = "".join(f"<th{k}{o}>{escape(c)}</th>" for k, o, c in zip(kind, over, columns, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{k}>{_marked(cell)}</td>" for k, cell in zip(kind, row, strict=True)) + "</tr>"
         for row in rows
@@ -286,4 +266,6 @@ def _fact(key: str, value: Any) -> str:
     )
     if not deep and len(text := _text(value, isinstance(value, int))) <= 300:
         return escape(text)
-    return f"<details><summary>show</summary><pre>{as_html(json.dumps(value, indent=1))}</pre></details>"
+    return (
+        f"<details><summary>show</summary><pre>{as_html(json.dumps(without_pictures(value), indent=1))}</pre></details>"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -79,7 +79,8 @@ class Result:
     def figure(self) -> go.Figure:
         """The plotly figure that goes with the analysis.
 
-        Raises LookupError when the result is of no registered analysis, or of one that has no figure.
+        Raises LookupError when the result is of no registered analysis, or of one that has no figure, ValueError where
+        one of another version has not what is drawn.
         """
         if "analysis" not in self.meta:
             raise LookupError(
@@ -88,7 +89,21 @@ class Result:
         draw = get_analysis(self.meta["analysis"]).figure
         if draw is None:
             raise LookupError(f"{self.meta['analysis']} has no figure; its numbers are in .frame")
-        return draw(self)
+        return self._drawn_by(draw)
+
+    def _drawn_by(self, draw: Callable[[Result], go.Figure]) -> go.Figure:
+        """What a function draws of the result; an error says where that is of another version."""
+        try:
+            return draw(self)
+        except Exception as error:
+            saved, ours = (self.meta.get("versions") or {}).get(PACKAGES[0]), environment().get(PACKAGES[0])
+            if saved == ours:  # a bug in the drawing
+                raise
+            raise ValueError(
+                f"this result of {self.meta.get('analysis')} is of {PACKAGES[0]} {saved or '(it says not which)'} and "
+                f"lacks what {ours} draws ({type(error).__name__}: {error}). Run the analysis again; its numbers are "
+                f"in {NUMBERS}"
+            ) from error
 
     def savefig(self, path: str | Path, size: str | None = None) -> Path:
         """Write the figure into a file of the kind its name ends in: pdf, svg or png. Returns the path.
@@ -165,8 +180,9 @@ class Result:
     def load(cls, folder: str | Path) -> Result:
         """Read back what `save` wrote, with the same columns, types and values.
 
-        Raises FileNotFoundError for a folder without a result, ValueError for files that are damaged, or do not belong
-        together. What an earlier version saved has no checksum, and is believed.
+        What an earlier version saved has its entries of `meta` under the names of today; one that saved no checksum is
+        believed. Raises FileNotFoundError for a folder without a result, ValueError for files that are damaged, or do
+        not belong together.
         """
         folder = Path(folder)
         for patience in (0.02, 0.1, None):  # somebody may be moving the files meanwhile
@@ -177,7 +193,7 @@ class Result:
                 if patience is None:
                     raise
                 time.sleep(patience if (folder / ABOUT).exists() else 0)
-        return cls(pd.read_parquet(BytesIO(numbers)), meta)
+        return cls(pd.read_parquet(BytesIO(numbers)), _named_as_today(meta))
 
 
 def environment() -> dict[str, str]:
@@ -236,6 +252,17 @@ def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
     if itself is not None and itself != _checksum(meta):
         raise ValueError(f"{found[ABOUT]} is damaged: it is not what was saved. Run the analysis again")
     return meta, numbers
+
+
+def _named_as_today(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a result says of itself, and of its parts, under the names that options have now."""
+    from analyses.running.arguments import FORMER
+
+    names = {key: FORMER.get(key, key) for key in meta}
+    named = {(key if names[key] in meta else names[key]): value for key, value in meta.items()}
+    if isinstance(parts := named.get("parts"), dict):
+        named["parts"] = {name: {**part, "meta": _named_as_today(part["meta"])} for name, part in parts.items()}
+    return named
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from textwrap import wrap
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses.pages.album import PICTURES
 from analyses.running.results import Result
 from analyses.running.text import visible
 
 SMALL_LINE = 22  # pixels of a line on what is small
 LETTER = 7.8  # pixels that a bold letter takes in it, in the widest of the fonts that browsers put in
 TOP = 100  # plotly's own margin
+TITLE, BELOW = 105, 160  # letters of a line of the title, and of what stands below it, in a figure 1080 pixels wide
+MOST_LINES = 3  # of a finding; a longer one is read above the figure
 WRITTEN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
 
 
@@ -38,7 +42,10 @@ def shown(result: Result) -> Shown:
     >>> shown(Result(pd.DataFrame({"model": ["<b>"]}), {})).frame.model.item()
     '&lt;b&gt;'
     """
-    return result if isinstance(result, Shown) else Shown(plain_frame(result.frame), _plain(result.meta))
+    if isinstance(result, Shown):
+        return result
+    told = {key: value for key, value in result.meta.items() if key != PICTURES}  # which no figure draws
+    return Shown(plain_frame(result.frame), _plain(told))
 
 
 def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -51,10 +58,49 @@ def drawn_plain(draw: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
 
     @functools.wraps(draw)
     def figure(result: Result, *args: Any, **kwargs: Any) -> go.Figure:
+        if isinstance(result, Shown):  # whoever made it so says it
+            return draw(result, *args, **kwargs)
         plain_result = shown(result)
         return _warned(draw(plain_result, *args, **kwargs), plain_result.meta.get("small") or [])
 
     return figure
+
+
+def finding_first(draw: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
+    """Let a figure of one model, of which its result says one sentence, have that for a title, above its question."""
+
+    @functools.wraps(draw)
+    def figure(result: Result, *args: Any, **kwargs: Any) -> go.Figure:
+        fig = draw(result, *args, **kwargs)
+        return fig if (found := the_finding(shown(result).meta)) is None else _titled(fig, found)
+
+    return figure
+
+
+def the_finding(meta: Mapping[str, Any]) -> str | None:
+    """The sentence of a result that says one of one model; None for several of either, and for what is no sentence.
+
+    >>> the_finding({"models": {"vit": {}}, "summary": ["vit: CLS is used from layer 3 on."]})
+    'vit: CLS is used from layer 3 on.'
+    """
+    models, summary = meta.get("models"), meta.get("summary") or []
+    sentences = [summary] if isinstance(summary, str) else list(summary)
+    if not isinstance(models, Mapping) or len(models) != 1 or len(sentences) != 1:
+        return None
+    said = " ".join(str(sentences[0]).split())
+    return None if re.search(r"[.!?;] +[A-Z]", said) or len(said) < 2 else said.replace("`", "")
+
+
+def _titled(fig: go.Figure, finding: str) -> go.Figure:
+    """The figure with the finding as its title and the former title, which asks, below; as it is where that is long."""
+    lines = str(fig.layout.title.text or "").split("<br>")
+    asked = [line for line in lines if not line.startswith("<sup>")]
+    by = (fig.layout.width or 1080) / 1080
+    found = wrap(finding, int(TITLE * by), break_on_hyphens=False)
+    if not any(asked) or len(found) > MOST_LINES:
+        return fig
+    small = [f"<sup>{line}</sup>" for line in wrap(" ".join(asked), int(BELOW * by), break_on_hyphens=False)]
+    return _grown(fig, [*found, *small, *lines[len(asked) :]], len(found) + len(small) - len(asked))
 
 
 def _warned(fig: go.Figure, small: list[str]) -> go.Figure:
@@ -63,13 +109,21 @@ def _warned(fig: go.Figure, small: list[str]) -> go.Figure:
         return fig
     wide = int((fig.layout.width or 1080) / LETTER)
     lines = [f"<sup><b>{line}</b></sup>" for sentence in small for line in wrap(sentence, wide)]
-    more, top, height = SMALL_LINE * len(lines), fig.layout.margin.t, fig.layout.height
-    fig.update_layout(
-        title_text="<br>".join([*filter(None, [fig.layout.title.text]), *lines]),
-        margin_t=(TOP if top is None else top) + more,
-        height=None if height is None else height + more,
-    )
-    return fig
+    return _grown(fig, [*filter(None, [fig.layout.title.text]), *lines], len(lines))
+
+
+def _grown(fig: go.Figure, title: list[str], more: int) -> go.Figure:
+    """The figure with this title, which has more lines than before, and everything else where it was."""
+    top, height = fig.layout.margin.t, fig.layout.height
+    fig.update_layout(title_text="<br>".join(title), margin_t=(TOP if top is None else top) + SMALL_LINE * more)
+    if height is None:
+        return fig
+    higher, y, legend = height + SMALL_LINE * more, fig.layout.title.y, fig.layout.legend
+    if y is not None and fig.layout.title.yref == "container":
+        fig.update_layout(title_y=1 - (1 - y) * height / higher)
+    if legend.y is not None and legend.yref == "container":
+        fig.update_layout(legend_y=legend.y * height / higher)
+    return fig.update_layout(height=higher)
 
 
 def _has_text(column: pd.Series) -> bool:

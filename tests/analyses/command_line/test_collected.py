@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from analyses.command_line.cli import main
 from analyses.command_line.collected import described, methods_text, saved_below, write_collected
-from analyses.running.results import Result
+from analyses.running.results import Result, environment
 from hooked_vit import __version__
 
 EVIL = "</script><script>alert(1)</script>"
@@ -91,3 +92,70 @@ def test_the_version_comes_without_torch():
     code = "import sys; from analyses.command_line.cli import main; main(['--version']); print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert said.stdout.split() == ["hooked-vit", __version__, "False"]
+
+
+OLDER = {
+    "analysis": "causality-vs-decodability",
+    "models": {"vit": {"architecture": "vit", "n_layers": 2}},
+    "data": {"name": "scenes:test", "n": 40},
+    "probe_data": {"name": "scenes:train", "n": 60},
+    "tokens": "cls",
+    "versions": {"hooked-vit": "0.0.9"},
+}
+
+
+def written_by_hand(folder, frame, meta):
+    """As the first versions saved: two files that do not know of each other."""
+    folder.mkdir(parents=True)
+    frame.to_parquet(folder / "result.parquet")
+    (folder / "result.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def measured():
+    rows = [
+        {"model": "vit", "layer": layer, "measure": measure, "value": 0.5, "low": 0.4, "high": 0.6, "n": 40}
+        for layer in range(2)
+        for measure in ("decodability", "probe_floor", "causal_effect", "gap")
+    ]
+    return pd.DataFrame(rows).assign(seed=pd.NA).astype({"layer": "Int64", "seed": "Int64"})
+
+
+def test_a_result_of_an_older_version_has_the_names_of_today_and_is_listed_and_shown(tmp_path, capsys):
+    old = written_by_hand(tmp_path / "old", measured(), OLDER)
+    summed = Result(measured(), OLDER)  # with checksums, of what it says and not of what that is called today
+    summed.save(tmp_path / "summed")
+    Result.joined({"part": summed}).save(tmp_path / "joined")
+    for folder in (old, tmp_path / "summed"):
+        meta = Result.load(folder).meta
+        assert meta["fit_data"] == OLDER["probe_data"]
+        assert "probe_data" not in meta
+    assert "fit_data" in Result.load(tmp_path / "joined").part("part").meta
+    both = written_by_hand(tmp_path / "both", measured(), OLDER | {"fit_data": {"name": "x"}})
+    assert Result.load(both).meta["fit_data"] == {"name": "x"}
+    assert main(["list", str(tmp_path)]) == 0
+    assert "0.0.9" in capsys.readouterr().out
+    assert main(["report", str(old), str(tmp_path / "summed"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "Fit data: scenes:train, 60 images." in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_one_that_lacks_what_is_drawn_today_is_refused_with_its_version(tmp_path, capsys):
+    """And so is one of an analysis there is no more; numbers that cannot be drawn can be loaded still."""
+    frame = measured().drop(columns=["low", "high"])
+    old = written_by_hand(tmp_path / "old", frame.rename(columns={"measure": "metric"}), OLDER)
+    gone = written_by_hand(tmp_path / "gone", frame, OLDER | {"analysis": "asked-once"})
+    assert len(Result.load(old).frame) == len(frame)
+    assert main(["report", str(old), "--out", str(tmp_path / "page.html")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{old} cannot be shown: this result of causality-vs-decodability is of hooked-vit 0.0.9 and lacks" in said
+    assert "Run the analysis again" in said
+    assert main(["report", str(gone), "--out", str(tmp_path / "page.html")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{gone} cannot be shown: it is of hooked-vit 0.0.9, and there is no analysis 'asked-once'" in said
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_drawing_that_fails_on_a_result_of_this_version_is_a_bug(tmp_path):
+    result = Result(measured().drop(columns="measure"), OLDER | {"versions": environment()})
+    with pytest.raises((KeyError, AttributeError)):
+        result.figure()

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
+from analyses.drawing.panels import panels
 from analyses.running.registry import analysis
 from analyses.running.report import Section, key_numbers, write_report
 from analyses.running.results import Result
@@ -181,3 +182,35 @@ def test_stress_and_numbers_are_set_as_such(tmp_path):
     assert "overflow-wrap: break-word" in re.search(r"\.scroll td {[^}]*}", source).group()
     assert re.findall("<em>(.*?)</em>", source) == ["total", "loss recovered"]
     assert "2 * 3 * 4, *.png *.jpg, a*b*c, <code>x = *y*</code>." in source
+
+
+def test_the_finding_stands_above_the_question_and_the_figure_grows_by_its_lines(own_registry):
+    """Where there is one model and one sentence; the names in it are text."""
+
+    def draw(result: Result) -> go.Figure:
+        return panels([str(name) for name in result.meta["models"]], "How many?", "Bars: counts", y="n")
+
+    @analysis(figure=draw)
+    def finding_for_a_test(models: object, data: object) -> Result:
+        """How many?"""
+        return Result(pd.DataFrame({"model": ["a"], "n": [3]}), {"models": {"a": {}}, "summary": ["a <b>: `three`."]})
+
+    result = finding_for_a_test({"a": SimpleNamespace(run_with_cache=None)}, None)
+    result.meta["small"] = []
+    found, plainly = result.figure(), draw(result)
+    assert found.layout.title.text == "a &lt;b&gt;: three.<br><sup>How many?</sup><br><sup>Bars: counts</sup>"
+    more = found.layout.height - plainly.layout.height
+    assert more == found.layout.margin.t - plainly.layout.margin.t > 0
+    below, above = (fig.layout.legend.y * fig.layout.height for fig in (found, plainly))
+    assert below == pytest.approx(above)
+    for meta in ({"summary": ["a: x.", "b: y."]}, {"models": {"a": {}, "b": {}}}, {"summary": ["It is. So it is."]}):
+        assert Result(result.frame, result.meta | meta).figure().layout.title.text.startswith("How many?<br>")
+    assert Result(result.frame, result.meta | {"summary": ["word " * 90]}).figure().layout.title.text[:9] == "How many?"
+
+
+def test_what_columns_hold_stands_over_them_and_below_the_table(tmp_path):
+    result = Result(pd.DataFrame({"model": ["a"], "used_from": [3], "mine": [0]}), {})
+    page = write_report(result, tmp_path).read_text(encoding="utf-8")
+    assert '<th class="number" title="first layer from which exchanging CLS' in page
+    assert "used from: first layer from which exchanging CLS costs more than five points" in Page(page).text
+    assert "mine:" not in Page(page).text

@@ -20,12 +20,13 @@ from plotly.offline import get_plotlyjs
 from analyses.command_line import terminal
 from analyses.command_line.cli import main
 from analyses.data import load_data
+from analyses.pages.columns import PLAIN, meaning_of
 from analyses.reproductions.figures import comparison_figure, curve_figures
 from analyses.running.catalogue import get_analysis, in_source
 from analyses.running.notes import PROBES_READ
-from analyses.running.report import Section, write_report
+from analyses.running.report import Section, key_numbers, write_report
 from analyses.running.results import Result
-from analyses.running.shown import plain, plain_frame, shown
+from analyses.running.shown import plain, plain_frame, shown, the_finding
 from analyses.running.text import check_seen, visible
 from tests.analyses.everything import CLASSES, DATA, LINK, MODEL, results
 
@@ -80,6 +81,25 @@ def test_every_result_says_what_was_read_of_which_model(name: str, tmp_path: Any
     assert meta["models"][MODEL]["reads"] == told
     page = write_report(results()[name], tmp_path / "out").read_text(encoding="utf-8")
     assert "<h2>What was read</h2>" in page
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_column_of_a_reports_table_is_explained(name: str) -> None:
+    columns = key_numbers(results()[name])[0]
+    assert [
+        column for column in columns if not meaning_of(column, name) and column.replace(" ", "_") not in PLAIN
+    ] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_one_sentence_of_one_model_is_the_title_above_the_question(name: str) -> None:
+    result = results()[name]
+    if (found := the_finding(result.meta)) is None or get_analysis(name).figure is None:
+        return
+    several = Result(result.frame, result.meta | {"summary": [found, found]})
+    first, asked = (str(one.figure().layout.title.text).split("<br>") for one in (result, several))
+    assert " ".join(first).startswith(plain(found)) or first == asked
+    assert asked[0] in " ".join(first)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -180,7 +200,7 @@ addEventListener("load", () => setTimeout(() => {
   const told = {links: [], texts: [], markup: [], fired: window.fired || 0};
   for (const a of document.querySelectorAll("a")) told.links.push(a.outerHTML);
   for (const t of document.querySelectorAll("svg text, td, th, li, h1, h2")) told.texts.push(t.textContent);
-  const markup = "main b, main img, main iframe, svg tspan[style*='bold']";
+  const markup = "main b, main img:not([src^='data:']), main iframe, svg tspan[style*='bold']";
   for (const b of document.querySelectorAll(markup)) told.markup.push(b.outerHTML);
   document.title = "told";
   const pre = document.createElement("pre");

@@ -104,7 +104,7 @@ def curves_figure(result: Result) -> go.Figure:
         columns=len(kinds),
         y_range=None,
         shared=False,
-        last=last_layer(result),
+        last=last_layer(result.frame),
     )
     ranges = ([0, None], [-1.02, 1.02], [0, 1.02])
     for row, (name, whole) in enumerate(models):

@@ -68,7 +68,7 @@ def difference_figure(result: Result) -> go.Figure:
         + (" (published test)" if result.meta["repro"] else ", permutation of images, Holm over layers"),
         y="difference of shares",
         y_range=(-reach, reach) if reach == reach else (-1.0, 1.0),
-        last=last_layer(result),
+        last=last_layer(result.frame),
     )
     for at, _, mine in each_panel(fig, result):
         mine = mine[mine.measure == "right_minus_wrong"]

@@ -100,7 +100,7 @@ def probes_figure(result: Result) -> go.Figure:
         "Is the label read from single image tokens?",
         "Share of image tokens at which the label comes first, mean over positions; 95 % intervals over images",
         y="share of image tokens",
-        last=last_layer(result),
+        last=last_layer(result.frame),
     )
     for at, name, measure in _cells(fig, result, kinds):
         rows = frame[frame.model == name]

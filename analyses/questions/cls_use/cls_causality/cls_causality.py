@@ -27,6 +27,7 @@ from analyses.controls.shuffle_floors import (
     expected_hits,
 )
 from analyses.data import ImageData
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers, by_readout
 from analyses.probes.opening import open_study
 from analyses.probes.ridge import RidgeProbe
@@ -79,7 +80,8 @@ def cls_causality(
     """
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
-    plan = _Plan(_disturbance(disturb, among), seeds, batch_size, among)
+    done = "CLS exchanged" if disturb is None else "disturbed"
+    plan = _Plan(_disturbance(disturb, among), seeds, batch_size, among, done)
     models, read = by_readout(models, reads)
     for name, model in models.items():
         _check(name, model, plan)
@@ -90,10 +92,13 @@ def cls_causality(
         check_exchange(opening.measured, batch_size, among)
     rows: list[dict[str, Any]] = []
     notes: dict[str, Any] = {}
+    pictures: list[dict[str, Any]] = []
     for name, model in models.items():
         probes, answers = fit_role_probes(name, model, opening, batch_size)
-        tally = _measure(name, answers, probes, opening.measured, plan)
+        album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
+        tally = _measure(name, answers, probes, opening.measured, plan, album)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in tally.rows()]
+        pictures += album.entries()
         notes[name] = _describe(name, answers)
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
@@ -102,6 +107,7 @@ def cls_causality(
         "seeds": seeds,
         "batch_size": batch_size,
         "interventions": [repr(plan.disturbed(0, 0, None)), repr(readout("cls"))],
+        "pictures": pictures,
     }
     result = Result(frame, meta)
     result.meta["summary"], result.meta["notes"] = _in_words(result), [n["green"] for n in notes.values() if n["green"]]
@@ -128,6 +134,8 @@ class _Plan:
     seeds: int
     batch_size: int
     among: str
+    done: str
+    """In words."""
 
 
 def _check(name: str, model: HookedViT, plan: _Plan) -> None:
@@ -138,7 +146,9 @@ def _check(name: str, model: HookedViT, plan: _Plan) -> None:
     plan.disturbed(0, 0, torch.zeros(0, dtype=torch.long)).hooks(model)  # refuses here what this model cannot have
 
 
-def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, plan: _Plan) -> _Tally:
+def _measure(
+    name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, plan: _Plan, album: Album
+) -> _Tally:
     model, tally = answers.model, _Tally()
     layers, read = range(model.cfg.n_layers), read_role(model)
     readouts = {"shuffled": readout("full")}
@@ -150,7 +160,7 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
         cls[layer] = read(resid)
 
     clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
-    batches = exchange_batches(data, plan.batch_size, f"{name}: shuffling CLS", plan.among, into=[tally])
+    batches = exchange_batches(data, plan.batch_size, f"{name}: shuffling CLS", plan.among, into=[tally, album])
     for batch in batches:
         pixels = model.preprocess(batch.images)
         labels, heads_labels = batch.labels, answers.labels(batch.labels)
@@ -168,6 +178,9 @@ def _measure(name: str, answers: Answers, probes: list[RidgeProbe], data: ImageD
             tally.add(*key, out.cpu(), heads_labels)
             if key[0] == "clean":
                 tally.add_floor(out.argmax(-1).cpu(), heads_labels)
+                album.open(batch.images, batch.index, heads_labels, out)
+            elif key[0] == "shuffled":
+                album.compare(out, f"{plan.done} behind layer {key[1]}")
         for layer in layers:
             tally.add("probe", layer, None, probes[layer].scores(cls[layer]).cpu(), labels)
             scores = model.project(cls[layer], "cls").cpu()

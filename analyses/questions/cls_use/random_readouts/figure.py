@@ -43,7 +43,7 @@ def main_figure(result: Result) -> go.Figure:
         x="layer of the block that is run once more",
         y="accuracy",
         columns=2,
-        last=last_layer(result),
+        last=last_layer(result.frame),
     )
     for row, (_, rows) in enumerate(by_model(result)):
         accuracy = picked(rows, measure="accuracy", split="test")
@@ -78,7 +78,7 @@ def trained_figure(result: Result) -> go.Figure:
         x="layer of the block that is run once more",
         y="accuracy",
         columns=2,
-        last=last_layer(result),
+        last=last_layer(result.frame),
     )
     for number, (_, rows) in enumerate(by_model(result)):
         at = place(fig, number)

@@ -21,6 +21,7 @@ from analyses.activations.sites import Site, SiteReader
 from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches, expected_hits
 from analyses.data import ImageData
 from analyses.data.batches import Batch
+from analyses.pages.album import Album
 from analyses.probes.opening import open_study
 from analyses.probes.passes import read_images
 from analyses.probes.ridge import GramRidge, RidgeProbe
@@ -95,10 +96,13 @@ def restoration(
     if probe_fit == "refit":
         check_shuffles(opening.fitted, batch_size, 1, among)
     rows: list[dict[str, Any]] = []
+    pictures: list[dict[str, Any]] = []
     for name, model in models.items():
         matrix = _Matrix(name, model, tokens, probe_tokens, among, batch_size)
         matrix.fit(opening.fitted, opening.n_classes, refit=probe_fit == "refit")
-        matrix.measure(opening.measured, seeds)
+        album = Album(f"{name}, its last probe", opening.measured.class_names, opening.measured.name_of, len(models))
+        matrix.measure(opening.measured, seeds, album)
+        pictures += album.entries()
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in matrix.rows()]
     frame = pd.DataFrame(rows).astype({"shuffled_layer": "Int64", "probe_layer": "Int64", "seed": "Int64"})
     meta = {
@@ -111,6 +115,7 @@ def restoration(
         "batch_size": batch_size,
         "among": among,
         "interventions": [f"shuffle_tokens(layer=…, tokens={tokens!r}, among={among!r}, seed=…)"],
+        "pictures": pictures,
     }
     result = Result(frame, meta)
     table = summary_table(result).astype(object)
@@ -200,25 +205,32 @@ class _Matrix:
                 sites[shuffled][str(probed)] = x
             yield batch.labels, sites
 
-    def measure(self, data: ImageData, seeds: int) -> None:
+    def measure(self, data: ImageData, seeds: int, album: Album) -> None:
         """Whether every probe reads every image right, under every shuffle and under none."""
         self.seeds = seeds
-        into = (self.counts, self.hits, self.luck, self.labels)
+        into = (self.counts, self.hits, self.luck, self.labels, album)
         for batch in self._exchanging(data, f"{self.name}: shuffling {self.tokens}", into):
             orders = {seed: batch_order(seed, batch.number, self.among, batch.labels) for seed in range(seeds)}
             shares: dict[Place, Tensor] = {}
+            last: list[tuple[int | None, Tensor]] = []  # what the last probe reads, the clean run at the end
             for shuffled, seed, probed, x in self._walk(batch.images, orders):
                 scores = self._probe(shuffled, probed).scores(x).cpu()
                 right = correct(rank(scores, batch.labels))
                 self.counts[shuffled, probed, seed] += int(right.sum())
                 share = right.float() / (1 if seed is None else seeds)
                 shares[shuffled, probed] = shares.get((shuffled, probed), 0.0) + share
+                if probed == self.layers[-1]:
+                    last.append((shuffled, scores))
                 if shuffled is None:
                     read = scores if not self._is_refitted else self._probe(probed, probed).scores(x).cpu()
                     self.luck[probed].append(expected_hits(read.argmax(-1), batch.labels, self.among))
             for place, share in shares.items():
                 self.hits[place].append(share)
             self.labels.append(batch.labels)
+            album.open(batch.images, batch.index, batch.labels, dict(last)[None])
+            for shuffled, scores in last:
+                if shuffled is not None:
+                    album.compare(scores, f"{self.tokens} exchanged behind layer {shuffled}")
 
     def _exchanging(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Batch]:
         return exchange_batches(data, self.batch_size, what, self.among, into=into)

@@ -38,7 +38,7 @@ def main_figure(result: Result) -> go.Figure:
         "Left: entropy of CLS's attention over patches, 1 is uniform. Middle: share of it on the object. Right: "
         "accuracy of probes on what CLS gathers from the patches. Dotted lines divide early, middle and late; 95 % "
         "intervals over images",
-        y="share", last=last_layer(result),
+        y="share", last=last_layer(result.frame),
     )  # fmt: skip
     fig.update_annotations(font_size=12)
     for number, (name, rows) in enumerate(by_model(result)):

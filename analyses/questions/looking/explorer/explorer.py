@@ -21,6 +21,7 @@ from interventions import Intervention
 
 # nothing is fetched, sent or followed
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+Picture = Image.Image | str | Path
 RUNS = 4000  # of one patch at one layer, that still end while somebody waits
 
 
@@ -47,7 +48,7 @@ class Explorer:
 
 def explore(
     models: HookedViT | Mapping[str, HookedViT],
-    images: Image.Image | Mapping[str, Image.Image] | Sequence[Image.Image],
+    images: Picture | Mapping[str, Picture] | Sequence[Picture],
     *,
     patches: bool | None = None,
     inserted: Intervention | None = None,
@@ -65,8 +66,8 @@ def explore(
     layers (None: where that is at most 4,000 runs and nothing is inserted). `inserted`, an `insert_token`, adds a token
     in every run, which can be asked as any other. `classes` of the answer are told; where texts shall be the classes,
     `zero_shot_head(name, texts, ["{}"])` makes the model.
-    Raises ValueError for an `inserted` that is no `insert_token`, fewer classes than one, no or more than two models or
-    images, and what `preprocess` raises.
+    Pictures may be paths. Raises ValueError for an `inserted` that is no `insert_token`, fewer classes than one, no or
+    more than two models or images, and what `preprocess` raises.
     """
     if inserted is not None and (not isinstance(inserted, Intervention) or inserted.name != "insert_token"):
         raise ValueError(f"what is inserted is an insert_token(...); got {inserted!r}")
@@ -92,14 +93,14 @@ def explore(
     return Explorer(_page(views))
 
 
-def _pictures(images: Any) -> dict[str, Image.Image]:
+def _pictures(images: Any) -> dict[str, Picture]:
     if isinstance(images, Mapping):
         return dict(images)
-    several = [images] if isinstance(images, Image.Image) else list(images)
+    several = [images] if isinstance(images, (Image.Image, str, Path)) else list(images)
     return {f"image {i + 1}": image for i, image in enumerate(several)}
 
 
-def _patch_layers(model: HookedViT, image: Image.Image, patches: bool | None, *, with_donor: bool) -> int:
+def _patch_layers(model: HookedViT, image: Picture, patches: bool | None, *, with_donor: bool) -> int:
     """At how many layers every patch is changed."""
     rows, columns = model.check_pixels(model.preprocess([image])).grid
     layers = min(6, model.cfg.n_layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ OUTLIER = 5.0  # robust z of a patch's norm among the patches of its layer (meth
 def read_view(
     name: str,
     model: HookedViT,
-    image: Image.Image,
+    image: Image.Image | str | Path,
     *,
     title: str = "",
-    donor: Image.Image | None = None,
+    donor: Image.Image | str | Path | None = None,
     patch_layers: int = 0,
     inserted: Intervention | None = None,
     top: int = TOP,

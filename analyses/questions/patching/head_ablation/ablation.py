@@ -33,6 +33,9 @@ class Part(NamedTuple):
         """ "head" or "mlp"."""
         return "mlp" if self.head is None else "head"
 
+    def __str__(self) -> str:
+        return f"{'MLP' if self.head is None else f'head {self.head}'} of layer {self.layer}"
+
 
 def parts_of(model: HookedViT) -> list[Part]:
     """Every head and every MLP, layer by layer."""

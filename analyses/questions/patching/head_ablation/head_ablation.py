@@ -21,6 +21,7 @@ from torch import Tensor
 from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches
 from analyses.data import ImageData
 from analyses.data.batches import Batch
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers, fit_head
 from analyses.probes.opening import open_study
 from analyses.questions.patching.head_ablation.ablation import (
@@ -93,13 +94,16 @@ def head_ablation(
     check_shuffles(opening.measured, batch_size, seeds, "others")
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
+    pictures: list[dict[str, Any]] = []
     n = 0
     for name, model in models.items():
         own = opening.heads[name]
         answers = own or fit_head(name, model, opening.fitted, opening.n_classes, batch_size)
-        study = _Study(name, answers, seeds, draws, seed, batch_size)
+        album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
+        study = _Study(name, answers, seeds, draws, seed, batch_size, album)
         study.measure(opening.measured, opening.fitted)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
+        pictures += album.entries()
         about[name] = answers.about()
         n = study.n
     frame = pd.DataFrame(rows).astype(dict.fromkeys(("layer", "head", "k", "seed"), "Int64"))
@@ -111,6 +115,7 @@ def head_ablation(
         "seed": seed,
         "batch_size": batch_size,
         "interventions": ["ablate_heads", "ablate_branch", "patch_heads", "patch_branch"],
+        "pictures": pictures,
     }
     result = Result(frame, meta)
     table = summary_table(result).astype(object)
@@ -123,9 +128,12 @@ def head_ablation(
 class _Study:
     """One model: the drop of every part per image, then heads together in the order that came out."""
 
-    def __init__(self, name: str, answers: Answers, seeds: int, draws: int, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, name: str, answers: Answers, seeds: int, draws: int, seed: int, batch_size: int, album: Album
+    ) -> None:
         self.name, self.answers, self.model = name, answers, answers.model
         self.seeds, self.draws, self.seed, self.batch_size = seeds, draws, seed, batch_size
+        self.album = album
         self.parts = parts_of(self.model)
         self.heads = [part for part in self.parts if part.head is not None]
         self.drops: dict[Key, list[Tensor]] = defaultdict(list)
@@ -142,8 +150,9 @@ class _Study:
         """All parts by themselves, then heads together."""
         fitting = progress_batches(fit_data, self.batch_size, f"{self.name}: mean outputs")
         self.mean = mean_outputs(self.model, (self.model.preprocess(batch.images) for batch in fitting))
-        for batch in self._exchanging(data, "ablating one by one", (self.clean, self.drops, self.lost)):
-            self._one_by_one(batch.number, self.model.preprocess(batch.images), batch.labels)
+        into = (self.clean, self.drops, self.lost, self.album)
+        for batch in self._exchanging(data, "ablating one by one", into):
+            self._one_by_one(batch.number, batch)
         groups = self._groups()
         for batch in self._exchanging(data, "ablating together", [self.together]):
             held_out = torch.arange(batch.first, batch.first + len(batch)) % 2 == 1
@@ -161,12 +170,14 @@ class _Study:
             order = batch_order(self.seed + seed, batch, "others", labels)
             yield "resample", seed, outputs.map(lambda x, order=order: x[order.to(x.device)])
 
-    def _one_by_one(self, batch: int, pixels: Tensor, labels: Tensor) -> None:
+    def _one_by_one(self, number: int, batch: Batch) -> None:
+        pixels, labels = self.model.preprocess(batch.images), batch.labels
         classes = self.answers.labels(labels)
         (logits, final), outputs = ends(self.model, pixels), outputs_of(self.model, pixels)
         before = _judged(logits, classes)
         self.clean.append(before)
-        for way, seed, values in self._values(batch, outputs, labels):
+        self.album.open(batch.images, batch.index, classes, logits)
+        for way, seed, values in self._values(number, outputs, labels):
             total = total_logits(self.model, pixels, [[part] for part in self.parts], values)
             direct = direct_logits(self.model, pixels, final, outputs, self.parts, values)
             for effect, found in (("total", total), ("direct", direct)):
@@ -174,6 +185,8 @@ class _Study:
                     after = _judged(out, classes)
                     self.drops[effect, way, seed, part].append(before[0] - after[0])
                     self.lost[effect, way, seed, part].append(before[1] - after[1])
+                    if effect == "total":
+                        self.album.compare(out, f"{part} ablated, {way}")
 
     def _groups(self) -> dict[tuple[str, str, int, int | None], list[Part]]:
         """(way, order, k, seed) -> the heads to ablate together."""
