@@ -20,13 +20,14 @@ from analyses.data.batches import Batch, Opened, as_labels, grouped
 from analyses.data.contents import Contents, mark_of, pixel_digest
 from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb, refuse_unreadable
 from analyses.data.sources import CHUNK, Row, Source, StreamSource
+from hooked_vit.config.showing import Displayed, one_line, some
 from hooked_vit.loading.digests import digest
 from hooked_vit.loading.progress import tqdm
 
 APART = "probes are measured on images they were not fitted on"
 
 
-class ImageData:
+class ImageData(Displayed):
     """Labelled images in a fixed order. Made by `load_data` and `as_data`.
 
     >>> from analyses.data import load_data
@@ -89,8 +90,13 @@ class ImageData:
         return self.n
 
     def __repr__(self) -> str:
-        classes = "unnamed classes" if self.class_names is None else f"{len(self.class_names)} classes"
-        return f"<{self.name}: {'?' if self.n is None else self.n} images, {classes}>"
+        named = "unnamed" if self.class_names is None else len(self.class_names)
+        return one_line(f"<{self.name}: {'?' if self.n is None else self.n} images, {named} classes>")
+
+    def _rows(self) -> dict[str, object]:
+        named = "unnamed" if self.class_names is None else f"{len(self.class_names)}: {some(self.class_names)}"
+        about = {"images": self.n or "a stream", "classes": named, "columns": some(self.columns), "drawn": self.drawn}
+        return {"data": self.name, **about, "unreadable": some(self.skipped)}
 
     @property
     def labels(self) -> Int64[Tensor, "n"] | None:
@@ -210,11 +216,8 @@ class ImageData:
             place = rng.permutation(len(members)) + rng.uniform()
             in_first[members] = place < fraction * len(members)
         if in_first.all() or not in_first.any():
-            raise ValueError(
-                f"a split leaves images on both sides; a fraction of {fraction} of {self.n} images does not"
-            )
-        positions = self.positions
-        return self._part(positions[in_first]), self._part(positions[~in_first])
+            raise ValueError(f"a split leaves images on both sides; {fraction} of {self.n} images does not")
+        return self._part(self.positions[in_first]), self._part(self.positions[~in_first])
 
     def per_class(self, n: int, seed: int = 0) -> ImageData:
         """`n` images of every class that occurs, drawn at random; the same for the same seed.
@@ -250,8 +253,7 @@ class ImageData:
         rows = self._source.rows(self._keep, [self.image])
         bar = tqdm(rows, total=self.n, desc="checking images", delay=2, leave=False)
         items = ((row.position, self._source.name_of(row.position), row.values[self.image]) for row in bar)
-        bad = list(find_unreadable(items))
-        if not bad:
+        if not (bad := list(find_unreadable(items))):
             return self
         refuse_unreadable([text for _, text in bad], self.name, self.n, self.skip_bad)
         part = self._part(np.setdiff1d(self.positions, [position for position, _ in bad]))
@@ -268,9 +270,7 @@ class ImageData:
 
     def _part(self, keep: NDArray[np.int64] | None) -> ImageData:
         part = copy(self)
-        part._keep, part.content = keep, None
-        if keep is not self._keep:
-            part._labels = None
+        part._keep, part.content, part._labels = keep, None, self._labels if keep is self._keep else None
         return part
 
     def _open(self, row: Row, extra: Sequence[str]) -> Opened | None:

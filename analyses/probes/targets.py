@@ -17,6 +17,7 @@ from analyses.data import ImageData, as_data
 from analyses.data.batches import Batch
 from analyses.data.sets import common_names, count_classes, unread_batches
 from analyses.running.notes import about_data
+from hooked_vit.config.showing import Displayed, some
 from hooked_vit.loading.progress import tqdm
 
 LABEL, ORIGIN = "label", "dataset"
@@ -31,8 +32,8 @@ class TargetBatch:
     index: Int64[Tensor, "b"]
 
 
-@dataclass(frozen=True)
-class Target:
+@dataclass(frozen=True, repr=False)
+class Target(Displayed):
     """A question to an image: `spec` as given, `classes` the names of its answers 0, 1, …
 
     >>> Target("label=3", ("not 3", "3")).n_classes
@@ -41,6 +42,9 @@ class Target:
 
     spec: str
     classes: tuple[str, ...]
+
+    def _rows(self) -> dict[str, object]:
+        return {"spec": self.spec, "classes": f"{self.n_classes}: {some(self.classes)}"}
 
     @property
     def n_classes(self) -> int:
