@@ -23,10 +23,8 @@ def test_a_figure_that_fits_has_no_bar_under_it(tmp_path: Path) -> None:
     told = "[...document.querySelectorAll('.drawn')].map((box) => getComputedStyle(box).overflowX)"
     said = f"addEventListener('load', () => {{ document.title = JSON.stringify({told}); }});"
     page = tmp_path / "page.html"
-    page.write_text(
-        f"<!doctype html><title></title><style>.drawn {{ overflow-x: auto }}</style>{boxes}<script>{FITTING}{said}</script>",
-        encoding="utf-8",
-    )
+    head = "<!doctype html><title></title><style>.drawn { overflow-x: auto }</style>"
+    page.write_text(f"{head}{boxes}<script>{FITTING}{said}</script>", encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     command += [f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1280,900", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
