@@ -12,11 +12,12 @@ from transformer_lens import ActivationCache as TLActivationCache
 from transformer_lens.utilities import Slice
 
 from hooked_vit.config import Role
+from hooked_vit.config.showing import Displayed, bare, counted, one_line
 from hooked_vit.errors import UnknownHookError, nearest
 from hooked_vit.tokens import TokenLayout, Tokens
 
 
-class ActivationCache(TLActivationCache):
+class ActivationCache(Displayed, TLActivationCache):
     """Activations of one run by name, every TransformerLens method exact on every family.
 
     >>> logits, cache = model.run_with_cache(pixels)  # doctest: +SKIP
@@ -113,9 +114,18 @@ class ActivationCache(TLActivationCache):
 
     def __repr__(self) -> str:
         names = list(self.cache_dict)
-        n = len(self.cache_dict[names[0]]) if names and self.has_batch_dim else 1
         span = f": {names[0]} to {names[-1]}" if names else ""
-        return f"ActivationCache({len(names)} activations of {n} image{'s' * (n != 1)}{span})"
+        return one_line(f"ActivationCache({counted(len(names), 'activation')} of {self._images()}{span})")
+
+    def _rows(self) -> dict[str, object]:
+        shapes: dict[str, object] = {
+            name: f"{list(act.shape)} {bare(act.dtype)}" for name, act in self.cache_dict.items()
+        }
+        return {"of": f"{self._images()}, by {self.model!r}"} | shapes
+
+    def _images(self) -> str:
+        first = next(iter(self.cache_dict.values()), None)
+        return counted(len(first) if first is not None and self.has_batch_dim else 1, "image")
 
     def _full_name(self, name: str, layer: int | None) -> str:
         from transformer_lens.utilities import get_act_name

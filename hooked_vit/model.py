@@ -18,6 +18,8 @@ from hooked_vit.components.norms import norm_of
 from hooked_vit.components.readout import Readout
 from hooked_vit.components.watching import HookPoint, watched
 from hooked_vit.config import ViTConfig
+from hooked_vit.config.showing import Displayed, bare, counted, one_line
+from hooked_vit.config.spoken import what_is_read
 from hooked_vit.hooking import Hooking
 from hooked_vit.loading import checkpoints
 from hooked_vit.processing import preprocess
@@ -32,7 +34,7 @@ def _positions(cfg: ViTConfig) -> PositionEmbedding | SinCosPositions | None:
     return SinCosPositions(cfg) if cfg.positions == "sincos" else PositionEmbedding(cfg)
 
 
-class HookedViT(Readout, Weights, Running, Hooking):
+class HookedViT(Displayed, Readout, Weights, Running, Hooking):
     """ViT, DeiT, BEiT, DINOv2, CLIP and more as one graph of TransformerLens hook points.
 
     >>> model = HookedViT.from_pretrained("facebook/deit-tiny-patch16-224")  # doctest: +SKIP
@@ -44,7 +46,7 @@ class HookedViT(Readout, Weights, Running, Hooking):
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.run = Run(TokenLayout.native(cfg.prefix, cfg.grid))
+        self.run = Run(TokenLayout.native(cfg.prefix, cfg.grid, cfg.image_size))
         self.processor: Any = None
         self.hook_pixels = HookPoint()
         self.embed = Embedding(cfg)
@@ -231,11 +233,26 @@ class HookedViT(Readout, Weights, Running, Hooking):
 
     def __repr__(self) -> str:
         cfg = self.cfg
-        reads = f"{cfg.n_classes} classes" if cfg.n_classes is not None else "features"
-        return (
-            f"HookedViT({cfg.name or cfg.architecture}: {cfg.n_layers} layers, {cfg.n_heads} heads, d_model "
-            f"{cfg.d_model}, {self.tokens}, {reads} from {' and '.join(cfg.sources)}, {self.dtype} on {self.device})"
+        gives = "features" if cfg.is_feature_model else f"{cfg.n_classes} classes"
+        held = " + ".join(f"{n} {role}" for role, n in self.tokens.counts.items())
+        return one_line(
+            f"HookedViT({cfg.name or cfg.architecture}: {counted(cfg.n_layers, 'layer')}, "
+            f"{counted(cfg.n_heads, 'head')}, d_model {cfg.d_model}, {held}, {gives} from "
+            f"{' and '.join(cfg.sources)}, {bare(self.dtype)} on {self.device})"
         )
+
+    def _rows(self) -> dict[str, object]:
+        cfg = self.cfg
+        return {
+            "name": cfg.name or cfg.architecture,
+            "architecture": cfg.hf_class or cfg.architecture,
+            "blocks": f"{counted(cfg.n_layers, 'layer')} of {counted(cfg.n_heads, 'head')}, d_model {cfg.d_model}",
+            "tokens": self.tokens,
+            "gives": f"{cfg.d_out} {'features' if cfg.is_feature_model else 'classes'}",
+            "read from": what_is_read(cfg),
+            "weights": f"{sum(p.numel() for p in self.parameters()):,}, {bare(self.dtype)} on {self.device}",
+            "more": ".cfg, .describe_hooks(), .tokens, .layout_for(pixels)",
+        }
 
     @property
     def device(self) -> torch.device:

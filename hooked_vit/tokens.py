@@ -14,14 +14,15 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hooked_vit.config import Role
+from hooked_vit.config.showing import Displayed
 
 ROLES: tuple[Role, ...] = ("cls", "dist", "registers", "patches", "inserted")
 ABSENT = -1
 Tokens = str | int | Sequence[int]
 
 
-@dataclass(frozen=True, eq=False)
-class TokenLayout:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenLayout(Displayed):
     """The tokens at one point of a run: what each one is, and which original token it came from.
 
     >>> layout = TokenLayout.native(("cls",), grid=(2, 2))
@@ -33,7 +34,7 @@ class TokenLayout:
     `codes` holds an index into ROLES per token (ABSENT for padding), `ids` the index the token had in the native
     layout (-1 for an inserted one), `donors` the id whose positional entries it uses (-1 for none). All are [t], or
     [b, t] once a removal has differed from image to image, and stay on the CPU, wherever the model is. Positions are
-    looked up by id, never by place.
+    looked up by id, never by place. `pixels` is the (height, width) of the images it is of, where that is known.
     """
 
     prefix: tuple[Role, ...]
@@ -41,14 +42,15 @@ class TokenLayout:
     codes: Int[Tensor, "*b t"]
     ids: Int[Tensor, "*b t"]
     donors: Int[Tensor, "*b t"]
+    pixels: tuple[int, int] | None = None
 
     @classmethod
-    def native(cls, prefix: Sequence[Role], grid: tuple[int, int]) -> TokenLayout:
+    def native(cls, prefix: Sequence[Role], grid: tuple[int, int], pixels: Any = None) -> TokenLayout:
         """The layout before any edit: prefix tokens, then rows x columns patches in row-major order."""
         roles = [*prefix, *["patches"] * (grid[0] * grid[1])]
         codes = torch.tensor([ROLES.index(role) for role in roles], device="cpu")
         ids = torch.arange(len(codes), device="cpu")
-        return cls(tuple(prefix), grid, codes, ids, ids)
+        return cls(tuple(prefix), grid, codes, ids, ids, pixels)
 
     @property
     def n_tokens(self) -> int:
@@ -58,7 +60,7 @@ class TokenLayout:
     @property
     def n_patches(self) -> int:
         """Patches in the sequence now, of the image that has most."""
-        return int((self.codes == ROLES.index("patches")).sum(-1).max())
+        return self.counts.get("patches", 0)
 
     @property
     def n_native(self) -> int:
@@ -205,9 +207,13 @@ class TokenLayout:
         mine, theirs = (self.codes, self.ids, self.donors), (other.codes, other.ids, other.donors)
         return (self.prefix, self.grid) == (other.prefix, other.grid) and all(map(torch.equal, mine, theirs))
 
-    def __repr__(self) -> str:
-        counts = {role: int((self.codes == ROLES.index(role)).sum(-1).max()) for role in self.roles}
-        return f"TokenLayout(grid={self.grid}, {', '.join(f'{role}={n}' for role, n in counts.items())})"
+    def _rows(self) -> dict[str, object]:
+        return {"pixels": self.pixels or "", "grid": self.grid, **self.counts}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens of each role that occurs, of the image that has most."""
+        return {role: int((self.codes == ROLES.index(role)).sum(-1).max()) for role in self.roles}
 
 
 class Run:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import Displayed, one_line
 from hooked_vit.loading.files import why_no_file, write_whole
 from hooked_vit.loading.progress import tqdm
 from hooked_vit.tokens import Tokens
@@ -56,7 +57,7 @@ class Moments:
         self.n = total
 
 
-class Stats:
+class Stats(Displayed):
     """Moments of activations by (site, layer, tokens), as `collect_stats` gathers them.
 
     >>> stats.mean("resid_post", 3, "cls").shape  # doctest: +SKIP
@@ -163,7 +164,10 @@ class Stats:
         return cls(index["n_layers"], moments)
 
     def __repr__(self) -> str:
-        return f"Stats({', '.join(f'{key!r}: n={m.n}' for key, m in self.moments.items())})"
+        return one_line(f"Stats({', '.join(f'{key!r}: n={m.n}' for key, m in self.moments.items())})")
+
+    def _rows(self) -> dict[str, object]:
+        return {str(key): f"n={moments.n}" for key, moments in self.moments.items()}
 
 
 def collect_stats(

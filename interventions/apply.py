@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hooked_vit import HookedViT, HookPoint
+from hooked_vit.config.showing import Displayed, one_line
 from interventions.core import Composed, Edit, Hooks, Intervention, flatten
 from interventions.storing import version
 
@@ -42,7 +43,7 @@ class WatchedEdit:
 
 
 @dataclass(repr=False)
-class AppliedRun:
+class AppliedRun(Displayed):
     """What happened under `apply`: how often each hook fired, how far it moved its activation, what was drawn.
 
     `fired` is {hook name: times}. `changes` is {hook name: [norm of the edit, one number per firing]}: 0.0 is a no-op,
@@ -87,7 +88,13 @@ class AppliedRun:
         rows = self.report()
         shown = [f"{r['intervention']} at {r['hook']}: fired {r['fired']} times" for r in rows[:SHOWN_EDITS]]
         more = [f"{len(rows) - SHOWN_EDITS} more, see .report()"] * (len(rows) > SHOWN_EDITS)
-        return f"AppliedRun({'; '.join(shown + more)})"
+        return one_line(f"AppliedRun({'; '.join(shown + more)})")
+
+    def _rows(self) -> dict[str, object]:
+        return {
+            f"{number}. {edit['hook']}": f"{edit['intervention']}: moved {edit['change']:.3g}, {edit['fired']} times"
+            for number, edit in enumerate(self.report(), start=1)
+        }
 
     def watch(self, intervention: Intervention, name: str, edit: Edit) -> Edit:
         """The same edit, counted and measured; one that writes into its activation is refused."""

@@ -19,6 +19,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import Displayed, one_line
 from hooked_vit.errors import nearest
 
 Edge = tuple[str, str]
@@ -132,7 +133,7 @@ def _sums(weights: Tensor) -> list[float]:
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Displayed):
     """Some edges of one model; `only(circuit)` runs that model on them alone.
 
     >>> circuit = Circuit.of(model, [("embed", "L0H1.v"), ("L0H1", "logits")])  # doctest: +SKIP
@@ -217,5 +218,9 @@ class Circuit:
     def __len__(self) -> int:
         return len(self.edges)
 
+    def _rows(self) -> dict[str, object]:
+        edges = {str(number): " -> ".join(edge) for number, edge in enumerate(self.edges, start=1)}
+        return {"model": self.model["name"], "edges": len(self), **edges}
+
     def __repr__(self) -> str:
-        return f"<circuit of {len(self)} edges in {self.model['name']}>"
+        return one_line(f"<circuit of {len(self)} edges in {self.model['name']}>")

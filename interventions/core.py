@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from hooked_vit import HookedViT, HookPoint
+from hooked_vit.config.showing import Displayed
 from hooked_vit.errors import nearest
 from interventions.storing import decode, digest, encode, plain, show, tensors, version
 
@@ -21,7 +22,7 @@ Hooks = list[tuple[str, Edit]]
 _REGISTRY: dict[str, Factory] = {}
 
 
-class Intervention:
+class Intervention(Displayed):
     """A named edit of a run, not yet bound to a model.
 
     >>> from interventions import shuffle_cls, readout
@@ -43,6 +44,9 @@ class Intervention:
     def parts(self) -> tuple[Intervention, ...]:
         """The single interventions this one is made of."""
         return (self,)
+
+    def _rows(self) -> dict[str, object]:
+        return {str(number): part for number, part in enumerate(self.parts, start=1)}
 
     @property
     def made_by(self) -> Callable[..., Hooks]:

@@ -21,7 +21,7 @@ def saved_below(folder: str | Path) -> Iterator[Path]:
     Raises ValueError for what is no folder.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f"results are looked for in a folder; {folder} is none")
+        raise ValueError(f"results are looked for in a folder; {folder} is none: say another, hooked-vit list FOLDER")
     for here, inside, names in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         if ABOUT in names:

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from analyses.data.sources import Row
+from hooked_vit.config.showing import Displayed, counted, one_line, some
 from hooked_vit.loading.digests import digest
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(Displayed):
     """b images, mode RGB, and their labels; no images where nobody looks at them.
 
     `index` numbers the images within the source, parts of a split included; `extra` holds the columns asked for.
@@ -42,8 +43,12 @@ class Batch:
 
     def __repr__(self) -> str:
         extra = f", {', '.join(self.extra)}" if self.extra else ""
-        labels = ", ".join(map(str, self.labels[:8].tolist())) + ", ..." * (len(self) > 8)
-        return f"Batch({len(self)} images, labels {labels}{extra})"
+        return one_line(f"Batch({counted(len(self), 'image')}, labels {some(self.labels.tolist())}{extra})")
+
+    def _rows(self) -> dict[str, object]:
+        sizes = list(dict.fromkeys(f"{picture.width} x {picture.height}" for picture in self.images))
+        about = {"images": len(self), "pixels": some(sizes), "labels": some(self.labels.tolist())}
+        return {**about, "columns": some(list(self.extra))}
 
     @classmethod
     def of(

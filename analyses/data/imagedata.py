@@ -19,13 +19,14 @@ from analyses.data.batches import Batch, Opened, as_labels, batch_sizes, grouped
 from analyses.data.contents import Contents, mark_of, pixel_digest
 from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb, refuse_unreadable
 from analyses.data.sources import CHUNK, Row, Source, StreamSource
+from hooked_vit.config.showing import Displayed, one_line, some
 from hooked_vit.loading.digests import digest
 from hooked_vit.loading.progress import tqdm
 
 APART = "probes are measured on images they were not fitted on"
 
 
-class ImageData:
+class ImageData(Displayed):
     """Labelled images in a fixed order. Made by `load_data` and `as_data`.
 
     >>> from analyses.data import load_data
@@ -90,8 +91,13 @@ class ImageData:
         return self.n
 
     def __repr__(self) -> str:
-        classes = "unnamed classes" if self.class_names is None else f"{len(self.class_names)} classes"
-        return f"<{self.name}: {'?' if self.n is None else self.n} images, {classes}>"
+        named = "unnamed" if self.class_names is None else len(self.class_names)
+        return one_line(f"<{self.name}: {'?' if self.n is None else self.n} images, {named} classes>")
+
+    def _rows(self) -> dict[str, object]:
+        named = "unnamed" if self.class_names is None else f"{len(self.class_names)}: {some(self.class_names)}"
+        about = {"images": self.n or "a stream", "classes": named, "columns": some(self.columns), "drawn": self.drawn}
+        return {"data": self.name, **about, "unreadable": some(self.skipped)}
 
     @property
     def labels(self) -> Int64[Tensor, "n"] | None:
@@ -158,8 +164,7 @@ class ImageData:
     def _batches(self, batch_size: int, extra: list[str], least: int) -> Iterator[Batch]:
         read, first = hashlib.sha256(), 0
         for number, group in enumerate(grouped(self._opened(min(batch_size, CHUNK), extra), batch_size, least)):
-            batch = self._batch(group, extra, number, first)
-            first += len(group)
+            batch, first = self._batch(group, extra, number, first), first + len(group)
             read.update(batch.content())
             yield batch
         self.content = read.hexdigest()[:16] if isinstance(self._source, StreamSource) else None
@@ -172,7 +177,7 @@ class ImageData:
                 yield from filter(None, pool.map(self._open, some, [extra] * len(some)))
 
     def note(self, index: Sequence[int], pixels: Sequence[bytes | None]) -> None:
-        """Remember the digests of pixels, None for known ones. Raises ValueError for one in a set that is kept apart."""
+        """Remember digests of pixels, None for known ones. Raises ValueError for one in a set that is kept apart."""
         new = [(place, mark_of(digest)) for place, digest in zip(index, pixels, strict=True) if digest is not None]
         self.note_marks([place for place, _ in new], [mark for _, mark in new])
 
@@ -251,8 +256,7 @@ class ImageData:
         rows = self._source.rows(self._keep, [self.image])
         bar = tqdm(rows, total=self.n, desc="checking images", delay=2, leave=False)
         items = ((row.position, self._source.name_of(row.position), row.values[self.image]) for row in bar)
-        bad = list(find_unreadable(items))
-        if not bad:
+        if not (bad := list(find_unreadable(items))):
             return self
         refuse_unreadable([text for _, text in bad], self.name, self.n, self.skip_bad)
         part = self._part(np.setdiff1d(self.positions, [position for position, _ in bad]))
@@ -269,9 +273,7 @@ class ImageData:
 
     def _part(self, keep: NDArray[np.int64] | None) -> ImageData:
         part = copy(self)
-        part._keep, part.content = keep, None
-        if keep is not self._keep:
-            part._labels = None
+        part._keep, part.content, part._labels = keep, None, self._labels if keep is self._keep else None
         return part
 
     def _open(self, row: Row, extra: Sequence[str]) -> Opened | None:

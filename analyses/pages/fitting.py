@@ -10,6 +10,7 @@ function fit() {
     figure.style.transformOrigin = "0 0";
     figure.style.transform = by < 1 ? `scale(${by})` : "";
     figure.style.marginRight = `${-(1 - by) * figure.offsetWidth}px`;
+    box.style.overflowX = by * figure.offsetWidth > box.clientWidth + 1 ? "" : "hidden";
     box.style.height = by < 1 ? `${Math.ceil(by * figure.offsetHeight) + 16}px` : "";
   }
 }

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
+from hooked_vit.config.showing import some
+
 PER_DECADE, FIRST, FURTHEST = 4, 6, 10
 """Penalties to a decade, and how many decades from the features' mean eigenvalue they go: at first, and at most."""
 EDGE = "the best penalty is at the edge of the grid"
@@ -207,9 +209,3 @@ def sites_by_note(probes: Mapping[str, Any]) -> dict[str, str]:
         if probe.note:
             found.setdefault(probe.note, []).append(site)
     return {note: some(sites) for note, sites in found.items()}
-
-
-def some(names: Sequence[str]) -> str:
-    """Names in a sentence, at most five of them."""
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

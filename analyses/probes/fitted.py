@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analyses.activations.sites import Site, SiteReader
 from analyses.data import ImageData
-from analyses.probes.class_moments import sites_by_note, some
+from analyses.probes.class_moments import sites_by_note
 from analyses.probes.passes import Edit, edited_sites, read_sites
 from analyses.probes.probe import Probe
 from analyses.probes.targets import Target, TargetData, target_data
@@ -26,13 +26,14 @@ from analyses.running.notes import note_other_model
 from analyses.statistics.intervals import RATE, mean_row, rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import Displayed, some
 
 FORMAT = 1
 FILES = ("probes.json", "probes.safetensors")
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Displayed):
     """What probes said of images: per site how often they were right, and how high they ranked the true class.
 
     `hits` images whose true class came first and alone; `score`, `squares` and `cubes` sums of 1 − rank / classes over
@@ -45,6 +46,10 @@ class Evaluation:
     squares: dict[str, float]
     cubes: dict[str, float]
     ranks: dict[str, Float64[Tensor, "n"]] = field(default_factory=dict)
+
+    def _rows(self) -> dict[str, object]:
+        named = {site: f"accuracy {hits / self.n:.2f}" for site, hits in self.hits.items()}
+        return {"images": self.n, "chance": f"{self.chance:.2f}", "sites": len(self.hits), **named}
 
     @property
     def n(self) -> int:
@@ -77,8 +82,8 @@ class Evaluation:
         return self.hits[str(Site(role, layer))] / self.n
 
 
-@dataclass(frozen=True, eq=False)
-class FittedProbes:
+@dataclass(frozen=True, eq=False, repr=False)
+class FittedProbes(Displayed):
     """Probes by the name of their site, with what they were asked and what they were fitted on.
 
     >>> probes = fit_probes(model, data, roles=("cls", "patches"))  # doctest: +SKIP
@@ -96,6 +101,13 @@ class FittedProbes:
     patch_seed: int = 0
     model: dict[str, Any] = field(default_factory=dict, repr=False)
     loaded: bool = False
+
+    def _rows(self) -> dict[str, object]:
+        roles = dict.fromkeys(site.role for site in self.sites)
+        reads = f"{len(self.probes)} of {', '.join(roles)}"
+        asked = f"{self.target.spec}: {self.target.n_classes} classes"
+        about = {"kind": self.kind, "of": self.model.get("name", ""), "sites": reads, "target": asked}
+        return {**about, "images": sum(self.counts), "notes": "; ".join(self.notes)}
 
     @property
     def sites(self) -> list[Site]:

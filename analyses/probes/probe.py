@@ -9,12 +9,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from analyses.probes.ridge import RidgeProbe
+from hooked_vit.config.showing import Displayed
 
 Layer = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
+@dataclass(frozen=True, eq=False, repr=False)
+class Probe(Displayed):
     """Scores of C classes from a vector: one affine map for ridge and logistic probes, two for an MLP.
 
     `layers` are (weight [out, in], bias [out]); `classes` those met in training, the only ones ever predicted;
@@ -27,6 +28,11 @@ class Probe:
     penalty: float
     n: int
     note: str = ""
+
+    def _rows(self) -> dict[str, object]:
+        classes = f"{len(self.classes)} met of {len(self.layers[-1][1])}"
+        about = {"maps": len(self.layers), "width": self.d, "classes": classes, "penalty": f"{self.penalty:g}"}
+        return {**about, "images": self.n, "note": self.note}
 
     @property
     def d(self) -> int:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from analyses.probes.class_moments import ClassMoments, Directions, choose_penalty, given_penalties, sites_by_note
 from analyses.running.notice import remark
+from hooked_vit.config.showing import Displayed
 from hooked_vit.loading.progress import tqdm
 
 
-@dataclass(frozen=True, eq=False)
-class RidgeProbe:
+@dataclass(frozen=True, eq=False, repr=False)
+class RidgeProbe(Displayed):
     """A fitted one-vs-rest ridge classifier: column c of its scores is class c.
 
     `classes` are those met in training. Any other has weight 0 and bias −1 (its target was −1 throughout), and is never
@@ -36,6 +37,10 @@ class RidgeProbe:
     alpha: float
     n: int
     note: str = ""
+
+    def _rows(self) -> dict[str, object]:
+        about = {"width": self.weight.shape[1], "classes": f"{len(self.classes)} met of {len(self.weight)}"}
+        return {**about, "penalty": f"{self.alpha:g}", "images": self.n, "note": self.note}
 
     def scores(self, x: Float[Tensor, "*b d"]) -> Float64[Tensor, "*b c"]:
         """One score per class, about −1 to 1; float64, on the probe's device."""

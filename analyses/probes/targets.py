@@ -17,6 +17,7 @@ from analyses.data import ImageData, as_data
 from analyses.data.batches import Batch, batch_sizes
 from analyses.data.sets import common_names, count_classes, unread_batches
 from analyses.running.notes import about_data, progress_batches
+from hooked_vit.config.showing import Displayed, some
 
 LABEL, ORIGIN = "label", "dataset"
 
@@ -35,8 +36,8 @@ class TargetBatch:
     first: int = 0
 
 
-@dataclass(frozen=True)
-class Target:
+@dataclass(frozen=True, repr=False)
+class Target(Displayed):
     """A question to an image: `spec` as given, `classes` the names of its answers 0, 1, …
 
     >>> Target("label=3", ("not 3", "3")).n_classes
@@ -45,6 +46,9 @@ class Target:
 
     spec: str
     classes: tuple[str, ...]
+
+    def _rows(self) -> dict[str, object]:
+        return {"spec": self.spec, "classes": f"{self.n_classes}: {some(self.classes)}"}
 
     @property
     def n_classes(self) -> int:

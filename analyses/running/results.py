@@ -26,7 +26,7 @@ from analyses.processes.group import leads
 from analyses.running.catalogue import get_analysis
 from analyses.running.files import check_writable, committed, write_together, write_whole
 from analyses.running.parts import join_frames, part_frame
-from analyses.running.text import visible
+from hooked_vit.config.showing import Displayed, one_line, visible
 
 PACKAGES = (
     *("hooked-vit", "torch", "transformers", "transformer-lens", "nnsight", "datasets", "pillow"),
@@ -35,7 +35,7 @@ PACKAGES = (
 """The packages whose version can change a number."""
 
 NUMBERS, ABOUT, REPORT = "result.parquet", "result.json", "report.html"
-ROWS_SHOWN = 8
+ROWS_SHOWN, CELL = 8, 60
 PICTURES = ("pdf", "svg", "png")
 PIXELS = 300 / 96  # of print, for one of the screen
 CHECKSUMS = "sha256"
@@ -43,7 +43,7 @@ CHECKSUMS = "sha256"
 
 
 @dataclass(eq=False, repr=False)
-class Result:
+class Result(Displayed):
     """`frame`: one row per measurement. `meta`: models, data, interventions, seeds, versions, counts.
 
     >>> Result(pd.DataFrame({"layer": [0], "accuracy": [0.9]}), {"seeds": (0, 1)}).meta
@@ -63,7 +63,7 @@ class Result:
 
     def __repr__(self) -> str:
         columns = ", ".join(map(str, self.frame.columns))
-        return f"Result({self.meta.get('analysis', 'of no analysis')}: {len(self.frame)} rows of {columns})"
+        return one_line(f"Result({self.meta.get('analysis', 'of no analysis')}: {len(self.frame)} rows of {columns})")
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the sentence of the result, its first rows, and where the rest is."""
@@ -72,9 +72,8 @@ class Result:
             ".frame has all rows, .meta what was run and what to mind, .figure() draws it",
         ]
         paragraphs = "".join(f"<p>{escape(visible(text))}</p>" for text in said)
-        return (
-            f"<p><b>{escape(visible(repr(self)))}</b></p>{self.frame.head(ROWS_SHOWN).to_html(index=False)}{paragraphs}"
-        )
+        rows = self.frame.head(ROWS_SHOWN).map(_seen).rename(columns=_seen).to_html(index=False)
+        return f"<p><b>{escape(repr(self))}</b></p>{rows}{paragraphs}"
 
     def figure(self) -> go.Figure:
         """The plotly figure that goes with the analysis.
@@ -220,6 +219,10 @@ def computing() -> dict[str, Any]:
     import torch
 
     return {"threads": torch.get_num_threads(), "float32_matmul_precision": torch.get_float32_matmul_precision()}
+
+
+def _seen(value: Any) -> Any:
+    return one_line(value, CELL) if isinstance(value, str) else value
 
 
 def _checksum(meta: dict[str, Any]) -> str:

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
+from hooked_vit.config.showing import is_seen, visible, written
+
+__all__ = ["LONGEST", "check_component", "check_seen", "is_seen", "visible"]
+
 LONGEST = 100
 """Characters of a name that becomes a folder's."""
-
-
-def visible(text: object) -> str:
-    r"""The text with every character that does something instead of being seen written out.
-
-    >>> visible("cat\x1b[2J") == "cat\\x1b[2J", visible("crane – 鶴")
-    (True, 'crane – 鶴')
-
-    That is control characters, line breaks among them, what turns the direction of writing, and halves of characters,
-    as file names hold that are no UTF-8.
-    """
-    return "".join(character if is_seen(character) else _written(character) for character in str(text))
-
-
-def is_seen(character: str) -> bool:
-    """Whether a character is shown and does nothing else."""
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def _written(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def check_seen(text: str, what: str) -> str:
@@ -39,7 +21,7 @@ def check_seen(text: str, what: str) -> str:
     Raises ValueError, naming the first character that is not.
     """
     if strange := next((character for character in text if not is_seen(character)), None):
-        kind = "is no UTF-8" if unicodedata.category(strange) == "Cs" else f"holds the character {_written(strange)}"
+        kind = "is no UTF-8" if unicodedata.category(strange) == "Cs" else f"holds the character {written(strange)}"
         raise ValueError(f"{what} is text that can be shown: {visible(text)} {kind}; rename it")
     return text
 

@@ -129,3 +129,8 @@ def class_readout(cfg: ViTConfig) -> dict[str, Any]:
     if classifies or cfg.readout_set or cfg.architecture not in registered():
         return {}
     return dict(get(cfg.architecture).class_readout)
+
+
+def __dir__() -> list[str]:
+    """What there is to use."""
+    return sorted(__all__)

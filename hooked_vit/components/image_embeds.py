@@ -11,6 +11,9 @@ from hooked_vit.config import ViTConfig
 
 HOOKS = ("hook_image_embeds", "hook_image_scale", "hook_image_normalized")
 
+TEXTS = "texts as classes"
+"""What a config calls the head that texts make."""
+
 
 class ImageEmbeds(nn.Module):
     """Between `hook_pooled` and a head whose classes are texts; a mixin, so that its hooks carry no prefix.
@@ -60,7 +63,7 @@ class ImageEmbeds(nn.Module):
         self.cfg = cfg.replace(
             **{"unit_norm": True, "d_embed": None if projection is None else cfg.d_out, "outputs": "classes"},
             **{"n_classes": len(texts), "class_names": class_names, "head_bias": True},
-            head_set="texts as classes",
+            head_set=TEXTS,
             heads=(("head", tuple(range(cfg.n_pooled))),),
         )
         self._build_image_embeds(self.cfg)

@@ -26,7 +26,8 @@ class Sizes(nn.Module):
         """Which token is which: of the run in progress inside a hook, otherwise of the images the processor makes.
 
         The checkpoint's own image size counts only where there is no processor, or where what it makes depends on the
-        picture: many are native at another size than they are used at.
+        picture: many are native at another size than they are used at. A run that is over leaves nothing behind: the
+        layout says of which `pixels` it is, and that of others is `layout_for(pixels)`, or `cache.tokens(name)`.
         """
         return self.run.tokens if self.run.depth else self.layout_for(*self.usual_size)
 
@@ -72,7 +73,7 @@ class Sizes(nn.Module):
                 f"{self.cfg.image_size[0]} x {self.cfg.image_size[1]}, got {height} x {width}: the rest would be "
                 "ignored silently; use model.preprocess(images)"
             )
-        return TokenLayout.native(self.cfg.prefix, (height // p, width // p))
+        return TokenLayout.native(self.cfg.prefix, (height // p, width // p), (height, width))
 
     def covered(self, pictures: Shaped[Tensor, "*b h w"]) -> Shaped[Tensor, "*b rows cols"]:
         """What patches see of pictures of one size: all of it, but for a native size that is no multiple of a patch.

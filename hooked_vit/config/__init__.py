@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, get_args
 
 from hooked_vit.config.checks import ELSEWHERE, MOST_PARAMETERS, wrong_values
+from hooked_vit.config.showing import Displayed, one_line, told
 
 Role = Literal["cls", "dist", "registers", "patches", "inserted"]
 
@@ -46,7 +47,7 @@ class ProbePooling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(Displayed):
     """Everything the hook graph needs to know; frozen, so that a model cannot drift from its description.
 
     >>> ViTConfig(d_model=32, n_layers=2, n_heads=4, d_mlp=64, image_size=(32, 32), patch_size=8, n_classes=10).d_head
@@ -193,6 +194,14 @@ class ViTConfig:
                 raise ValueError(message)
         if (n := self.n_parameters) > MOST_PARAMETERS:
             raise ValueError(f"a model has at most {MOST_PARAMETERS:,} parameters, this config describes {n:,}")
+
+    def __repr__(self) -> str:
+        pixels = "{} x {} pixels in patches of {}".format(*self.image_size, self.patch_size)
+        sizes = f"{self.n_layers} layers, {self.n_heads} heads, d_model {self.d_model}, {pixels}"
+        return one_line(f"ViTConfig({self.name or self.architecture}: {sizes})")
+
+    def _rows(self) -> dict[str, object]:
+        return told(self)
 
     def __getattr__(self, name: str) -> NoReturn:
         hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""

@@ -13,14 +13,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hooked_vit.config.showing import Displayed, told
 from hooked_vit.errors import UnsupportedModelError, nearest
 
 if TYPE_CHECKING:
     from hooked_vit.model import HookedViT
 
 
-@dataclass(frozen=True)
-class Published:
+__all__ = ["Published", "get", "load", "names", "needs_weights"]
+
+
+@dataclass(frozen=True, repr=False)
+class Published(Displayed):
     """One model of a study; the fields are those of `published.toml`."""
 
     name: str
@@ -32,6 +36,9 @@ class Published:
     prefix: str = ""
     drop: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def _rows(self) -> Mapping[str, object]:
+        return told(self)
 
     @property
     def graph(self) -> str:
@@ -108,3 +115,8 @@ def load(name: str, weights: str | Path | None = None, **kw: Any) -> HookedViT:
     )
     model.cfg = model.cfg.replace(name=name)
     return model
+
+
+def __dir__() -> list[str]:
+    """What there is to use."""
+    return sorted(__all__)

@@ -14,6 +14,7 @@ from hooked_vit.errors import UnsupportedModelError, nearest
 if TYPE_CHECKING:
     from hooked_vit.model import HookedViT
 
+__all__ = ["info", "load", "names", "path"]
 FOLDER = Path(__file__).parent
 
 
@@ -52,3 +53,8 @@ def load(name: str, **kw: Any) -> HookedViT:
     model = HookedViT.from_pretrained(path(name), **kw)
     model.cfg = model.cfg.replace(name=f"zoo:{name}")
     return model
+
+
+def __dir__() -> list[str]:
+    """What there is to use."""
+    return sorted(__all__)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_vit.config.showing import Displayed, one_line
 from hooked_vit.errors import nearest
 from interventions.storing import digest
 
@@ -30,7 +31,7 @@ class Frame(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Sae:
+class Sae(Displayed):
     """A dictionary of `n_features` directions, and how the activations along them are read off.
 
     >>> Sae(torch.eye(2), torch.zeros(2), torch.eye(2), torch.zeros(2)).encode(torch.tensor([3.0, -1.0]))
@@ -204,7 +205,12 @@ class Sae:
     def __repr__(self) -> str:
         where = "" if self.site is None else f", layer={self.layer}, site={self.site!r}"
         kind = self.activation if self.k is None else f"{self.activation} of {self.k}"
-        return f"Sae({self.n_features} features of width {self.width}, {kind}{where})"
+        return one_line(f"Sae({self.n_features} features of width {self.width}, {kind}{where})")
+
+    def _rows(self) -> dict[str, object]:
+        about = {"features": self.n_features, "width": self.width, "activation": self.activation, "k": self.k or ""}
+        trained = {"layer": self.layer, "site": self.site, "tokens": self.tokens}
+        return {**about, **{name: "not said" if value is None else value for name, value in trained.items()}}
 
 
 def _shape(tensor: Tensor) -> list[int]:

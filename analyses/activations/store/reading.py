@@ -16,13 +16,14 @@ from torch import Tensor
 from analyses.activations.store.manifest import MANIFEST, read_manifest
 from analyses.activations.store.plan import DTYPES, digest_of_mark
 from analyses.data.digests import file_digest
+from hooked_vit.config.showing import Displayed, one_line
 from hooked_vit.errors import nearest
 from hooked_vit.loading.files import why_no_file
 
 LONGEST_HEADER = 2**27
 
 
-class Store:
+class Store(Displayed):
     """Activations in a folder that `store_activations` filled.
 
     >>> store = Store("activations")  # doctest: +SKIP
@@ -57,7 +58,11 @@ class Store:
         return self.n
 
     def __repr__(self) -> str:
-        return f"Store({self.folder}: {len(self.shapes)} tensors of {self.n} images of {self.about['data']})"
+        return one_line(f"Store({self.folder}: {len(self.shapes)} tensors of {self.n} images of {self.about['data']})")
+
+    def _rows(self) -> dict[str, object]:
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        return {"folder": self.folder, "images": f"{self.n} of {self.about['data']}", **shapes}
 
     def check(self) -> None:
         """Read every shard and compare it with its checksum. Raises ValueError for one that is another."""

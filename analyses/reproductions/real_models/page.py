@@ -90,7 +90,8 @@ def _overview(found: Mapping[str, Result]) -> Iterator[str]:
 
 def _section(shown: Shown, result: Result) -> Iterator[str]:
     measured = result.meta[MEASURED]
-    options = ", ".join(f"{name} {_plain(value)}" for name, value in measured["options"].items())
+    asked = {key: Path(value).name if key == "dictionary" else value for key, value in measured["options"].items()}
+    options = ", ".join(f"{name} {_plain(value)}" for name, value in asked.items())
     yield f"## {shown.title}"
     yield ""
     yield f"*Run* `{measured['run']}` ({options}). *Claimed* {shown.claim}"

@@ -47,7 +47,7 @@ def test_they_are_found_wherever_they_stand(saved):
     assert (row["models"], row["rows"], row["version"], row["state"]) == ("registers", "1", "0.0.9", "whole")
     assert row["data"] == "imagefolder:x, 40 images, fingerprint ab12"
     assert "is not the file that result.json describes" in described(saved / "c")["state"]
-    with pytest.raises(ValueError, match="is none"):
+    with pytest.raises(ValueError, match="is none: say another, hooked-vit list FOLDER"):
         list(saved_below(saved / "a/result.json"))
 
 

@@ -113,13 +113,14 @@ def _page(views: Sequence[Mapping[str, Any]]) -> str:
     style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     # inside a script element only "<" could end it
     data = json.dumps(views, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    title = escape(" and ".join(dict.fromkeys(str(view["name"]) for view in views)))
+    names = list(dict.fromkeys(str(view["name"]) for view in views))
+    title = escape(f"What {' and '.join(names)} attend{'s' * (len(names) == 1)} to")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>What {title} attends to</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f"<header><h1>What {title} attends to</h1>\n<p>Drag the layer; click a patch, or move with the arrow keys, to "
+        f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<header><h1>{title}</h1>\n<p>Drag the layer; click a patch, or move with the arrow keys, to "
         "ask what it attends to; choose a change to see what the answer becomes. Layers count from 0.</p></header>\n"
         '<div class="controls" role="group" aria-label="what is shown"></div>\n<main></main>\n'
         f'<script type="application/json" id="views">{data}</script>\n<script>{script}</script>\n</body>\n</html>\n'

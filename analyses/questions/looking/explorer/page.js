@@ -18,7 +18,7 @@ const svg = (tag, attributes, text) => {
   return node;
 };
 const bytes = (packed) => packed && Uint8Array.from(atob(packed.data), (c) => c.charCodeAt(0));
-const percent = (p) => `${(100 * p).toFixed(p < 0.0995 ? 2 : 1)} %`;
+const percent = (p) => `${(100 * p).toFixed(p < 0.0995 ? 2 : 1)}\u00a0%`;
 
 for (const view of VIEWS) {
   for (const key of ["attention", "rollout", "gradient"]) if (view[key]) view[key].bytes = bytes(view[key]);
@@ -235,14 +235,15 @@ function build(view) {
   view.curve = svg("svg", { role: "img", "aria-label": "the answer against the layer at which the change is made" });
   const answer = view.classes.length ? `says ${view.classes[0]}, ${percent(view.answer[0])}` : "gives features, no classes";
   return make("section", {}, make("h2", {}, [view.name, view.title].filter(Boolean).join(" · ")), make("p", {}, `${view.about}; ${answer}`),
-    view.where, view.canvas, view.scale, view.unit, view.prefix, view.normNote,
+    view.where, make("div", { class: "sides" }, make("div", {}, view.canvas, view.scale, view.unit, view.prefix, view.normNote), make("div", {},
     view.classes.length ? make("h3", {}, "What the model says") : null,
     view.classes.length ? make("table", { class: "says" }, make("tbody", {}, ...view.classes.map((name, i) => row([
       make("td", {}, name), make("td", { class: "number" }, `logit ${view.logits[i].toFixed(2)}`), make("td", { class: "number" }, percent(view.answer[i])), bar(view.answer[i]),
     ])))) : null,
+    view.classes.length ? make("p", { class: "shares" }, view.shares) : null,
     make("h3", {}, "Where the query's attention goes"), make("table", {}, view.mass),
     view.lens ? view.lensTitle : make("h3", {}, "No head, so no class lens"), view.lens ? make("table", {}, view.lensBody) : null, view.lens ? view.clsLens : null,
-    make("h3", {}, "What the answer becomes"), view.effectNote, make("table", {}, view.effectBody), view.curve);
+    make("h3", {}, "What the answer becomes"), view.effectNote, make("table", {}, view.effectBody), view.curve)));
 }
 
 function choose(view, r, c) {

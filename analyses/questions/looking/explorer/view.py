@@ -18,6 +18,7 @@ from analyses.activations.relevance import attention_gradients, read_roles, roll
 from analyses.drawing.pictures import as_url, colours_of
 from analyses.questions.looking.explorer.effects import Readings, layer_effects, patch_effects
 from hooked_vit import ActivationCache, HookedViT, TokenLayout
+from hooked_vit.components.image_embeds import TEXTS
 from hooked_vit.errors import NoHeadError
 from interventions import Intervention, apply
 
@@ -76,6 +77,7 @@ def read_view(
         "reads": list(model.cfg.sources),
         "classes": readings.names,
         "answer": readings.answer,
+        "shares": f"Percentages are a softmax among {'these texts' if model.cfg.head_set == TEXTS else 'all classes'}.",
         "logits": readings.logits,
         "attention": _packed(attention.sqrt()),
         "rollout": _packed(rolled.sqrt()),

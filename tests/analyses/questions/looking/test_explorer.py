@@ -170,6 +170,20 @@ def test_the_page_stands_alone_and_names_are_text(scenes, tmp_path):
         page.save(tmp_path / "new" / "page.html" / "inside.html")
 
 
+def test_percentages_say_what_they_are_shares_of(scenes):
+    """Texts that a contrastive model compares are the only classes there are, whatever its training made of them."""
+    page = explore({"siglip": worded("siglip-full"), "vit": zoo.load("vit")}, scenes[0], patches=False)
+    assert page.html.count("softmax among these texts") == page.html.count("softmax among all classes") == 1
+    assert "<h1>What siglip and vit attend to</h1>" in page.html
+
+
+def test_a_wide_panel_stands_beside_its_picture(scenes):
+    """One panel of a wide window has its tables beside the picture; in dark, what changed is bright."""
+    page = explore(zoo.load("vit"), scenes[0], patches=False).html
+    assert "container-type: inline-size" in page
+    assert page.count("--changed:") == 3
+
+
 READER = f"<script>{Path(__file__).with_name('reader.js').read_text(encoding='utf-8')}</script>"
 
 
