@@ -29,7 +29,7 @@ MEASURED = "measured"
 @dataclass(frozen=True)
 class Study:
     """A checkpoint and images: `data` is measured on, `fit_data` fitted on; `provenance` is what is known of the
-    weights, said on the page.
+    weights, said on the page, as is what a README.md in the folder of the `dictionary` says of that.
     """
 
     model: str
@@ -69,6 +69,7 @@ def measure(run: Run, study: Study) -> Result:
         **{"run": run.name, "model": name, "checkpoint": about_model(model), "provenance": study.provenance},
         **{"files": dict(digests(study.model)), "image_size": list(model.processor_size or model.cfg.image_size)},
         **{"data": about_data(data), "fit_data": about_data(fitted), "options": options, "code": code_version()},
+        **({"dictionary": told_of(study.dictionary)} if run.needs_dictionary and study.dictionary else {}),
         **{"seconds": seconds, "processor_seconds": processor, "peak_memory": peak_memory()},
     }
     return result
@@ -105,6 +106,13 @@ def digests(model: str) -> Iterator[tuple[str, str]]:
     for path in sorted(Path(model).expanduser().glob("*.safetensors")):
         with path.open("rb") as file:
             yield path.name, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def told_of(dictionary: str) -> str:
+    """What stands in the README.md of a dictionary's folder; that nothing is known, where there is none."""
+    readme = Path(dictionary).expanduser() / "README.md"
+    known = " ".join(readme.read_text(encoding="utf-8").split()) if readme.is_file() else ""
+    return known or "Of how the dictionary was trained nothing is known."
 
 
 def code_version() -> str | None:

@@ -95,7 +95,8 @@ def _section(shown: Shown, result: Result) -> Iterator[str]:
     yield f"## {shown.title}"
     yield ""
     yield f"*Run* `{measured['run']}` ({options}). *Claimed* {shown.claim}"
-    for sentence in [*result.meta.get("small", []), *result.meta.get("summary", [])]:
+    told = [measured["dictionary"]] if "dictionary" in measured else []
+    for sentence in [*told, *result.meta.get("small", []), *result.meta.get("summary", [])]:
         yield ""
         yield sentence
     for table in shown.tables:
