@@ -25,6 +25,7 @@ MEANINGS = {
     "domain_data": "one more data set: a probe has to tell it from --data",
     "draws": "random draws that serve as the control",
     "embedding": "read the stream in front of the first block too, as layer -1",
+    "episodes": "episodes drawn within each group of images",
     "epochs": "passes over the images to fit on, at the most",
     "eps": "least difference of logits by which the share recovered is divided",
     "examples": "images whose maps are kept and drawn",
@@ -64,6 +65,7 @@ MEANINGS = {
     "probe": "the kind of probe",
     "probe_fit": "fit probes on runs without a shuffle, or on runs with the same one",
     "probe_tokens": "tokens that probes read; those that are exchanged otherwise",
+    "queries": "images of each class that are told apart",
     "radii": "radii of the filters, in cycles per picture",
     "random_models": "models with random weights, as a control",
     "reads": "what a ridge head reads: auto, own, or tokens such as cls+patches",
@@ -92,6 +94,7 @@ MEANINGS = {
     "trainings": "trainings of each readout, with a seed each",
     "variants": "the knockouts: self_only, img2img_zero, img2img_renorm, no_cls, cls_no_img, both, or "
     "'QUERIES>KEYS' of roles of tokens, such as 'dist>patches'",
+    "ways": "classes an episode tells apart",
     "window": "cut attention in every so many neighbouring layers as well; 0 cuts it in all at once",
     "z": "robust z of a norm above which a token is an outlier",
 }

@@ -26,7 +26,7 @@ li { margin-bottom: 4px; }
 table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; padding-top: 8px; }
 th, td { text-align: left; vertical-align: top; padding: 6px 20px 6px 0; border-bottom: 1px solid var(--line); }
-tbody th, td:first-child { white-space: nowrap; }
+tbody th, td:first-child { white-space: nowrap; max-width: none; } /* what is longer would lie over the next column */
 thead th { vertical-align: bottom; }
 th { font-weight: 600; }
 td { max-width: 34em; overflow-wrap: anywhere; }
