@@ -64,6 +64,7 @@ Key = tuple[str, str, int | None, Part]
         "The direct effect: the readout alone misses the part": direct_figure,
         "The first k heads of the order together, against k heads at random": together_figure,
     },
+    zoo_models=("vit",),
 )
 def head_ablation(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *, fit_data: ImageData | Any = None,
