@@ -88,8 +88,8 @@ def sweep(
     Streams of up to `fold_tokens` tokens together pass a block as one batch, and large ones in pieces (0: neither;
     then results are those of separate runs bit by bit, otherwise up to the rounding of other matrix products).
     `undisturbed` is called with each layer and the stream behind it [b, t, d] in a run without any edit, which costs
-    nothing where a variant has none in front of the readout. No gradients. Random generators start anew with every
-    sweep, so that over many batches each wants seeds of its own.
+    nothing where a variant has none in front of the readout; of no interventions nothing runs. No gradients. Random
+    generators start anew with every sweep, so that over many batches each wants seeds of its own.
     Raises what `apply` raises, before the first run; and RuntimeError where hooks are attached to the model already.
     """
     _refuse_hooks(model)
@@ -181,7 +181,7 @@ def _walk(
         states = _pass_block(model, block, states, _forks(variants, layer, "inside"), fold_tokens)
         states = _edit_outside(model, states, _forks(variants, layer, "post"))
         if look is not None:
-            look(layer, states[()].resid)
+            look(layer, states[()].resid.clone())  # his own: what he writes into it reaches nothing else
     outputs: dict[History, Tensor] = {}
     for fork in _forks(asked, model.cfg.n_layers):
         state = states[fork.old]

@@ -50,9 +50,8 @@ def names_of(package: str) -> list[Name]:
 def catalogue() -> dict[str, list[Name]]:
     """The interventions by the module they are defined in, in the order of their names."""
     found: dict[str, list[Name]] = {}
-    for name, factory in sorted(registered().items()):
-        module = factory.function.__module__
-        found.setdefault(module, []).append(Name(f"interventions.{name}", f"{module}.{name}"))
+    for name, path in sorted(_interventions("interventions").items()):
+        found.setdefault(path.rpartition(".")[0], []).append(Name(f"interventions.{name}", path))
     return dict(sorted(found.items()))
 
 
@@ -77,7 +76,9 @@ def subject_of(module: str) -> str:
 def _interventions(package: str) -> Mapping[str, str]:
     if package != "interventions":
         return {}
-    return {name: f"{factory.function.__module__}.{name}" for name, factory in registered().items()}
+    homes = {name: factory.function.__module__ for name, factory in registered().items()}
+    # a reader's own, registered meanwhile, are not of the package
+    return {name: f"{home}.{name}" for name, home in homes.items() if home.startswith("interventions.")}
 
 
 def _questions(package: str) -> Mapping[str, str]:

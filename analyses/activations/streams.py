@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vit import HookedViT
-from hooked_vit.components.pieces import images_at_once
+from hooked_vit.components.pieces import images_at_once, in_pieces
 
 Read = Callable[[Tensor], Tensor]
 
@@ -30,18 +30,28 @@ def read_stream(
 
     `embedding` puts the stream that enters block 0 in front. Without `read` whole activations are kept. `site` is a
     block's hook without "hook_", such as "resid_mid" or "attn_out". Runs under whatever is applied to the model; where
-    nothing is, a large batch passes some images at a time.
+    nothing is, a large batch passes a block some images at a time.
     """
-    kept: list[list[Tensor]] = []
+    pieces = images_at_once(model.cfg, model.hook_points(), pixels, model.layout_for(pixels).n_tokens) < len(pixels)
+    if pieces and site == "resid_post":
+        return _in_pieces(model, pixels, read or (lambda resid: resid), embedding)
+    kept: list[Tensor] = []
 
     def keep(x: Tensor, hook: object) -> None:
-        kept[-1].append(x if read is None else read(x))
+        kept.append(x if read is None else read(x))
 
     names = ["blocks.0.hook_resid_pre"] if embedding else []
     names += [f"blocks.{layer}.hook_{site}" for layer in range(model.cfg.n_layers)]
-    n = images_at_once(model.cfg, model.hook_points(), pixels, model.layout_for(pixels).n_tokens)
-    logits = []
-    for piece in pixels.split(n):
-        kept.append([])
-        logits.append(model.run_with_hooks(piece, fwd_hooks=[(name, keep) for name in names]))
-    return torch.cat(logits), [torch.cat(pieces) for pieces in zip(*kept, strict=True)]
+    return model.run_with_hooks(pixels, fwd_hooks=[(name, keep) for name in names]), kept
+
+
+def _in_pieces(model: HookedViT, pixels: Tensor, read: Read, embedding: bool) -> tuple[Tensor, list[Tensor]]:
+    """Blocks take some images at a time; what is read is the stream of all of them, as `read` may know their number."""
+    with model.running(model.check_pixels(pixels)):
+        model.run.n_forwards += 1
+        resid = model.embed_pixels(pixels)
+        kept = [read(resid)] if embedding else []
+        for block in model.blocks:
+            resid = in_pieces(block, model.cfg, (), resid)
+            kept.append(read(resid))
+        return model.readout(resid), kept

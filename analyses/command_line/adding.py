@@ -29,7 +29,9 @@ def add_run_arguments(run: argparse.ArgumentParser) -> None:
     what = "images per forward pass; auto: the fastest here, measured at the start"
     run.add_argument("--batch-size", metavar="B", action=Once, type=Number(COUNT, int, (AUTO,)), help=what)
     run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
-    processes = "processes of this machine that share the work; more machines: accelerate launch (docs/scaling.md)"
+    processes = (
+        "processes of this machine that share the work; more machines: accelerate launch (hooked-vit docs scaling)"
+    )
     add_number(run, "--num-processes", "P", processes_here(), processes)
     add_computing(run)
 

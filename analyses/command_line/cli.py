@@ -215,7 +215,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     kept = command("cache", "keep activations of a model over images, which `run --activations FOLDER` reads")
     add_cache_arguments(kept)
     grid = command("grid", "run models × analyses × seeds of a file as jobs, on this machine or by Slurm")
-    grid.add_argument("grid", metavar="GRID.toml", type=path, help="the file; docs/scaling.md has an example")
+    grid.add_argument("grid", metavar="GRID.toml", type=path, help="the file; `hooked-vit docs scaling` has an example")
     what = "where jobs run: on this machine, by Slurm (which is not waited for), or in turn here (default: %(default)s)"
     grid.add_argument("--executor", action=Once, choices=("local", "slurm", "debug"), default="local", help=what)
     add_number(grid, "--at-once", "J", COUNT, "local jobs side by side (default: %(default)s)", default=1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
-from hooked_vit.config.showing import is_seen, visible, written
-
-__all__ = ["LONGEST", "check_component", "check_seen", "is_seen", "visible"]
+from hooked_vit.config.showing import is_seen as is_seen
+from hooked_vit.config.showing import visible as visible
+from hooked_vit.config.showing import written
 
 LONGEST = 100
 """Characters of a name that becomes a folder's."""

@@ -32,7 +32,7 @@ def test_the_same_numbers_in_pieces(family, one_by_one):
         resid, block = cache["resid_pre", 1], model.blocks[1]
         with model.running(model.tokens):
             torch.testing.assert_close(in_pieces(block, model.cfg, (), resid), cache["resid_post", 1])
-    assert passed == [1] * 3 * model.cfg.n_layers
+    assert passed == [3] * model.cfg.n_layers  # what is read is the stream of the whole batch
 
 
 def test_a_sweep_in_pieces_gives_what_separate_runs_give(one_by_one):
@@ -81,3 +81,12 @@ def test_pieces_are_for_a_cpu_without_gradients():
         with model.hooks(fwd_hooks=[("hook_embed", lambda x, hook: None)]):
             assert images_at_once(model.cfg, points, x, 37) == len(x)
     assert images_at_once(model.cfg, points, x, 37) == len(x)
+
+
+def test_what_looks_at_the_undisturbed_run_changes_nothing():
+    _, model = tiny("vit")
+    x, variants = pixels(model, n=3), [shuffle_cls(layer=1, seed=0), readout("cls")]
+    expected = [logits for _, logits in sweep(model, x, variants)]
+    edited = [logits for _, logits in sweep(model, x, variants, undisturbed=lambda layer, resid: resid.zero_())]
+    for logits, other in zip(edited, expected, strict=True):
+        torch.testing.assert_close(logits, other, rtol=0, atol=0)

@@ -29,7 +29,7 @@ MEASURED = "measured"
 @dataclass(frozen=True)
 class Study:
     """A checkpoint and images: `data` is measured on, `fit_data` fitted on; `provenance` is what is known of the
-    weights, said on the page, as is what a README.md in the folder of the `dictionary` says of that.
+    weights, said on the page, as is what `about.md` in the folder of the `dictionary` says of that.
     """
 
     model: str
@@ -109,9 +109,9 @@ def digests(model: str) -> Iterator[tuple[str, str]]:
 
 
 def told_of(dictionary: str) -> str:
-    """What stands in the README.md of a dictionary's folder; that nothing is known, where there is none."""
-    readme = Path(dictionary).expanduser() / "README.md"
-    known = " ".join(readme.read_text(encoding="utf-8").split()) if readme.is_file() else ""
+    """What stands in `about.md` of a dictionary's folder; that nothing is known, where there is none."""
+    about = Path(dictionary).expanduser() / "about.md"
+    known = " ".join(about.read_text(encoding="utf-8").split()) if about.is_file() else ""
     return known or "Of how the dictionary was trained nothing is known."
 
 

@@ -54,6 +54,14 @@ def test_the_numbers_are_those_of_one_process(frames: dict[str, dict[str, pd.Dat
             pd.testing.assert_frame_equal(shared[name][whole], frame[whole], check_exact=True, obj=name)
 
 
+def test_the_numbers_are_those_of_whole_batches(frames: dict[str, dict[str, pd.DataFrame]]) -> None:
+    """Blocks that take a large batch in pieces: some analyses read, beside the stream, what is as long as the batch."""
+    whole, in_pieces = frames["1-0"], frames["pieces-0"]
+    assert in_pieces.keys() == whole.keys()
+    for name, frame in whole.items():
+        pd.testing.assert_frame_equal(in_pieces[name], frame, rtol=1e-4, atol=1e-5, obj=name)
+
+
 def test_the_work_is_shared(frames: dict[str, dict[str, pd.DataFrame]]) -> None:
     """No process reads all the images that are measured, and together they read each once."""
     seen = [frames[f"3-{rank}"]["batches read"].number.tolist() for rank in range(3)]

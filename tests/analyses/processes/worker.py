@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import torch
 from transformers import ViTImageProcessorPil
 
@@ -22,6 +23,7 @@ from analyses.processes.launching import free_port
 from analyses.running.catalogue import Analysis, registered_analyses
 from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT
+from hooked_vit.components import pieces
 from tests import matrix
 from tests.interventions.cases import unchecked_types
 from tests.tiny import IMAGE, make_hf
@@ -69,6 +71,11 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     registered_analyses()
     matrix.images("test", MEASURED), matrix.images("train", FITTED)
+    with pytest.MonkeyPatch.context() as patch:  # once more in one process, a block taking image by image
+        patch.setattr(pieces, "PIECE_BYTES", 1)
+        child = _forked(folder, 1, 0, free_port(), "pieces")
+    if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(f"in pieces it failed: {status}")
     for count in (1, 2, 3):
         port = free_port()
         children = [_forked(folder, count, rank, port) for rank in range(count)]
@@ -77,7 +84,7 @@ def main(folder: Path) -> None:
             sys.exit(f"of {count} processes, some failed: {failed}")
 
 
-def _forked(folder: Path, count: int, rank: int, port: int) -> int:
+def _forked(folder: Path, count: int, rank: int, port: int, name: str = "") -> int:
     if child := os.fork():
         return child
     status = 1
@@ -86,7 +93,7 @@ def _forked(folder: Path, count: int, rank: int, port: int) -> int:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in told.items()}}
         with unchecked_types():
             mine = frames()
-        (folder / f"{count}-{group.rank()}.pickle").write_bytes(pickle.dumps(mine))
+        (folder / f"{name or count}-{group.rank()}.pickle").write_bytes(pickle.dumps(mine))
         status = 0
     except BaseException:
         traceback.print_exc()
