@@ -141,7 +141,7 @@ def _with_batch(named: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:
 
     models: Any = args[0] if args else named.get("models")
     check_models(models)
-    found = min(map(fitting_batch, models.values()))
+    found = done_once(lambda: min(map(fitting_batch, models.values())))  # processes share batches of one size
     remark(f"Batches of {found} images, the fastest here: shuffles draw within them, so name it to draw them again.")
     notice(f"batches of {found} images")
     return {**named, "batch_size": found}

@@ -22,7 +22,7 @@ class tqdm(_tqdm):
     disable: bool
 
     def __init__(self, *args: Any, **kw: Any) -> None:
-        self._began = self._wrote = time.monotonic()
+        self._wrote = time.monotonic()
         self._lines = not (kw.get("file") or sys.stderr).isatty() and not hasattr(_tqdm, "container")
         if self._lines:  # mininterval, miniters: asked at every step, which `display` answers
             kw |= {

@@ -24,6 +24,7 @@ from analyses.running.catalogue import Analysis, registered_analyses
 from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT
 from hooked_vit.components import pieces
+from hooked_vit.loading import placing
 from tests import matrix
 from tests.interventions.cases import unchecked_types
 from tests.tiny import IMAGE, make_hf
@@ -34,6 +35,7 @@ MODEL = "registers"
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "a head that is fitted": ("cls-causality", {"head": "ridge"}),
     "probes under every shuffle": ("restoration", {"probe_fit": "refit"}),
+    "a batch size that is found": ("cls-causality", {"batch_size": "auto"}),
     "probes of fewer images": ("decodability", {"learning_curve": True}),
 }
 """What the smallest settings leave out: analysis and options by what it is."""
@@ -53,10 +55,11 @@ def frames() -> dict[str, pd.DataFrame]:
     found = {}
     for name, (entry, more) in runs().items():
         takes = inspect.signature(entry.run).parameters
-        options = {key: value for key, value in matrix.SMALL.items() if key in takes} | more
-        options |= {key: matrix.images("train", FITTED) for key in ("fit_data", "probe_data") if key in takes}
+        options = {key: value for key, value in matrix.SMALL.items() if key in takes}
+        options |= {"batch_size": BATCH} | more
+        options |= {key: matrix.images("train", FITTED) for key in ("fit_data",) if key in takes}
         asked = matrix.counting(model) if entry.name == "counting" else model
-        result = entry.run({"model": asked}, matrix.images("test", MEASURED), **options | {"batch_size": BATCH})
+        result = entry.run({"model": asked}, matrix.images("test", MEASURED), **options)
         found[name] = result.frame
         about = result.meta.get("data", {})
         found[f"{name}: images"] = pd.DataFrame([{"duplicates": about.get("duplicates"), "n": about.get("n")}])
@@ -91,6 +94,7 @@ def _forked(folder: Path, count: int, rank: int, port: int, name: str = "") -> i
     try:
         told = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in told.items()}}
+        placing.fitting_batch = lambda model: BATCH + rank  # as where one process has more to do than another
         with unchecked_types():
             mine = frames()
         (folder / f"{name or count}-{group.rank()}.pickle").write_bytes(pickle.dumps(mine))

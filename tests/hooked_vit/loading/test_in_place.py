@@ -12,7 +12,7 @@ import hooked_vit
 from hooked_vit import HookedViT, architectures, in_place
 from hooked_vit.errors import UnsupportedModelError
 from interventions import apply, insert_token, zero_attention
-from tests.documents import python
+from tests.stories.documents import python
 from tests.tiny import MLP, SIZE, make, make_hf, pixels, set_kernel
 
 LANGUAGE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -19,7 +19,7 @@ from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_p
 from hooked_vit import HookedViT, NumberedImages
 from hooked_vit.loading.crosscheck import import_nnsight
 from interventions import ablate_branch, apply, patch_heads, patch_subspace, patch_tokens
-from tests.documents import python
+from tests.stories.documents import python
 from tests.tiny import IMAGE, attention, make_hf, pixels, processor_of, tiny
 
 PAGE = Path(__file__).parents[3] / "docs" / "coming_from.md"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import fresh
-from tests.documents import PAGES, ROOT, blocks, commands, missing, python, texts, wrong
+from tests.stories import fresh
+from tests.stories.documents import PAGES, ROOT, blocks, commands, missing, python, texts, wrong
 
 pytestmark = pytest.mark.xdist_group("fresh")
 
-# What a page's code finds (a function of tests.pages), and what has to hold once it has run.
+# What a page's code finds (a function of tests.stories.pages), and what has to hold once it has run.
 BEFORE = {"README.md": "readme", "docs/dictionaries.md": "dictionaries"}
 AFTER = {
     "README.md": """
@@ -60,7 +60,7 @@ RUN = [name for name in NAMES if python(ROOT / name) and name not in ELSEWHERE]
 
 @pytest.mark.parametrize("name", RUN)
 def test_python_runs_as_it_stands(name: str, tmp_path: Path) -> None:
-    before = f"from tests import pages\nglobals().update(pages.{BEFORE[name]}())" if name in BEFORE else ""
+    before = f"from tests.stories import pages\nglobals().update(pages.{BEFORE[name]}())" if name in BEFORE else ""
     fresh.check([before, *python(ROOT / name), _dedented(AFTER.get(name, ""))], tmp_path)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +17,9 @@ from typing import NamedTuple
 import nbformat
 from nbformat import NotebookNode
 
-from tests.exercise_mistakes import MISTAKES
+from tests.stories.exercise_mistakes import MISTAKES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # What each notebook's parameters cell is replaced by; a notebook without an entry runs as it is stored.
@@ -128,9 +127,3 @@ def store(path: Path) -> None:
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     nbformat.write(notebook, path)
-
-
-if __name__ == "__main__":
-    for wanted in sys.argv[1:]:
-        for chosen in [path for path in NOTEBOOKS if path.stem.startswith(wanted)]:
-            store(chosen)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from tests import fresh
-from tests.exercise_mistakes import MISTAKES
-from tests.stories import NOTEBOOKS, ROOT, SMALL, exercises, parameters, read, small_cells
+from tests.stories import fresh
+from tests.stories.exercise_mistakes import MISTAKES
+from tests.stories.notebooks import NOTEBOOKS, ROOT, SMALL, exercises, parameters, read, small_cells
 from tests.tiny import IMAGE, processor_of
 
 pytestmark = pytest.mark.xdist_group("fresh")  # one process prepares, all runs are forks of it

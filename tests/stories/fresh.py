@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
 IMPORTED = (
     *("IPython.core.interactiveshell", "pandas", "plotly.express", "torch", "transformers", "transformer_lens"),

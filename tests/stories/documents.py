@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analyses.command_line.cli import UsageError, parse
-from tests.stories import NOTEBOOKS, read
+from tests.stories.notebooks import NOTEBOOKS, read
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = ("hooked_vit", "interventions", "analyses")
 FENCE = re.compile(r"^(?:<!-- not run:(?P<why>.*?)-->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
@@ -105,7 +105,7 @@ def wrong(command: str) -> str:
             return ""
         case [name, *_] if re.match(r"\w+=", name):  # a script sets a variable
             return ""
-    return "nobody knows how to check this command: teach tests.documents.wrong"
+    return "nobody knows how to check this command: teach tests.stories.documents.wrong"
 
 
 def _meant(word: str) -> str:
