@@ -92,7 +92,7 @@ class AttentionStudy:
     def fit(self, data: ImageData, batch_size: int) -> None:
         """Probes of the class on what CLS gathers from the patches, and on what equal weights would."""
         ridges = {variant: GramRidge(self.n_classes, name=f"{self.name}, {variant}") for variant in self.models}
-        for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes"):
+        for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes", into=[ridges]):
             pixels = self.models[TRAINED].preprocess(batch.images)
             for variant, model in self.models.items():
                 ridges[variant].update(_features(look(model, pixels), variant), batch.labels)
@@ -101,14 +101,15 @@ class AttentionStudy:
     def measure(self, data: ImageData, batch_size: int) -> None:
         """Everything, image by image."""
         extra = mask_columns(data) if self.labelling is not None else []
-        for batch in progress_batches(data, batch_size, f"{self.name}: attention of CLS", extra=extra, least=2):
+        what, into = f"{self.name}: attention of CLS", (self.counts, self.masks, self._kept)
+        for batch in progress_batches(data, batch_size, what, extra=extra, least=2, into=into):
             pixels = self.models[TRAINED].preprocess(batch.images)
             self.counts += np.bincount(batch.labels.numpy(), minlength=self.n_classes)
             labels = None
             if self.labelling is not None:
                 labels = patch_labels(self.models[TRAINED], pixels, batch, self.labelling)
-                for what, n in counts_of(labels).items():
-                    self.masks[what] += n
+                for of, n in counts_of(labels).items():
+                    self.masks[of] += n
             grid = self.models[TRAINED].layout_for(*pixels.shape[2:]).grid
             for variant, model in self.models.items():
                 looked = look(model, pixels)
