@@ -18,18 +18,14 @@ from analyses.reproductions.recipe import load_recipe
 from analyses.running.files import write_whole
 from analyses.running.results import ABOUT, Result
 
-NOT_TRIED = (
-    "The native 224 pixels of the processor, and thousands of images.",
-    "The trained arms of random readouts, until they stop improving.",
-    "Other checkpoints: CLIP and SigLIP with their texts, models with trained registers.",
-)
+NOT_TRIED = ("Other checkpoints: CLIP and SigLIP with their texts, models with trained registers.",)
 
 
 def write_page(folder: Path, to: Path) -> Path:
     """Write the page of the results saved in `folder`, one folder per run. Returns `to`.
 
     Raises FileNotFoundError for a folder without any, ValueError for results that were not measured here or are of
-    different weights or image sizes.
+    different weights.
     """
     found = {run.name: Result.load(folder / run.name) for run in RUNS if (folder / run.name / ABOUT).is_file()}
     text = page(found)
@@ -44,9 +40,9 @@ def page(found: Mapping[str, Result]) -> str:
     if strange := next((name for name, result in found.items() if MEASURED not in result.meta), None):
         raise ValueError(f"{strange} does not say what it cost and what it is of: save it with `run`")
     measured = [result.meta[MEASURED] for result in found.values()]
-    of = {(m["checkpoint"]["weights"], tuple(m["image_size"]), m["provenance"]) for m in measured}
+    of = {(m["checkpoint"]["weights"], m["provenance"]) for m in measured}
     if len(of) > 1:
-        raise ValueError(f"a page is of one checkpoint, at one image size, with one provenance; these are {sorted(of)}")
+        raise ValueError(f"a page is of one checkpoint with one provenance; these are {sorted(of)}")
     lines = [HEAD.strip(), "", *_checkpoint(measured[0]), "", *_overview(found)]
     for run in RUNS:
         if run.name in found:
@@ -55,12 +51,12 @@ def page(found: Mapping[str, Result]) -> str:
 
 
 def _checkpoint(measured: Mapping[str, Any]) -> Iterator[str]:
-    model, (height, width) = measured["checkpoint"], measured["image_size"]
+    model = measured["checkpoint"]
     yield "## The checkpoint"
     yield ""
     yield (
-        f"`{measured['model']}`, a `{model['class']}` of {model['n_layers']} layers, run in {model['dtype']} at "
-        f"{height} × {width} pixels. {measured['provenance']}".rstrip()
+        f"`{measured['model']}`, a `{model['class']}` of {model['n_layers']} layers, run in {model['dtype']}. "
+        f"{measured['provenance']}".rstrip()
     )
     yield ""
     for name, digest in measured["files"].items():
@@ -71,13 +67,13 @@ def _checkpoint(measured: Mapping[str, Any]) -> Iterator[str]:
 def _overview(found: Mapping[str, Result]) -> Iterator[str]:
     yield "## What was run, and what it cost"
     yield ""
-    yield "| run | measured on | fitted on | seconds | of the processor | peak memory | threads | code |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| run | pixels | measured on | fitted on | seconds | of the processor | peak memory | threads | code |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for name, result in found.items():
         m = result.meta[MEASURED]
         pairs = result.meta.get("n_pairs")
         on = f"{m['data']['n']} images" if pairs is None else f"{pairs} pairs"
-        cells = [on, f"{m['fit_data']['n']} images", f"{m['seconds']:.0f}", f"{m['processor_seconds']:.0f}"]
+        cells = [_pixels(m), on, f"{m['fit_data']['n']} images", f"{m['seconds']:.0f}", f"{m['processor_seconds']:.0f}"]
         cells += [f"{m['peak_memory'] / 2**30:.2f} GiB", str(result.meta["computing"]["threads"])]
         cells += [m["code"] or f"version {result.meta['versions'].get('hooked-vit', 'unknown')}"]
         yield f"| `{name}` | {' | '.join(cells)} |"
@@ -94,7 +90,7 @@ def _section(shown: Shown, result: Result) -> Iterator[str]:
     options = ", ".join(f"{name} {_plain(value)}" for name, value in asked.items())
     yield f"## {shown.title}"
     yield ""
-    yield f"*Run* `{measured['run']}` ({options}). *Claimed* {shown.claim}"
+    yield f"*Run* `{measured['run']}` at {_pixels(measured)} pixels ({options}). *Claimed* {shown.claim}"
     told = [measured["dictionary"]] if "dictionary" in measured else []
     for sentence in [*told, *result.meta.get("small", []), *result.meta.get("summary", [])]:
         yield ""
@@ -133,6 +129,10 @@ def _table(table: Table, result: Result) -> Iterator[str]:
         cells = [*map(_plain, place), *(_shown(cells.get(place)) for cells in columns.values())]
         cells += [_number(told[place[0]]) if place[0] in told else "" for told in beside.values()]
         yield "| " + " | ".join(cells) + " |"
+
+
+def _pixels(measured: Mapping[str, Any]) -> str:
+    return " × ".join(str(side) for side in measured["image_size"])
 
 
 def _sizes(found: Mapping[str, pd.DataFrame]) -> str:
@@ -208,7 +208,7 @@ HEAD = """
 Written by `python -m analyses.reproductions.real_models page FOLDER` from the results that `… run MODEL` saved: every
 number of ours is one of theirs, and `hooked-vit report FOLDER/RUN` shows the rest. Brackets hold the 95 % interval over
 images (`docs/methods.md` §28); a number without them has none to be had. Where a cell is of several draws it is their
-mean, and the interval reaches to the ends that lie furthest out. Runs are small, so that each takes minutes on one
-core of a shared machine: what n allows is said beside each. Claims are of other models and data, as said there; they
-stand here for orientation, whatever came out.
+mean, and the interval reaches to the ends that lie furthest out. Runs are as large as one core of a shared machine
+allows: what n allows is said beside each. Claims are of other models and data, as said there; they stand here for
+orientation, whatever came out.
 """

@@ -1,4 +1,4 @@
-"""What is run on a real checkpoint: small enough that each run takes minutes on one core."""
+"""What is run on a real checkpoint: what is claimed of large models at size, the rest in minutes on one core."""
 
 from __future__ import annotations
 
@@ -32,11 +32,16 @@ RUNS = (
     Run("head-words", 64, 400, {"draws": 2}),
     Run("register-neurons", 128, 400, {"seeds": 1, "batch_size": 64}),
     Run("register-controls", 256, 512, {"seeds": 1, "reads": "cls", "batch_size": 64}),
-    Run("cls-causality", 400, 400, {"seeds": 1, "batch_size": 100}),
-    Run("restoration", 256, 400, {"seeds": 1, "batch_size": 64}),
-    Run("restoration-refit", 256, 400, {"seeds": 1, "batch_size": 64, "probe_fit": "refit"}, "restoration"),
-    Run("random-readouts", 400, 600, {"layers": (8, 11), "seeds": 2}),
-    Run("decodability", 400, 400, {"roles": ("cls", "patches"), "random_models": 1, "permutations": 5}),
+    Run("cls-causality", 2000, 5000, {"seeds": 1, "batch_size": 100}),
+    Run("restoration", 512, 1024, {"seeds": 1, "batch_size": 64}),
+    Run("restoration-refit", 512, 1024, {"seeds": 1, "batch_size": 64, "probe_fit": "refit"}, "restoration"),
+    Run(
+        "random-readouts",
+        2000,
+        3000,
+        {"layers": (8, 9, 10, 11), "seeds": 2, "modes": ("closed_form", "trained"), "epochs": 200},
+    ),
+    Run("decodability", 1000, 2000, {"roles": ("cls", "patches"), "random_models": 1, "permutations": 5}),
     Run("lenses", 400, 400, {"random_models": 1, "steps": 300}),
     Run("registers", 128, 256, {"batch_size": 64}),
 )

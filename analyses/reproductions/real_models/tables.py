@@ -199,17 +199,23 @@ SHOWN = {
     "random-readouts": Shown(
         "What can one block write into a CLS that knows nothing of the image?",
         "Trained random tokens read more than the block's own CLS in layers 8 and 9, less in layer 10 (lab note 2: "
-        "DINOv2-base, ImageNet). Here are the closed forms alone.",
+        "DINOv2-base, ImageNet; its values stand beside ours).",
         (
             Table(
-                "Accuracy on test images, CLS replaced. The block's own CLS is what the others are compared with. The "
-                "published readouts are trained ones.",
-                {mode: arm(f"replace_{mode}") for mode in ("own_cls", "mean_cls", "gaussian", "one_gaussian")},
+                "Trained until validation no longer got better, accuracy on test images. Null is the block's own CLS.",
+                {mode: arm(mode) for mode in ("null", "replace", "augment", "deterministic")},
                 ("layer",),
                 published={
-                    "published, own CLS": Published(NOTE_2, "The block's own CLS, test", "dinov2"),
+                    "published, null": Published(NOTE_2, "The block's own CLS, test", "dinov2"),
                     "published, replace": Published(NOTE_2, "CLS replaced by a random token, test", "dinov2"),
+                    "published, augment": Published(NOTE_2, "A random token beside CLS, test", "dinov2"),
                 },
+            ),
+            Table(
+                "In closed form: nothing is trained but a ridge probe. CLS replaced; the block's own CLS is what the "
+                "others are compared with.",
+                {mode: arm(f"replace_{mode}") for mode in ("own_cls", "mean_cls", "gaussian", "one_gaussian")},
+                ("layer",),
             ),
             Table(
                 "Another image's CLS and the mean patch in its place, and a token added beside it.",
@@ -218,11 +224,13 @@ SHOWN = {
                     for mode in ("replace_other_cls", "replace_mean_patch", "augment_gaussian", "augment_mean_cls")
                 },
                 ("layer",),
-                published={"published, augment": Published(NOTE_2, "A random token beside CLS, test", "dinov2")},
             ),
             Table(
-                "Differences on the same images.",
-                {f"layer {at}": f"measure == 'difference' and split == 'test' and layer == {at}" for at in (8, 11)},
+                "Differences on the same images, whatever the status of a training (which the sentences above say).",
+                {
+                    f"layer {at}": f"measure == 'difference' and split == 'test' and layer == {at}"
+                    for at in range(8, 12)
+                },
                 ("mode",),
             ),
             Table("Chance.", {"the most frequent class": "measure == 'chance' and split == 'test'"}),

@@ -81,7 +81,7 @@ def test_the_page_says_what_it_is_of_and_what_is_missing(saved: Path, tmp_path: 
     text = write_page(saved, tmp_path / "page.md").read_text(encoding="utf-8")
     measured = Result.load(saved / "register-controls").meta[MEASURED]
     height, width = measured["image_size"]
-    said = ["Weights of the zoo.", f"{height} × {width} pixels", f"{measured['peak_memory'] / 2**30:.2f} GiB"]
+    said = ["Weights of the zoo.", f"at {height} × {width} pixels (", f"{measured['peak_memory'] / 2**30:.2f} GiB"]
     said += [measured["files"]["model.safetensors"], measured["checkpoint"]["weights"]]
     assert [words for words in said if words not in text] == []
     assert "/" not in text.partition("## What was not run")[0].partition("Images:")[2].partition("\n")[0]

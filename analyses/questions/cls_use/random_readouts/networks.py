@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock, Looked
 from analyses.questions.cls_use.random_readouts.tokens import ClsDistribution
 
 Decoder = Literal["linear", "mlp"]
@@ -105,7 +105,7 @@ class TokenReadout(nn.Module):
         self.token, self.decoder = token, decoder
 
     def forward(
-        self, block: FrozenBlock, x: Float[Tensor, "b t d"], generator: torch.Generator
+        self, block: FrozenBlock, x: Float[Tensor, "b t d"] | Looked, generator: torch.Generator
     ) -> Float[Tensor, "b c"]:
         token = None if self.token is None else self.token(len(x), generator)
         return self.decoder(block(x, token).float())

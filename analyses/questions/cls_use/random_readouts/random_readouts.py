@@ -24,6 +24,7 @@ from analyses.data import ImageData
 from analyses.data.sets import classes_to_learn, two_sets
 from analyses.questions.cls_use.random_readouts.arms import CLOSED_FORM, TRAINED, choose
 from analyses.questions.cls_use.random_readouts.figure import further_figures, main_figure, summary_table
+from analyses.questions.cls_use.random_readouts.looked import room
 from analyses.questions.cls_use.random_readouts.networks import Decoder, make_decoder
 from analyses.questions.cls_use.random_readouts.readouts import Layers, ModelReadouts, slug
 from analyses.questions.cls_use.random_readouts.store import check_room, clear, plan
@@ -70,7 +71,8 @@ def random_readouts(
     rates, or at `lr`, the best on validation is kept. Both are measured on `data` (test); without `fit_data` half of
     `data` is set aside for it (scenes: the train split). `draws` tokens per image are averaged at the end.
 
-    The inputs of the blocks are kept on disk, as `cache_dtype`, in a temporary folder or in `keep_in`; there the
+    The inputs of the blocks are kept on disk, as `cache_dtype`, in a temporary folder or in `keep_in`, and beside them,
+    of one layer at a time, keys and values of all tokens, so that an answer costs one token. In `keep_in` the
     trainings are kept as well, and the same call continues where it was interrupted, to the same numbers. With
     `activations`, folders that `store_activations` filled with the role "all", they are read from there instead.
     `repro` also trains, unless `modes` are named, and as published: raw decoder input, generators with batch norms, 5
@@ -115,12 +117,16 @@ def random_readouts(
             }
             for name, model in models.items()
         }
+        beside = {
+            name: sum(room(models[name], *part.shape[:2]) for part in each.values()) for name, each in plans.items()
+        }
         if keep_in is None:  # then each model's files make room for the next one's
-            needed = max(check_room(each.values(), folder) for each in plans.values())
+            needed = max(check_room(each.values(), folder, beside[name]) for name, each in plans.items())
         else:
-            needed = check_room([p for each in plans.values() for p in each.values()], folder)
+            all_of_them = [part for each in plans.values() for part in each.values()]
+            needed = check_room(all_of_them, folder, max(beside.values()))
         for name, model in models.items():
-            study = ModelReadouts(name, model, chosen[name], arms, n_classes, decoder, repro, draws)
+            study = ModelReadouts(name, model, chosen[name], arms, n_classes, decoder, repro, draws, folder)
             notes += study.cache(plans[name], splits)
             notes += study.closed_forms(seen)
             for each in seen[:trainings] if arms.trained else []:

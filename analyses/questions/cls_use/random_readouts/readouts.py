@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from analyses.questions.cls_use.random_readouts.arms import (
 )
 from analyses.questions.cls_use.random_readouts.closed_form import read_closed_form
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.looked import LookedStream, looked_at
 from analyses.questions.cls_use.random_readouts.networks import Decoder, RandomToken, TokenReadout
 from analyses.questions.cls_use.random_readouts.starting import begin_as_published, begin_at_cls
 from analyses.questions.cls_use.random_readouts.store import Plan, Stream, stored_streams, streams
@@ -66,10 +68,13 @@ class ModelReadouts:
         decoder: Decoder,
         repro: bool,
         draws: int,
+        folder: Path,
     ) -> None:
         self.name, self.model, self.layers, self.chosen, self.draws = name, model, layers, chosen, draws
         self.n_classes, self.decoder, self.repro = n_classes, decoder, repro
+        self.folder = folder
         self.streams: dict[str, dict[int, Stream]] = {}
+        self.looked: dict[str, LookedStream] = {}
         self.cls: dict[int, ClsDistribution] = {}
         self.read: dict[tuple[int, str], list[Bool[Tensor, "n"]]] = {}  # a closed form's answers for every seed
         self.rows: list[dict[str, Any]] = []
@@ -100,22 +105,11 @@ class ModelReadouts:
         """Measure the arms in closed form; what is drawn is drawn once for every seed."""
         said: dict[str, list[str]] = {}
         for layer in self.layers.all:
-            test = self.streams["test"][layer]
-            for name in self.chosen.closed:
-                arm = ARMS[name]
-                for seed in seeds if arm.token in RANDOM else [None]:
-                    right, probe = read_closed_form(
-                        self.model, layer, arm, self._fitting(layer), test, self.cls[layer], self.n_classes,
-                        seed=seed or 0, what=f"{self.name}: layer {layer}, {name}",
-                    )  # fmt: skip
-                    place = {"layer": layer, "mode": name, "seed": seed, "status": EXACT}
-                    self._add("accuracy", "test", rate_row(int(right.sum()), len(right)), **place)
-                    self._add("penalty", "fit", {"value": probe.alpha, "n": probe.n}, **place)
-                    self.read.setdefault((layer, name), []).append(right)
-                    if name != BASE:
-                        self._difference(layer, (name, right), (BASE, self.read[layer, BASE][0]), seed, EXACT)
-                    if probe.note:
-                        said.setdefault(probe.note.replace(f", {probe.alpha:g},", ""), []).append(name)
+            with self._looking(layer):
+                for name in self.chosen.closed:
+                    for seed in seeds if ARMS[name].token in RANDOM else [None]:
+                        if note := self._closed_form(layer, name, seed):
+                            said.setdefault(note, []).append(name)
         return [f"{self.name}: at some layer {note} ({', '.join(dict.fromkeys(arms))})." for note, arms in said.items()]
 
     def train(self, settings: Training, rates: Sequence[float], folder: Path | None) -> list[str]:
@@ -126,25 +120,48 @@ class ModelReadouts:
         order = sorted(self.layers.all, key=lambda layer: layer != start)
         for place, layer in enumerate(order):
             tested: dict[str, tuple[Draws, str]] = {}
-            for i, mode in enumerate(modes):
-                if mode == OF_SOURCE and layer == start and "null" in tested:
-                    tested[mode] = tested["null"]
-                    self.rows += [{**row, "mode": mode} for row in self._of(layer, "null", settings.seed)]
-                    continue
-                block = FrozenBlock(self.model, layer, PLACEMENTS[mode], tokens=self.streams["fit"][layer].layout)
-                done = train_at_best_rate(
-                    warm.get(mode) or self._begin(layer, mode, block, settings.seed),
-                    block, self.streams["fit"][layer], self.streams["validation"][layer], settings, rates,
-                    checkpoint=folder and folder / f"{slug(self.name)}-layer{layer}-{mode}",
-                    what=f"{self.name}: layer {layer}, {mode} ({place * len(modes) + i + 1} of "
-                    f"{len(order) * len(modes)})",
-                )  # fmt: skip
-                notes += done.notes
-                if layer == start and mode != OF_SOURCE:
-                    warm[mode] = done.readout
-                tested[mode] = self._measure(layer, mode, done, block, settings.seed)
+            with self._looking(layer):
+                for i, mode in enumerate(modes):
+                    if mode == OF_SOURCE and layer == start and "null" in tested:
+                        tested[mode] = tested["null"]
+                        self.rows += [{**row, "mode": mode} for row in self._of(layer, "null", settings.seed)]
+                        continue
+                    block = FrozenBlock(self.model, layer, PLACEMENTS[mode], tokens=self.looked["fit"].layout)
+                    done = train_at_best_rate(
+                        warm.get(mode) or self._begin(layer, mode, block, settings.seed),
+                        block, self.looked["fit"], self.looked["validation"], settings, rates,
+                        checkpoint=folder and folder / f"{slug(self.name)}-layer{layer}-{mode}",
+                        what=f"{self.name}: layer {layer}, {mode} ({place * len(modes) + i + 1} of "
+                        f"{len(order) * len(modes)})",
+                    )  # fmt: skip
+                    notes += done.notes
+                    if layer == start and mode != OF_SOURCE:
+                        warm[mode] = done.readout
+                    tested[mode] = self._measure(layer, mode, done, block, settings.seed)
             self._compare(layer, tested, settings.seed)
         return notes
+
+    @contextmanager
+    def _looking(self, layer: int) -> Iterator[None]:
+        """Meanwhile `looked` has the streams as this block sees them."""
+        streams = {split: each[layer] for split, each in self.streams.items()}
+        with looked_at(self.model, layer, streams, self.folder, f"{self.name}: layer {layer}, its keys") as self.looked:
+            yield
+        self.looked = {}
+
+    def _closed_form(self, layer: int, name: str, seed: int | None) -> str | None:
+        """Measure one arm with one seed; what its probe has to say, if anything."""
+        right, probe = read_closed_form(
+            self.model, layer, ARMS[name], [self.looked["fit"], self.looked["validation"]], self.looked["test"],
+            self.cls[layer], self.n_classes, seed=seed or 0, what=f"{self.name}: layer {layer}, {name}",
+        )  # fmt: skip
+        place = {"layer": layer, "mode": name, "seed": seed, "status": EXACT}
+        self._add("accuracy", "test", rate_row(int(right.sum()), len(right)), **place)
+        self._add("penalty", "fit", {"value": probe.alpha, "n": probe.n}, **place)
+        self.read.setdefault((layer, name), []).append(right)
+        if name != BASE:
+            self._difference(layer, (name, right), (BASE, self.read[layer, BASE][0]), seed, EXACT)
+        return probe.note and probe.note.replace(f", {probe.alpha:g},", "")
 
     def _fitting(self, layer: int) -> list[Stream]:
         return [self.streams[split][layer] for split in ("fit", "validation")]
@@ -155,15 +172,15 @@ class ModelReadouts:
             torch.manual_seed(seed)
             if self.repro:
                 return begin_as_published(mode, block, self.decoder, self.n_classes)
-            fit = self.streams["fit"][layer]
+            fit = self.looked["fit"]
             return begin_at_cls(mode, block, self.decoder, self.n_classes, self.cls[layer], fit, seed)
 
     def _measure(self, layer: int, mode: str, done: Trained, block: FrozenBlock, seed: int) -> tuple[Draws, str]:
         readout = done.readout
         random = isinstance(readout.token, RandomToken)
         with block.ready():
-            validated = evaluate(readout, block, self.streams["validation"][layer], seed=seed)
-            tested = evaluate(readout, block, self.streams["test"][layer], seed=seed, draws=self.draws if random else 1)
+            validated = evaluate(readout, block, self.looked["validation"], seed=seed)
+            tested = evaluate(readout, block, self.looked["test"], seed=seed, draws=self.draws if random else 1)
         status = self._status(layer, mode, done, tested)
         place = {"layer": layer, "mode": mode, "seed": seed, "status": status}
         for split, drawn in (("validation", validated), ("test", tested)):
@@ -179,7 +196,7 @@ class ModelReadouts:
         for epoch, row in enumerate(done.history, start=1):
             for measure, value in row.items():
                 split = "validation" if measure.startswith("validation") else "fit"
-                number = {"value": value, "n": len(self.streams[split][layer].labels)}
+                number = {"value": value, "n": len(self.looked[split].labels)}
                 self._add(measure, split, number, epoch=epoch, **place)
         return tested, status
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from analyses.questions.cls_use.random_readouts.arms import PLACEMENTS
 from analyses.questions.cls_use.random_readouts.closed_form import gather
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.looked import LookedStream
 from analyses.questions.cls_use.random_readouts.networks import (
     Decoder,
     FixedToken,
@@ -35,7 +36,7 @@ def begin_as_published(mode: str, block: FrozenBlock, decoder: Decoder, n_classe
 
 
 def begin_at_cls(
-    mode: str, block: FrozenBlock, decoder: Decoder, n_classes: int, cls: ClsDistribution, fit: Stream, seed: int
+    mode: str, block: FrozenBlock, decoder: Decoder, n_classes: int, cls: ClsDistribution, fit: LookedStream, seed: int
 ) -> TokenReadout:
     """Random tokens with the mean and covariance of CLS, a learned one at its mean; the decoder's input standardised.
 
@@ -51,8 +52,8 @@ def begin_at_cls(
     generator = generator_of(seed)
     readout = TokenReadout(token, read).to(_device(block))
 
-    def placed(stream: Stream, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"] | None:
-        return None if readout.token is None else readout.token(len(x), generator)
+    def placed(stream: Stream, rows: Int[Tensor, "b"]) -> Float[Tensor, "b d"] | None:
+        return None if readout.token is None else readout.token(len(rows), generator)
 
     seen = gather(block, [fit], placed, n_classes, "looking at what the decoder reads")
     moments = seen.moments("read")

@@ -110,12 +110,12 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
-def check_room(plans: Iterable[Plan], folder: Path) -> int:
-    """The bytes these plans still need in `folder`, which must be free there.
+def check_room(plans: Iterable[Plan], folder: Path, beside: int = 0) -> int:
+    """The bytes these plans still need in `folder`, and what is needed `beside` them, which must be free there.
 
     Raises OSError (ENOSPC), naming both numbers, where they are not.
     """
-    needed, free = sum(plan.bytes_missing for plan in plans), shutil.disk_usage(folder).free
+    needed, free = sum(plan.bytes_missing for plan in plans) + beside, shutil.disk_usage(folder).free
     if needed > free:
         raise _no_room(needed, f"{size(free)} are free", folder)
     return needed

@@ -115,14 +115,14 @@ class Placed:
         elif token == "one_normal":
             self.one = torch.randn(1, len(distribution.mean), generator=self.generator)
 
-    def __call__(self, stream: Stream, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
-        """The tokens of the next images, whose stream is `x`."""
-        n, d = len(x), x.shape[-1]
+    def __call__(self, stream: Stream, rows: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+        """The tokens of the next images, which are these rows of `stream`."""
+        n, d = len(rows), len(self.distribution.mean)
         self.given += n
         if self.token == "own_cls":
-            return cls_of(stream, x)
+            return cls_of(stream, stream.batch(rows)[0])
         if self.token == "mean_patch":
-            return x[:, stream.layout.mask("patches")].mean(1)
+            return stream.batch(rows)[0][:, stream.layout.mask("patches")].mean(1)
         if self.token == "mean_cls":
             return self.distribution.mean.expand(n, d)
         if self.token == "gaussian":

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.looked import LookedStream
 from analyses.questions.cls_use.random_readouts.networks import TokenReadout
 from analyses.questions.cls_use.random_readouts.store import Stream
 from analyses.running.notice import notice
@@ -25,6 +26,8 @@ from hooked_vit.loading.digests import digest
 from hooked_vit.loading.files import write_whole
 from hooked_vit.loading.progress import tqdm
 
+Kept = Stream | LookedStream
+"""What a readout is trained on; the same numbers either way, and far fewer steps where the block has looked before."""
 EVALUATION = 256  # images at a time where nothing is learned
 # Noise in training, in evaluation and in the weights at first must not come from one sequence.
 TRAINING_SEED, EVALUATION_SEED = 1_000_003, 2_000_003
@@ -78,8 +81,8 @@ class Draws(NamedTuple):
 def train(
     readout: TokenReadout,
     block: FrozenBlock,
-    fit: Stream,
-    validation: Stream,
+    fit: Kept,
+    validation: Kept,
     settings: Training,
     *,
     checkpoint: Path | None = None,
@@ -156,8 +159,8 @@ def train(
 def train_at_best_rate(
     readout: TokenReadout,
     block: FrozenBlock,
-    fit: Stream,
-    validation: Stream,
+    fit: Kept,
+    validation: Kept,
     settings: Training,
     rates: Sequence[float],
     **kw: Any,
@@ -181,7 +184,7 @@ def train_at_best_rate(
 
 
 @torch.no_grad()
-def evaluate(readout: TokenReadout, block: FrozenBlock, stream: Stream, *, seed: int, draws: int = 1) -> Draws:
+def evaluate(readout: TokenReadout, block: FrozenBlock, stream: Kept, *, seed: int, draws: int = 1) -> Draws:
     """Accuracy per image with one draw of the token and with the mean scores of `draws`, and how often draws agree.
 
     The noise depends on `seed` alone. Agreement is the share of pairs of draws with the same answer; 1 for one draw.
@@ -213,7 +216,7 @@ def _batches(n: int, batch_size: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
 
 
-def _key(readout: TokenReadout, block: FrozenBlock, fit: Stream, validation: Stream, settings: Training) -> str:
+def _key(readout: TokenReadout, block: FrozenBlock, fit: Kept, validation: Kept, settings: Training) -> str:
     """A digest of all that decides how the training goes."""
     facts = [asdict(settings), block.layer, block.placement, fit.checksum, validation.checksum]
     weights = [dict(module.state_dict()) for module in (readout, block.model.blocks[block.layer])]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,6 +16,7 @@ from analyses.probes.ridge import GramRidge
 from analyses.questions.cls_use.random_readouts import readouts
 from analyses.questions.cls_use.random_readouts.arms import BELOW, COUNTERPARTS, ENDED, choose, told
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.looked import looked_at
 from analyses.questions.cls_use.random_readouts.networks import RandomToken
 from analyses.questions.cls_use.random_readouts.starting import begin_at_cls
 from analyses.questions.cls_use.random_readouts.store import Stream
@@ -54,7 +54,8 @@ def every_cls(fit: list[Stream]) -> Tensor:
 
 def placed(token: Any, fit: list[Stream], cls: ClsDistribution, *, fitting: bool = True, seed: int = 0) -> Tensor:
     tokens = Placed(token, cls, fit, seed=seed, fitting=fitting)
-    return torch.cat([tokens(s, torch.from_numpy(part)).double() for s in fit for part in np.array_split(s.x, 2)])
+    halves = [(s, rows) for s in fit for rows in torch.arange(len(s.labels)).chunk(2)]
+    return torch.cat([tokens(s, rows).double() for s, rows in halves])
 
 
 def test_cls_has_the_mean_and_covariance_it_has(fit, cls):
@@ -176,11 +177,12 @@ def test_a_generator_begins_as_cls_is_distributed(fit, cls):
 
 
 @pytest.mark.parametrize("mode", ["null", "replace", "augment", "deterministic"])
-def test_a_decoder_sees_standardised_input_when_training_begins(fit, cls, mode):
+def test_a_decoder_sees_standardised_input_when_training_begins(fit, cls, mode, tmp_path):
     vit = model("registers")
     placement = {"null": "null", "augment": "augment"}.get(mode, "replace")
     block = FrozenBlock(vit, LAYER, placement, tokens=vit.tokens)
-    readout = begin_at_cls(mode, block, "linear", CLASSES, cls, fit[0], 0)
+    with looked_at(vit, LAYER, {"fit": fit[0]}, tmp_path, "looking") as looked:
+        readout = begin_at_cls(mode, block, "linear", CLASSES, cls, looked["fit"], 0)
     if mode == "deterministic":
         assert torch.allclose(readout.token.token.double(), cls.mean, atol=1e-6)
     seen: list[Tensor] = []

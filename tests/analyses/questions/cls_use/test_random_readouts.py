@@ -22,6 +22,7 @@ from analyses.questions.cls_use.random_readouts import training
 from analyses.questions.cls_use.random_readouts.arms import COMPARED, COUNTERPARTS, PLACEMENTS
 from analyses.questions.cls_use.random_readouts.figure import curves_figure, summary_table, trained_figure
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
+from analyses.questions.cls_use.random_readouts.looked import looked_at, room
 from analyses.questions.cls_use.random_readouts.networks import RandomToken, TokenReadout, make_decoder
 from analyses.questions.cls_use.random_readouts.store import Stream, plan, streams
 from analyses.questions.cls_use.random_readouts.training import Trained, Training, evaluate, train
@@ -129,6 +130,19 @@ def test_interrupted_at_any_step_and_resumed_it_ends_as_if_nothing_had_happened(
             study.train(checkpoint=tmp_path / "run")
     assert same(study.train(checkpoint=tmp_path / "run"), whole)
     assert len(list(tmp_path.glob("run-*.training"))) == 1
+
+
+@pytest.mark.parametrize("placement", ["null", "replace", "augment"])
+def test_a_block_that_has_looked_before_is_trained_around_to_the_same_numbers(tmp_path, placement):
+    study = Study(tmp_path, "beit-mean-both", placement)
+    whole, before = study.train(), sorted(tmp_path.rglob("*"))
+    kept = {str(number): stream for number, stream in enumerate(study.streams)}
+    with looked_at(study.block.model, 1, kept, tmp_path, "looking") as looked:
+        assert same(train(study.readout, study.block, *looked.values(), SETTINGS), whole)
+        (file,) = tmp_path.rglob("0.keys")
+        n, layout = len(study.streams[0].labels), study.streams[0].layout
+        assert 2 * file.stat().st_size == room(study.block.model, n, layout.n_tokens)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_is_done_is_not_trained_again(tmp_path, monkeypatch):

@@ -86,6 +86,19 @@ def test_only_replace_is_blind_to_the_models_cls(family):
     assert not torch.allclose(read(model, "null", x), read(model, "null", other), atol=1e-3)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_looked_at_once_it_answers_for_any_placement_and_token(family):
+    model = tiny(family)[1]
+    x, s = entering(model), tokens(model)
+    with torch.no_grad(), FrozenBlock(model, LAYER, "null", tokens=model.tokens).ready() as block:
+        looked = block.look(x)
+    assert len(looked) == len(x)
+    for placement in ("null", "replace", "augment"):
+        with torch.no_grad(), FrozenBlock(model, LAYER, placement, tokens=model.tokens).ready() as block:
+            for token in (s, tokens(model, seed=1)):
+                assert torch.equal(block(looked, token), block(x, token))
+
+
 @pytest.mark.parametrize("placement", ["null", "replace", "augment"])
 def test_a_frozen_block_gets_no_gradient_and_the_model_comes_back_as_it_was(placement):
     model = make("beit-mean-both", torch.float32).train()
