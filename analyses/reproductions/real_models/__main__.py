@@ -3,7 +3,7 @@
 With `python -m analyses.reproductions.real_models` in place of the dots:
 
     … run MODEL --data parquet:test.parquet --fit-data parquet:train.parquet --image-size 84 --out FOLDER
-    … page FOLDER --to docs/real_models.md
+    … page FOLDER --to docs/real_models.md --keep docs/results
 """
 
 from __future__ import annotations
@@ -37,10 +37,15 @@ def main() -> int:
     page = commands.add_parser("page", help="write the page of what was saved")
     page.add_argument("folder", type=Path)
     page.add_argument("--to", required=True, type=Path, help="the file to write")
+    page.add_argument("--keep", type=Path, help="a folder for the results themselves, without images and paths")
     args = parser.parse_args()
     if args.command == "page":
         from analyses.reproductions.real_models.page import write_page
 
+        if args.keep:
+            from analyses.reproductions.real_models.kept import keep_results
+
+            keep_results(args.folder, args.keep)
         print(write_page(args.folder, args.to))
         return 0
     study = Study(

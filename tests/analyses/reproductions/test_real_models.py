@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import BitImageProcessorPil
 
 from analyses.data import load_data
 from analyses.reproductions.real_models import measuring, page
+from analyses.reproductions.real_models.kept import keep_results
 from analyses.reproductions.real_models.measuring import MEASURED, Study, measure, pairs
 from analyses.reproductions.real_models.page import write_page
 from analyses.reproductions.real_models.runs import RUNS, Run, find
@@ -88,6 +90,22 @@ def test_the_page_says_what_it_is_of_and_what_is_missing(saved: Path, tmp_path: 
     assert measured["peak_memory"] > 2**20
     missing = text.partition("## What was not run")[2]
     assert all((f"`{run.name}`" in missing) == (run.name not in [s.name for s in SMALL]) for run in RUNS)
+
+
+def test_results_are_given_away_without_images_and_paths_and_make_the_same_page(saved: Path, tmp_path: Path) -> None:
+    with_images = Result.load(saved / "register-controls")
+    with_images.meta |= {"pictures": ["..."], "model": {"/home/me/models/x": ["~/data/a.png", "1/2 of /tmp/b/c.png"]}}
+    with_images.save(tmp_path / "saved" / "register-controls")
+    kept = keep_results(tmp_path / "saved", tmp_path / "kept")
+    assert [each.name for each in kept] == ["register-controls"]
+    again = Result.load(tmp_path / "kept" / "register-controls")
+    assert "pictures" not in again.meta
+    assert again.meta["model"] == {"x": ["a.png", "1/2 of c.png"]}
+    assert str(zoo.path("vit").parent) not in str(again.meta)
+    pd.testing.assert_frame_equal(again.frame, with_images.frame)
+    assert page.page({"register-controls": again}) == page.page({"register-controls": with_images})
+    with pytest.raises(FileNotFoundError, match="no saved result"):
+        keep_results(tmp_path, tmp_path / "none")
 
 
 def test_results_of_two_checkpoints_make_no_page(saved: Path) -> None:
