@@ -193,14 +193,15 @@ class TokenLayout(Displayed):
         def taken(old: Tensor, pad: int) -> Tensor:
             return old.expand(*batch, -1).gather(-1, places.clamp(min=0)).where(real, pad)
 
-        kept: dict[str, Any] = {
-            "codes": taken(self.codes, ABSENT),
-            "ids": taken(self.ids, -1),
-            "donors": taken(self.donors, -1),
-        }
+        kept: dict[str, Any] = {"codes": taken(self.codes, ABSENT), "ids": taken(self.ids, -1)}
+        kept["donors"] = taken(self.donors, -1)
         if batch and all((rows == rows[0]).all() for rows in kept.values()):
             kept = {name: rows[0] for name, rows in kept.items()}
         return replace(self, **kept)
+
+    def part(self, rows: slice) -> TokenLayout:
+        """The layout of the tokens in these places alone."""
+        return replace(self, codes=self.codes[..., rows], ids=self.ids[..., rows], donors=self.donors[..., rows])
 
     def same_as(self, other: TokenLayout) -> bool:
         """True where both describe the same tokens in the same order."""

@@ -2,7 +2,8 @@
 
 The network is walked once, carrying the states that are alive. A state forks where an intervention begins, states
 with the same history are one, and states that merely pass a block pass it as one folded batch. For twelve layers and
-one intervention per layer that is 66 + 12 evaluations of a block instead of 144.
+one intervention per layer that is 66 + 12 evaluations of a block instead of 144. Of those of the last block, the ones
+of which no more is seen than what a readout of few tokens pools are for these tokens alone.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hooked_vit import HookedViT, HookPoint, TokenLayout
+from hooked_vit.components.narrowing import BEHIND_POOLING, can_narrow, rows_pooled
 from hooked_vit.components.pieces import in_pieces
 from hooked_vit.components.watching import watched
 from hooked_vit.hook_table import SPLICED
+from hooked_vit.loading.progress import ahead, tick
 from interventions.apply import AppliedRun, InterventionNotFired, brought
 from interventions.core import Edit, Intervention, flatten, registered
 from interventions.sources import shared_runs
@@ -47,6 +51,8 @@ class State:
 
     resid: Float[Tensor, "b t d"]
     tokens: TokenLayout
+    rows: slice | None = None
+    """The tokens it holds alone, behind the last block; None where it holds all of them."""
 
 
 @dataclass
@@ -85,8 +91,9 @@ def sweep(
     ...     ...
 
     At most `memory_budget` bytes of residual streams are alive at once; beyond that the list is walked in parts.
-    Streams of up to `fold_tokens` tokens together pass a block as one batch, and large ones in pieces (0: neither;
-    then results are those of separate runs bit by bit, otherwise up to the rounding of other matrix products).
+    Streams of up to `fold_tokens` tokens together pass a block as one batch, large ones in pieces, and the last block
+    for the tokens alone that the readout pools where no hook sees the others (0: none of it; then results are those of
+    separate runs bit by bit, otherwise up to the rounding of other matrix products).
     `undisturbed` is called with each layer and the stream behind it [b, t, d] in a run without any edit, which costs
     nothing where a variant has none in front of the readout; of no interventions nothing runs. No gradients. Random
     generators start anew with every sweep, so that over many batches each wants seeds of its own.
@@ -104,12 +111,13 @@ def sweep(
 def _in_parts(
     model: HookedViT, pixels: Tensor, variants: list[Variant], at_once: int, fold_tokens: int, look: Look | None
 ) -> Iterator[tuple[Intervention, Tensor]]:
-    for first in range(0, len(variants), at_once):
-        part = variants[first : first + at_once]
+    parts = [variants[first : first + at_once] for first in range(0, len(variants), at_once)]
+    ahead(sum(_passes(part, model.cfg.n_layers) for part in parts))
+    for number, part in enumerate(parts):
         _refuse_hooks(model)
         points = {name: point for variant in part for name, point in variant.brought.items()}
         with torch.no_grad(), model.more_hooks(points):
-            outputs = _walk(model, pixels, part, fold_tokens, None if first else look)
+            outputs = _walk(model, pixels, part, fold_tokens, None if number else look)
         for variant, logits in zip(part, outputs, strict=True):
             yield variant.intervention, logits
 
@@ -164,6 +172,15 @@ def _forks(variants: list[Variant], depth: int, place: str | None = None) -> lis
     return list(forks.values())
 
 
+def _passes(variants: list[Variant], n_layers: int) -> int:
+    """How many evaluations of a block these variants are: as many at each layer as differ in what is done so far."""
+
+    def so_far(variant: Variant, layer: int) -> History:
+        return tuple(s.key for s in variant.steps if (s.depth, _place(s.name) == "post") <= (layer, False))
+
+    return sum(len({so_far(variant, layer) for variant in variants}) for layer in range(n_layers))
+
+
 def _walk(
     model: HookedViT, pixels: Tensor, variants: list[Variant], fold_tokens: int, look: Look | None
 ) -> list[Tensor]:
@@ -178,7 +195,9 @@ def _walk(
             states[fork.new] = State(model.embed_pixels(pixels), model.run.tokens)
     for layer, block in enumerate(model.blocks):
         states = _edit_outside(model, states, _forks(variants, layer, "pre"))
-        states = _pass_block(model, block, states, _forks(variants, layer, "inside"), fold_tokens)
+        forks = _forks(variants, layer, "inside")
+        narrow = _unseen(model, asked, look) if layer == model.cfg.n_layers - 1 and fold_tokens else set()
+        states = _pass_block(model, block, states, forks, fold_tokens, narrow)
         states = _edit_outside(model, states, _forks(variants, layer, "post"))
         if look is not None:
             look(layer, states[()].resid.clone())  # his own: what he writes into it reaches nothing else
@@ -186,8 +205,27 @@ def _walk(
     for fork in _forks(asked, model.cfg.n_layers):
         state = states[fork.old]
         with _attached(model, fork, state.tokens):
-            outputs[fork.new] = model.readout(state.resid)
+            outputs[fork.new] = _answer(model, state)
     return [outputs[v.history] for v in asked]
+
+
+def _answer(model: HookedViT, state: State) -> Tensor:
+    """Logits; hooks behind the pooling are shown what they always are, and the layout of all tokens."""
+    if state.rows is None:
+        return model.readout(state.resid)
+    with model.running(state.tokens.part(state.rows)):
+        pooled = model.pool(state.resid)
+    return model.answer_of(model.hook_pooled(pooled))
+
+
+def _unseen(model: HookedViT, variants: list[Variant], look: Look | None) -> set[History]:
+    """The states behind the last block of whose tokens none is edited inside it or later."""
+    if not can_narrow(model.blocks[-1], model.ln_final):
+        return set()
+    last = model.cfg.n_layers - 1
+    free = {*BEHIND_POOLING, f"blocks.{last}.hook_resid_pre"}
+    seen = {v.history for v in variants for s in v.steps if s.depth >= last and s.name not in free}
+    return {v.history for v in variants} - seen - ({()} if look is not None else set())
 
 
 @contextmanager
@@ -213,12 +251,17 @@ def _edit_outside(model: HookedViT, states: dict[History, State], forks: list[Fo
             for step in [s for s in fork.steps if not s.name.endswith(SPLICED)]:
                 new = step.edit(resid, hook=model.hook_dict[step.name])
                 resid = resid if new is None else new
-            after[fork.new] = State(resid, model.run.tokens)
+            after[fork.new] = State(resid, model.run.tokens, state.rows)
     return after
 
 
 def _pass_block(
-    model: HookedViT, block: torch.nn.Module, states: dict[History, State], forks: list[Fork], fold_tokens: int
+    model: HookedViT,
+    block: torch.nn.Module,
+    states: dict[History, State],
+    forks: list[Fork],
+    fold_tokens: int,
+    narrow: set[History],
 ) -> dict[History, State]:
     """All states through one block: those it is edited in one by one, the others folded into batches."""
     after: dict[History, State] = {}
@@ -227,13 +270,19 @@ def _pass_block(
             state = states[fork.old]
             with _attached(model, fork, state.tokens):
                 after[fork.new] = State(block(state.resid), model.run.tokens)
-    for fold in _folds([(fork.new, states[fork.old]) for fork in forks if not fork.steps], fold_tokens):
-        tokens = fold[0][1].tokens
-        resid = torch.cat([state.resid for _, state in fold]) if len(fold) > 1 else fold[0][1].resid
-        with model.running(tokens):
-            whole = tokens.ragged or fold_tokens == 0
-            parts = (block(resid) if whole else in_pieces(block, model.cfg, (), resid)).chunk(len(fold))
-        after |= {new: State(part, tokens) for (new, _), part in zip(fold, parts, strict=True)}
+            tick()
+    passing = [(fork.new, states[fork.old]) for fork in forks if not fork.steps]
+    for alone in (False, True):
+        for fold in _folds([each for each in passing if (each[0] in narrow) == alone], fold_tokens):
+            tokens = fold[0][1].tokens
+            rows = rows_pooled(model.cfg, tokens) if alone else None
+            run = block if rows is None else partial(block, rows=rows)
+            resid = torch.cat([state.resid for _, state in fold]) if len(fold) > 1 else fold[0][1].resid
+            with model.running(tokens):
+                whole = tokens.ragged or fold_tokens == 0
+                parts = (run(resid) if whole else in_pieces(run, model.cfg, (), resid)).chunk(len(fold))
+            after |= {new: State(part, tokens, rows) for (new, _), part in zip(fold, parts, strict=True)}
+            tick(len(fold))
     return after
 
 

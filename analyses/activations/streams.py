@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from hooked_vit.components.pieces import images_at_once, in_pieces
+from hooked_vit.loading.progress import ahead, tick
 
 Read = Callable[[Tensor], Tensor]
 
@@ -49,9 +50,11 @@ def _in_pieces(model: HookedViT, pixels: Tensor, read: Read, embedding: bool) ->
     """Blocks take some images at a time; what is read is the stream of all of them, as `read` may know their number."""
     with model.running(model.check_pixels(pixels)):
         model.run.n_forwards += 1
+        ahead(model.cfg.n_layers)
         resid = model.embed_pixels(pixels)
         kept = [read(resid)] if embedding else []
         for block in model.blocks:
             resid = in_pieces(block, model.cfg, (), resid)
             kept.append(read(resid))
+            tick()
         return model.readout(resid), kept

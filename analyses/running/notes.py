@@ -13,7 +13,7 @@ from analyses.running.notice import notice
 from hooked_vit import HookedViT
 from hooked_vit.config.spoken import what_is_read
 from hooked_vit.loading.digests import model_digests
-from hooked_vit.loading.progress import tqdm
+from hooked_vit.loading.progress import steps
 
 
 def progress_batches(
@@ -25,7 +25,7 @@ def progress_batches(
     least: int = 1,
     into: Sequence[Any] = (),
 ) -> Iterator[Batch]:
-    """`data.batches` with a progress bar that says `what` is being done.
+    """`data.batches` with a progress bar that says `what` is being done, and moves on inside a batch where it is told.
 
     `into` are the accumulators (see `processes.merging`) that the batches fill. Where several processes run and those
     are given, each process is handed every so manieth batch, and behind the last all of them hold what one process
@@ -39,7 +39,7 @@ def progress_batches(
         n, mine = 1, 0
     total = None if sizes is None else len(sizes[mine::n])
     batches = data.batches(batch_size, extra=extra, least=least, share=(mine, n))
-    bar = tqdm(batches, total=total, desc=what, leave=False, disable=not group.leads())
+    bar = steps(batches, total=total, desc=what, leave=False, disable=not group.leads())
     yield from bar if n == 1 else _shared(bar, data, into)
 
 

@@ -51,12 +51,13 @@ class Attention(nn.Module):
         if self.rotary is not None:
             self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
 
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        q, k = self.hook_q(self._split(self.q(x))), self.hook_k(self._split(self.k(x)))
+    def forward(self, x: Float[Tensor, "b t d"], rows: slice | None = None) -> Float[Tensor, "b after d"]:
+        asking = x if rows is None else x[:, rows]
+        q, k = self.hook_q(self._split(self.q(asking))), self.hook_k(self._split(self.k(x)))
         v = self.hook_v(self._split(self.v(x))).transpose(1, 2)
-        bias = self._bias(x)
+        bias = self._bias(x, rows)
         if self.rotary is not None:
-            q = self.hook_rot_q(self.rotary(q, self.run.tokens))
+            q = self.hook_rot_q(self.rotary(q, self.run.tokens if rows is None else self.run.tokens.part(rows)))
             k = self.hook_rot_k(self.rotary(k, self.run.tokens))
         z = self._mixed(q.transpose(1, 2), k.transpose(1, 2), v, bias).transpose(1, 2)
         if self.ln is not None:
@@ -88,7 +89,7 @@ class Attention(nn.Module):
             )
         return self.run.attention != "eager" and not asked
 
-    def _bias(self, x: Tensor) -> Float[Tensor, "#b #h #t t"] | None:
+    def _bias(self, x: Tensor, rows: slice | None) -> Float[Tensor, "#b #h #after t"] | None:
         """What is added to the scores: relative positions, and minus infinity at padded keys."""
         self.run.refuse_recomputation()
         tokens = self.run.tokens
@@ -98,6 +99,7 @@ class Attention(nn.Module):
         bias = None
         if tables:
             bias = self.hook_rel_pos_bias(sum(t(tokens) for t in tables[1:]) + tables[0](tokens))
+            bias = bias if rows is None else bias[..., rows, :]
         if (present := tokens.present) is not None:
             padding = x.new_zeros(present.shape).masked_fill(~present.to(x.device), float("-inf"))[..., None, None, :]
             bias = padding if bias is None else bias + padding

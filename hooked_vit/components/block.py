@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +18,10 @@ from hooked_vit.tokens import Run
 
 
 class Block(nn.Module):
-    """One transformer block: its norms stand in front of attention and MLP, or with `post_norm` behind them."""
+    """One transformer block: its norms stand in front of attention and MLP, or with `post_norm` behind them.
+
+    With `rows` it gives these tokens alone, which attend to all; hooks behind the queries would not see the others.
+    """
 
     hook_resid_pre: HookPoint
     hook_attn_out: HookPoint
@@ -35,12 +41,14 @@ class Block(nn.Module):
         for name in ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"):
             setattr(self, f"hook_{name}", HookPoint())
 
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b after d"]:
+    def forward(self, x: Float[Tensor, "b t d"], rows: slice | None = None) -> Float[Tensor, "b after d"]:
         x = self.hook_resid_pre(x)  # which may insert or remove tokens, here and at the other two hooks of the stream
-        x = self.hook_resid_mid(x + self.hook_attn_out(self._branch(self.attn, self.ln1, x)))
+        attn = self.attn if rows is None else partial(self.attn, rows=rows)
+        attn_out = self.hook_attn_out(self._branch(attn, self.ln1, x))
+        x = self.hook_resid_mid((x if rows is None else x[:, rows]) + attn_out)
         # shown as a tensor of its own, so that a gradient of it is not one of the skip path
         mlp_in = self.hook_mlp_in(x)
         return self.hook_resid_post(x + self.hook_mlp_out(self._branch(self.mlp, self.ln2, mlp_in)))
 
-    def _branch(self, part: nn.Module, norm: LayerNorm, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    def _branch(self, part: Callable, norm: LayerNorm, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b after d"]:
         return norm(part(x)) if self.post_norm else part(norm(x))

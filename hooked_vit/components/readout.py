@@ -46,6 +46,10 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
 
         >>> model.readout(model(pixels, stop_at_layer=model.cfg.n_layers))  # doctest: +SKIP
         """
+        return self.answer_of(self.hook_pooled(self.pool(resid)))
+
+    def pool(self, resid: Float[Tensor, "b t d"]) -> Float[Tensor, "b p"]:
+        """What the readout pools of the residual stream after the last block, the value that `hook_pooled` is shown."""
         x = resid if self.cfg.final_norm == "pooled" else self.ln_final(resid)
         if self.cfg.attention_pool:
             pooled = self._attend(x, torch.stack([self._read(x, role) for role in self.cfg.sources]).any(0))
@@ -53,7 +57,7 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
             pooled = torch.stack([self._pool(x, role) for role in self.cfg.sources], dim=1)
         if self.cfg.final_norm == "pooled":
             pooled = self.ln_final(pooled)
-        return self.answer_of(self.hook_pooled(pooled.flatten(1)))
+        return pooled.flatten(1)
 
     def answer_of(self, pooled: Float[Tensor, "b p"]) -> Float[Tensor, "b c"]:
         """Output of the model from what its readout has pooled, the value at `hook_pooled`."""

@@ -93,7 +93,7 @@ def _written(grads: tuple[Tensor, ...]) -> bool:
     return any(g is not None and g._version > 0 for g in grads)
 
 
-def watched(*points: LensHookPoint) -> bool:
+def watched(*points: nn.Module) -> bool:
     """True where somebody listens, with any hook torch has: what is expensive to name is computed only then.
 
     Who puts another `forward` in a point's place, as nnsight does, listens too.

@@ -90,10 +90,11 @@ def evaluations(monkeypatch) -> Counter:
     count: Counter = Counter()
     forward = Block.forward
 
-    def counted(self, x):
+    def counted(self, x, rows=None):
         count["runs"] += len(x) // 2
         count["calls"] += 1
-        return forward(self, x)
+        count["narrow"] += len(x) // 2 * (rows is not None)
+        return forward(self, x, rows)
 
     monkeypatch.setattr(Block, "forward", counted)
     return count
@@ -122,7 +123,9 @@ def test_twelve_layers_cost_sixty_six_and_twelve(deep, evaluations):
         assert evaluations["runs"] == runs, variants
     evaluations.clear()
     list(sweep(deep, x, shuffles))
-    assert evaluations["calls"] == 12  # the clean run and all others pass a block as one batch
+    # the clean run and all others pass a block as one batch, the last one but for the run that is shuffled behind it
+    assert evaluations["calls"] == 12 + 1
+    assert evaluations["narrow"] == 11
     evaluations.clear()
     list(sweep(deep, x, shuffles, fold_tokens=0))
     assert evaluations["calls"] == evaluations["runs"] == 78
@@ -134,10 +137,10 @@ def test_memory_is_bounded(deep, monkeypatch):
     most = 0
     forward = Block.forward
 
-    def watched_forward(self, resid):
+    def watched_forward(self, resid, rows=None):
         nonlocal most
         most = max(most, len(resid))
-        return forward(self, resid)
+        return forward(self, resid, rows)
 
     monkeypatch.setattr(Block, "forward", watched_forward)
     state = 4 * 5 * 16 * 4
