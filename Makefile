@@ -37,8 +37,8 @@ docs: $(READY) ## the documentation as a site, in out/site; a warning is an erro
 zoo: $(READY) ## train the built-in models again
 	$(BIN)/python -m zoo_training.train_zoo
 
-bench: $(READY) ## speed beside transformers
-	$(BIN)/python -m benchmarks
+bench: $(READY) ## speed beside transformers, into docs/benchmarks.md; under ten minutes where nothing else runs
+	$(BIN)/python -m benchmarks --page docs/benchmarks.md
 
 clean: ## forget the environment, caches and outputs
 	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -49,7 +49,7 @@ def page(ratios: Sequence[Ratio], names: Sequence[str]) -> str:
     """The whole page, in Markdown."""
     rows = [[*ratio.cells, ratio.wanted, ratio.verdict] for ratio in ratios]
     lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in (list(COLUMNS), *rows)]
-    missed = [f"* {ratio.what}: {ratio.verdict}." for ratio in ratios if not ratio.ok]
+    missed = [f"* {ratio.excuse}" for ratio in ratios if not ratio.ok]
     command = " ".join(["python -m benchmarks", *names, "--page docs/benchmarks.md"])
     return "\n".join([
         "# Benchmarks",

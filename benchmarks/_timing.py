@@ -29,6 +29,8 @@ class Ratio:
     """Fastest over fastest: what is left when nobody disturbs."""
     target: float | None = None
     unit: str = ""
+    why: str = ""
+    """What stands in the way of the target, said where it is missed."""
     by_processor: bool = False
     """Whether processor time is held against the target, and not the wall clock."""
 
@@ -46,6 +48,11 @@ class Ratio:
         if self.target is None:
             return ""
         return "ok" if self.ok else f"missed by {self.value / self.target - 1:.1%}"
+
+    @property
+    def excuse(self) -> str:
+        """A line on a target that is missed: by how much, and why."""
+        return f"{self.what}: {self.verdict}. {self.why}".rstrip()
 
     @property
     def spread(self) -> str:
@@ -75,19 +82,19 @@ class Times:
     wall: dict[str, list[float]]
     processor: dict[str, list[float]]
 
-    def ratio(self, what: str, name: str, to: str, target: float | None = None) -> Ratio:
+    def ratio(self, what: str, name: str, to: str, target: float | None = None, why: str = "") -> Ratio:
         """`name` over `to`, round by round."""
 
         def of(times: Mapping[str, list[float]]) -> list[float]:
             return [ours / max(theirs, 1e-9) for ours, theirs in zip(times[name], times[to], strict=True)]
 
         best = min(self.wall[name]) / min(self.wall[to])
-        return Ratio(what, of(self.wall), of(self.processor), best, target)
+        return Ratio(what, of(self.wall), of(self.processor), best, target, why=why)
 
     def seconds(self, what: str, name: str, target: float | None = None, *, by_processor: bool = True) -> Ratio:
         """What `name` took, by itself."""
         wall, processor = self.wall[name], self.processor[name]
-        return Ratio(what, wall, processor, min(wall), target, " s", by_processor)
+        return Ratio(what, wall, processor, min(wall), target, " s", by_processor=by_processor)
 
 
 def take_turns(candidates: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True) -> Times:

@@ -27,9 +27,9 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         if not watched(self.hook_scale, self.hook_normalized):
             return self.applied(x)
-        # torch warns of a variance of nothing, though it is asked for none
-        variance = x.var(-1, unbiased=False, keepdim=True) if x.numel() else x.sum(-1, keepdim=True)
-        scale = (variance + self.eps).sqrt()
+        # torch's own variance takes as long as a matrix product
+        variance = (wide := _wide(x)).sub(wide.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)
+        scale = (variance + self.eps).sqrt().to(x.dtype)
         scale, scale_edited = seen_by(self.hook_scale, scale)
         normalized, edited = seen_by(self.hook_normalized, (x - x.mean(-1, keepdim=True)) / scale)
         named = normalized * self.weight + self.bias
@@ -56,21 +56,22 @@ class RMSNorm(LayerNorm):
 
     def applied(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """The norm of any vectors, unseen by hooks."""
-        wide = self._wide(x)
+        wide = _wide(x)
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         if not watched(self.hook_scale, self.hook_normalized):
             return self.applied(x)
-        wide = self._wide(x)
+        wide = _wide(x)
         scale = (wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
         scale, scale_edited = seen_by(self.hook_scale, scale.to(x.dtype))
         normalized, edited = seen_by(self.hook_normalized, x / scale)
         return unless_edited(scale_edited or edited, normalized * self.weight, lambda: self.applied(x))
 
-    @staticmethod
-    def _wide(x: Tensor) -> Tensor:
-        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+def _wide(x: Tensor) -> Tensor:
+    """At least in float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def norm_of(cfg: ViTConfig) -> LayerNorm:

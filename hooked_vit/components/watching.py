@@ -74,6 +74,11 @@ class HookPoint(LensHookPoint):
 
         return super().register_full_backward_pre_hook(shown, prepend)
 
+    def remove_hooks(self, *args: Any, **kw: Any) -> None:
+        """TransformerLens'; every model has hundreds of points, and few of them have hooks to remove."""
+        if self.fwd_hooks or self.bwd_hooks:
+            super().remove_hooks(*args, **kw)
+
     def _check(self, new: Any, old: Tensor) -> None:
         kind = type(new).__name__
         if not isinstance(new, Tensor):
