@@ -29,7 +29,7 @@ def measure(quick: bool) -> Iterator[Ratio]:
     targets = {PLAIN: 0.48, "transformer-lens' bridge": 0.30}
     why = shared(n_layers**2, n_layers * (n_layers - 1) // 2 + 1, n_layers - 1)
     yield from compared(
-        quick, model, x, range(n_layers), all_layers, rounds=1 if quick else 5, targets=targets, why=why
+        quick, model, x, range(n_layers), all_layers, rounds=1 if quick else 3, targets=targets, why=why
     )
 
 

@@ -12,7 +12,7 @@ from benchmarks._timing import Ratio, take_turns
 
 
 def test_quick_run_prints_every_ratio() -> None:
-    command = [sys.executable, "-m", "benchmarks", "--quick", "cache", "forward", "heads", "probes", "sweep"]
+    command = [sys.executable, "-m", "benchmarks", "--quick", "cache", "forward", "heads", "probes", "real", "sweep"]
     run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     for what in ("ours / transformers sdpa", "hook_resid_post", "plain hooks", "transformer-lens", "nnsight"):
@@ -20,6 +20,12 @@ def test_quick_run_prints_every_ratio() -> None:
     for what in ("ours / scikit-learn RidgeCV", "5-fold search", "peak memory fitting probes on 160 images / on 40"):
         assert what in run.stdout
     for what in ("its matrix products alone", "full cache", "memory it adds", "one edit", "3 x 4 head map"):
+        assert what in run.stdout
+    for what in (
+        "the passes it cannot avoid",
+        "on stored activations / without",
+        "memory of cls-causality on 96 images",
+    ):
         assert what in run.stdout
     # tiny models say nothing about targets
     assert "missed" not in run.stdout
@@ -37,6 +43,8 @@ def test_a_page_has_every_row_its_target_and_by_how_much_it_is_missed() -> None:
     assert "| ours / theirs | 0.400 (0.300 to 0.600) | 0.400 | 0.200 | ≤ 0.500 | ok |" in text
     assert "| ours / theirs | 0.600 (0.500 to 0.800) | 0.600 | 0.300 | ≤ 0.500 | missed by 20.0% |" in text
     assert text.count("missed by") == 2
+    assert "missed by 20.0%. It rained." in page([ratio(0.6, target=0.5, why="It rained.")], [])
+    assert "It rained." not in page([ratio(0.4, target=0.5, why="It rained.")], [])
     assert "python -m benchmarks sweep --page docs/benchmarks.md" in text
     assert machine() in text
     assert "Every target is met." in page([ratio(0.4, target=0.5)], [])
@@ -56,6 +64,8 @@ def test_a_start_is_judged_by_processor_time_and_a_first_result_by_the_clock() -
     [
         (["sweeep"], "no benchmark is called sweeep; there are cache, forward"),
         (["--quick", "--page", "x.md"], "a page is of real sizes; --quick shows only that it runs"),
+        (["real"], "real measures a checkpoint of yours: --model, --data, --fit-data, --n, --n-fit"),
+        (["real", "--model", "x", "--n", "9"], "on images of yours: --data, --fit-data, --n-fit too"),
         (["--page", "nowhere/x.md"], "there is no folder nowhere to write the page into"),
     ],
 )

@@ -31,6 +31,8 @@ class tqdm(_tqdm):
 
     def __init__(self, *args: Any, **kw: Any) -> None:
         self._wrote = time.monotonic()
+        if not kw.get("disable"):
+            kw.pop("disable", None)  # said aloud, it would stand against TQDM_DISABLE
         self._lines = not (kw.get("file") or sys.stderr).isatty() and not hasattr(_tqdm, "container")
         if self._lines:  # mininterval, miniters: asked at every step, which `display` answers
             kw |= {
