@@ -106,7 +106,10 @@ def narrow_model() -> HookedViT:
 
 @contextmanager
 def counted_blocks(model: HookedViT) -> Iterator[list[int]]:
-    """Images that pass through a block meanwhile, one entry a call; nothing is hooked, which would change the run."""
+    """Images that pass through a block meanwhile, one entry a call; nothing is hooked, which would change the run.
+
+    A pass for a few tokens alone counts whole, as it is one where a readout reads more.
+    """
     kind, calls = type(model.blocks[0]), []
     before: Callable[..., Any] = kind.forward
 
