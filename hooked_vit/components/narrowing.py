@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hooked_vit.components import image_embeds
 from hooked_vit.components.block import Block
 from hooked_vit.components.watching import watched
 from hooked_vit.config import ViTConfig
 from hooked_vit.tokens import TokenLayout
 
-BEHIND_POOLING = ("hook_pooled", "hook_image_embeds", "hook_image_scale", "hook_image_normalized")
-BEHIND_POOLING += ("hook_head_logits", "hook_logits")
+BEHIND_POOLING = ("hook_pooled", *image_embeds.HOOKS, "hook_head_logits", "hook_logits")
 """The hooks of the last block and the readout whose activations have no tokens; all others may have."""
 
 
