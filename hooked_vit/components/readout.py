@@ -49,7 +49,10 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         return self.answer_of(self.hook_pooled(self.pool(resid)))
 
     def pool(self, resid: Float[Tensor, "b t d"]) -> Float[Tensor, "b p"]:
-        """What the readout pools of the residual stream after the last block, the value that `hook_pooled` is shown."""
+        """What the readout pools of the residual stream after the last block, the value that `hook_pooled` is shown.
+
+        >>> model.pool(model(pixels, stop_at_layer=model.cfg.n_layers))  # doctest: +SKIP
+        """
         x = resid if self.cfg.final_norm == "pooled" else self.ln_final(resid)
         if self.cfg.attention_pool:
             pooled = self._attend(x, torch.stack([self._read(x, role) for role in self.cfg.sources]).any(0))
