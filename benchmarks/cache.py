@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks._memory import measured_by, peak
 from benchmarks._models import bridged, images, installed, vit
 from benchmarks._timing import Ratio, take_turns
 from hooked_vit import HookedViT
@@ -30,7 +29,7 @@ def measure(quick: bool) -> Iterator[Ratio]:
     candidates = {name: keeping(name, quick) for name in who()}
     with torch.no_grad():
         times = take_turns(candidates, rounds=2 if quick else 10)
-    peaks = {name: _peak(name, quick) for name in candidates}
+    peaks = {name: measured_by("benchmarks.cache", {"name": name, "quick": quick}) for name in candidates}
     for name in [*candidates][1:]:
         yield times.ratio(f"full cache, batch {BATCH}, time: ours / {name}", OURS, name, _target(name), WHY)
         ratio = peaks[OURS] / peaks[name]
@@ -76,24 +75,16 @@ def _target(name: str) -> float | None:
     return 1.0 if name == LENS else None
 
 
-def _peak(name: str, quick: bool) -> int:
-    command = [sys.executable, "-m", "benchmarks.cache", json.dumps({"name": name, "quick": quick})]
-    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
-    return max(1, int(run.stdout.split()[-1]))
-
-
 def added(name: str, quick: bool) -> None:
     """Print by how much the peak memory of this process grows when a cache is kept, after a forward pass."""
-    import resource
-
     torch.set_num_threads(1)
     run = keeping(name, quick)
     hf = vit(quick)
     with torch.no_grad():
         hf(images(hf, BATCH))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak()
         kept = run()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before if kept else 0)
+    print(max(1, peak() - before) if kept else 0)
 
 
 if __name__ == "__main__":

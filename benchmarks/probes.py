@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import GridSearchCV
 
+from benchmarks._memory import measured_by, peak
 from benchmarks._timing import Ratio, take_turns
 from hooked_vit.config import ViTConfig
 
@@ -62,16 +61,9 @@ def _time(quick: bool) -> Iterator[Ratio]:
 
 def _memory(quick: bool) -> Ratio:
     n = 40 if quick else 2000
-    once, fourfold = _peak(n, quick), _peak(4 * n, quick)
+    once, fourfold = (measured_by("benchmarks.probes", {"n": m, "quick": quick}) for m in (n, 4 * n))
     ratio = fourfold / once
     return Ratio(f"peak memory fitting probes on {4 * n} images / on {n}", [ratio], [], ratio, 1.03)
-
-
-def _peak(n: int, quick: bool) -> int:
-    """Peak resident memory of a fresh process that fits probes on `n` images, in the system's unit."""
-    command = [sys.executable, "-m", "benchmarks.probes", json.dumps({"n": n, "quick": quick})]
-    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
-    return int(run.stdout.split()[-1])
 
 
 class _Pictures:
@@ -91,8 +83,6 @@ class _Pictures:
 
 def fit(n: int, quick: bool) -> None:
     """Fit probes of every kind of token at every layer on `n` images, and print this process's peak memory."""
-    import resource
-
     from transformers import ViTImageProcessorPil
 
     from analyses.data import as_data
@@ -106,7 +96,7 @@ def fit(n: int, quick: bool) -> None:
     model.processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     data = as_data((_Pictures(n), [i % CLASSES for i in range(n)]))
     fit_probes(model, data, roles=("cls", "patches", "random_patch"), batch_size=40)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak())
 
 
 if __name__ == "__main__":

@@ -8,17 +8,16 @@ Without a model nothing is measured, but with `--quick`, on a built-in one.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks._memory import measured_by, peak
 from benchmarks._timing import Ratio, Times, take_turns
 from hooked_vit import HookedViT
 from hooked_vit.components.narrowing import rows_pooled
@@ -152,15 +151,10 @@ def _stored(asked: Asked) -> Iterator[Ratio]:
 
 
 def _memory(asked: Asked) -> Ratio:
-    once, fourfold = (_peak(replace(asked, n=n)) for n in (asked.n, 4 * asked.n))
+    sizes = (asked.n, 4 * asked.n)
+    once, fourfold = (measured_by("benchmarks.real", asdict(replace(asked, n=n))) for n in sizes)
     what = f"peak memory of {asked.memory_of} on {4 * asked.n} images / on {asked.n} ({once / 2**20:.2f} GiB)"
     return Ratio(what, [fourfold / once], [], fourfold / once, 1.1)
-
-
-def _peak(asked: Asked) -> int:
-    command = [sys.executable, "-m", "benchmarks.real", json.dumps(asdict(asked))]
-    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
-    return int(run.stdout.split()[-1])
 
 
 def _of(name: str, asked: Asked) -> str:
@@ -168,15 +162,12 @@ def _of(name: str, asked: Asked) -> str:
     return f"{name}, {asked.n_fit} + {asked.n} images{side}"
 
 
-def peak(asked: Asked) -> None:
+def run_once(asked: Asked) -> None:
     """Print the peak memory of this process when it has run an analysis, in KiB."""
-    import resource
-
     name, model, data, fit_data = asked.load()
     _ask(asked.memory_of, name, model, data, fit_data, asked.batch_size)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(most // 1024 if sys.platform == "darwin" else most)
+    print(peak())
 
 
 if __name__ == "__main__":
-    peak(Asked(**json.loads(sys.argv[1])))
+    run_once(Asked(**json.loads(sys.argv[1])))

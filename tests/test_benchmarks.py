@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks._memory import peak
 from benchmarks._page import machine, page
 from benchmarks._timing import Ratio, take_turns
 
@@ -32,6 +33,19 @@ def test_quick_run_prints_every_ratio() -> None:
     # and nothing moves where nobody watches
     assert "\r" not in run.stderr
     assert "\x1b" not in run.stderr
+
+
+def test_a_process_is_not_charged_with_the_memory_of_the_one_that_started_it() -> None:
+    held = bytearray(400 * 2**20)
+    held[:: 2**12] = b"x" * len(held[:: 2**12])
+    run = subprocess.run(
+        [sys.executable, "-c", "from benchmarks._memory import peak; print(peak())"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(run.stdout) < 300 * 2**10 < len(held) // 2**10 < peak()
 
 
 def ratio(value: float, **more: object) -> Ratio:
