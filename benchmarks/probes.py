@@ -11,7 +11,8 @@ import torch
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import GridSearchCV
 
-from benchmarks._memory import measured_by, peak
+from analyses.processes.memory import peak_memory
+from benchmarks._memory import measured_by
 from benchmarks._timing import Ratio, take_turns
 from hooked_vit.config import ViTConfig
 
@@ -96,7 +97,7 @@ def fit(n: int, quick: bool) -> None:
     model.processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     data = as_data((_Pictures(n), [i % CLASSES for i in range(n)]))
     fit_probes(model, data, roles=("cls", "patches", "random_patch"), batch_size=40)
-    print(peak())
+    print(peak_memory())
 
 
 if __name__ == "__main__":

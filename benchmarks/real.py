@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks._memory import measured_by, peak
+from analyses.processes.memory import peak_memory
+from benchmarks._memory import measured_by
 from benchmarks._timing import Ratio, Times, take_turns
 from hooked_vit import HookedViT
 from hooked_vit.components.narrowing import rows_pooled
@@ -153,7 +154,7 @@ def _stored(asked: Asked) -> Iterator[Ratio]:
 def _memory(asked: Asked) -> Ratio:
     sizes = (asked.n, 4 * asked.n)
     once, fourfold = (measured_by("benchmarks.real", asdict(replace(asked, n=n))) for n in sizes)
-    what = f"peak memory of {asked.memory_of} on {4 * asked.n} images / on {asked.n} ({once / 2**20:.2f} GiB)"
+    what = f"peak memory of {asked.memory_of} on {4 * asked.n} images / on {asked.n} ({once / 2**30:.2f} GiB)"
     return Ratio(what, [fourfold / once], [], fourfold / once, 1.1)
 
 
@@ -163,10 +164,10 @@ def _of(name: str, asked: Asked) -> str:
 
 
 def run_once(asked: Asked) -> None:
-    """Print the peak memory of this process when it has run an analysis, in KiB."""
+    """Print the peak memory of this process when it has run an analysis."""
     name, model, data, fit_data = asked.load()
     _ask(asked.memory_of, name, model, data, fit_data, asked.batch_size)
-    print(peak())
+    print(peak_memory())
 
 
 if __name__ == "__main__":

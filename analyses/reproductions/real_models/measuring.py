@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from PIL import Image
 
 from analyses.data import ImageData, load_data
 from analyses.probes.classifier_heads import with_ridge_head
+from analyses.processes.memory import peak_memory
 from analyses.reproductions.real_models.runs import Run
 from analyses.running.catalogue import get_analysis
 from analyses.running.models import load_model, short_name
@@ -126,9 +125,3 @@ def code_version() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + (" and changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def peak_memory() -> int:
-    """The most bytes this process has held in memory so far."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
