@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hooked_vit.errors import CheckpointError
 from hooked_vit.loading.files import why_no_file
+from hooked_vit.loading.hub import pinned
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_RANGES = {"image_mean": (-1e4, 1e4), "image_std": (1e-6, 1e4), "rescale_factor": (1e-6, 1e4)}
@@ -271,8 +272,9 @@ def load_processor(name_or_path: str, **kw: Any) -> Any:
     is_there = any(os.path.lexists(folder / name) for name in PROCESSOR_FILES)
     if folder.is_dir() and not is_there:
         return None
+    place, kw = pinned(name_or_path, kw)
     try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False, **kw)
+        processor = AutoImageProcessor.from_pretrained(place, backend="pil", trust_remote_code=False, **kw)
         check_processor(processor)
     except Exception as error:  # whatever transformers makes of a damaged file
         if isinstance(error, OSError) and not is_there:

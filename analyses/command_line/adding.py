@@ -34,6 +34,24 @@ def add_run_arguments(run: argparse.ArgumentParser) -> None:
     )
     add_number(run, "--num-processes", "P", processes_here(), processes)
     add_computing(run)
+    run.set_defaults(foretell=None)
+
+
+def add_demo_arguments(demo: argparse.ArgumentParser) -> None:
+    """What `demo` takes."""
+    what = "a pretrained model and photographs, from the hub unless --model and --data name local ones; some minutes"
+    demo.add_argument("--real", action="store_true", help=what)
+    what = "with --real: a local folder or a hub id, in place of DINOv2-small"
+    demo.add_argument("--model", metavar="M", action=Once, type=model, help=what)
+    for flag, what in (
+        ("--data", "with --real: images to measure on, as in `run --data`, in place of CIFAR-10's test images"),
+        ("--fit-data", "with --real: images to fit on (default: half of --data)"),
+    ):
+        demo.add_argument(flag, metavar="D", action=Once, type=data, help=what)
+    add_number(demo, "--n", "N", COUNT, "images to measure on, drawn at random (default: what takes minutes)")
+    add_number(demo, "--n-fit", "N", COUNT, "images to fit on, drawn at random")
+    add_computing(demo)
+    add_out(demo, "folder for the report (default: out/demo, with --real out/real)")
 
 
 def add_cache_arguments(kept: argparse.ArgumentParser) -> None:

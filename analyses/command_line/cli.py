@@ -32,13 +32,14 @@ from analyses.command_line.adding import (  # noqa: E402
     DATA,
     add_cache_arguments,
     add_classes,
+    add_demo_arguments,
     add_number,
     add_out,
     add_reproduce_arguments,
     add_run_arguments,
     recipes,
 )
-from analyses.command_line.computing import COMPUTING, add_computing  # noqa: E402
+from analyses.command_line.computing import add_computing  # noqa: E402
 from analyses.command_line.parser import Parser, UsageError, check_command, flags_of, refuse_strange  # noqa: E402
 from analyses.command_line.values import Choice, Once, data, model, path, text  # noqa: E402
 from analyses.running.arguments import CHOICES, COUNT  # noqa: E402
@@ -49,6 +50,7 @@ DEMO_ANALYSIS = "cls-causality"
 DEMO_IMAGES = 640  # the demo has to end within three minutes on two cores
 FIRST_STEPS = """first steps:
   hooked-vit demo                                       the main question, on built-in models and images
+  hooked-vit demo --real                                the same of DINOv2-small and photographs, from the hub
   hooked-vit run cls-causality --model zoo:vit --n 200  one model, fewer images
   hooked-vit run cls-causality --model google/vit-base-patch16-224 --data imagefolder:./photos
 
@@ -109,8 +111,8 @@ def _say(message: str, status: int) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command; those of `run` depend on the analysis it names.
 
-    >>> parse(["demo"]).out
-    'out/demo'
+    >>> parse(["demo", "--real"]).analysis
+    'cls-causality'
 
     Raises UsageError, and LookupError for an analysis that does not exist.
     """
@@ -168,10 +170,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         sub.add_argument("--debug", action="store_true", help="show where an error came from")
         return sub
 
-    demo = command("demo", f"run {DEMO_ANALYSIS} on the built-in models and images")
-    add_out(demo, "folder for the report (default: %(default)s)", default="out/demo")
-    demo.set_defaults(command="run", analysis=DEMO_ANALYSIS, model=None, data=DATA, n=DEMO_IMAGES, seed=0)
-    demo.set_defaults(batch_size=None, num_processes=None, skip_bad=False, n_fit=None, **COMPUTING)
+    demo = command("demo", f"run {DEMO_ANALYSIS} on the built-in models and images, or with --real on a pretrained one")
+    add_demo_arguments(demo)
+    demo.set_defaults(analysis=DEMO_ANALYSIS, built_in=DEMO_IMAGES, seed=0, seeds=None, batch_size=None)
+    demo.set_defaults(num_processes=None, skip_bad=False, foretell=None)
 
     run = command("run", "run an analysis on models and data, and write a report", epilog=_analyses_listed())
     add_run_arguments(run)
@@ -197,6 +199,11 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     page = command("report", "write one page of several saved results, with what a methods section says of each")
     page.add_argument("folder", metavar="FOLDER", nargs="+", type=path, help="of a result, or of several")
     add_out(page, "the page (default: %(default)s)", metavar="FILE", default="out/report.html")
+    drawn = command("figure", "save the figure of a saved result as pdf, svg or png (the export extra)")
+    drawn.add_argument("folder", metavar="FOLDER", type=path, help="of a result")
+    what = "paper is as wide as the text of a page, column half of it (default: as on a screen)"
+    drawn.add_argument("--size", action=Once, choices=("paper", "column"), default=None, help=what)
+    add_out(drawn, "the file, of the kind its name ends in (default: %(default)s)", metavar="FILE", default="figure.pdf")
     shown = command("features", "write a page per feature of a sparse dictionary: the images in which it is largest")
     shown.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
     what = "folder that SAELens or ViT-Prisma saved the dictionary in"

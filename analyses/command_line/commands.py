@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from analyses.command_line import terminal
+from analyses.command_line.adding import DATA
 from analyses.command_line.caching import cache
 from analyses.command_line.computing import computing
 from analyses.command_line.grids import grid
 from analyses.command_line.inspecting import explore, features, hooks, interventions, models, verify
-from analyses.command_line.saved import docs, list_results, report
+from analyses.command_line.saved import docs, figure, list_results, report
 
-__all__ = ["cache", "docs", "explore", "features", "grid", "hooks", "interventions", "list_results", "models"]
-__all__ += ["report", "reproduce", "run", "verify"]
+__all__ = ["cache", "demo", "docs", "explore", "features", "figure", "grid", "hooks", "interventions"]
+__all__ += ["list_results", "models", "report", "reproduce", "run", "verify"]
 
 if TYPE_CHECKING:
     from analyses.reproductions.recipe import Recipe
@@ -38,7 +39,7 @@ OF_THE_ZOO = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """`run ANALYSIS` and `demo`: load, analyse, save, report."""
+    """`run ANALYSIS`: load, analyse, save, report."""
     from analyses.data import load_data
     from analyses.processes.group import device_here, leads
     from analyses.running.catalogue import get_analysis
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             clean(out)
         how = {**computing(args), "device": device_here(args.device)}
         models = load_models(specs, class_names=data.class_names, **how)
+        if args.foretell is not None and leads():
+            terminal.say(console, args.foretell(models, data, options))
         result = entry.run(models, data, **options)
         if not leads():
             return 0
@@ -82,6 +85,26 @@ def run(args: argparse.Namespace) -> int:
     for path in (report, out / "result.parquet", out / "result.json"):
         terminal.say(console, path)
     return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """`demo`: `run` on the built-in models, or with `--real` on a pretrained one."""
+    from analyses.command_line.options import PREFIX
+
+    asked = {"--model": args.model, "--data": args.data, "--fit-data": args.fit_data}
+    if args.real:
+        from analyses.reproductions.real_models.demo import settle
+
+        settle(args)
+    elif given := [flag for flag, value in asked.items() if value is not None]:
+        raise ValueError(f"{' and '.join(given)}: the demo of built-in models and images takes none; demo --real does")
+    else:
+        args.data, args.n = DATA, args.n or args.built_in
+    args.out = args.out or Path("out") / ("real" if args.real else "demo")
+    for name in (FIT, "seeds"):
+        if getattr(args, name) is not None:
+            setattr(args, f"{PREFIX}{name}", getattr(args, name))
+    return run(args)
 
 
 def _n_of(name: str, args: argparse.Namespace) -> int | None:

@@ -29,7 +29,7 @@ def _as_one_of_several(args: argparse.Namespace) -> int:
     """The first process that fails says why. What is not shared, the first one does."""
     try:
         group.join()
-        if args.command == "run":
+        if args.command in ("run", "demo"):
             return _command(args)
         with group.alone():
             return _command(args) if group.leads() else 0

@@ -1,4 +1,4 @@
-"""The commands that show what stands there already: saved results, and the documentation's pages.
+"""The commands that show what stands there already: saved results, their figures, and the documentation's pages.
 
 In a wheel the pages are inside the package, in a checkout beside it.
 """
@@ -33,6 +33,15 @@ def report(args: argparse.Namespace) -> int:
 
     terminal.quiet()
     terminal.say(terminal.console(), write_collected(args.folder, args.out))
+    return 0
+
+
+def figure(args: argparse.Namespace) -> int:
+    """`figure`: the figure of a saved result, as a file."""
+    from analyses.running.results import Result
+
+    result = Result.load(args.folder)
+    terminal.say(terminal.console(), result.savefig(args.out, args.size))
     return 0
 
 

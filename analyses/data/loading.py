@@ -33,7 +33,7 @@ from analyses.data.sources import (
     without_decoding,
 )
 from hooked_vit.errors import nearest
-from hooked_vit.loading.hub import check_reached
+from hooked_vit.loading.hub import check_reached, pinned
 
 BUFFER = 2000
 """Rows of a stream that wait to be shuffled."""
@@ -53,7 +53,7 @@ def load_data(spec: str, n: int | None = None, *, seed: int = 0, skip_bad: bool 
     `n` images are drawn at random by `seed` (all if there are fewer, or for None; 1000 scenes). Classes are mixed.
     `scenes`: SPLIT is train, validation or test. `hf`: a hub data set, streamed and shuffled within a buffer, so that
     `n` images are no draw over all of it, which `.drawn` and every result say;
-    `hf:NAME:CONFIG:SPLIT` where it has configurations. `imagefolder`: one subfolder per class, classes in alphabetical
+    `hf:NAME:CONFIG:SPLIT` where it has configurations, NAME@REVISION of one commit, tag or branch. `imagefolder`: one subfolder per class, classes in alphabetical
     order. `parquet`: a file, a folder or a pattern. `imagenet-s`: five photos of every class, with masks.
     Local images are all decoded once before anything else: an unreadable one is an UnreadableImageError that names it,
     or with `skip_bad` is left out and listed in `.skipped`.
@@ -134,10 +134,10 @@ def _hub(spec: str, rest: str, n: int | None, seed: int, skip_bad: bool) -> Imag
     parts = rest.split(":")
     if len(parts) not in (2, 3) or not all(parts):
         raise ValueError(f"a hub data set is hf:NAME:SPLIT, or hf:NAME:CONFIG:SPLIT; got {spec!r}")
-    name, config, split = parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
+    (name, at), config, split = pinned(parts[0], {}), parts[1] if len(parts) == 3 else None, parts[-1]
     try:
         check_reached()
-        stream = datasets.load_dataset(name, config, split=split, streaming=True)
+        stream = datasets.load_dataset(name, config, split=split, streaming=True, **at)
         first = _first_row(stream, spec)
     except ConnectionError as error:
         raise ConnectionError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from analyses.reproductions.recipe import Recipe
 from analyses.running.models import ZOO, check_model, locate
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
-from hooked_vit.loading.hub import on_hub
+from hooked_vit.loading.hub import is_cached, on_hub
 
 
 def missing(recipe: Recipe) -> list[str]:
@@ -41,7 +41,7 @@ def _model(spec: str) -> str | None:
         except (UnsupportedModelError, CheckpointError) as error:
             return str(error)
         return None
-    return None if _is_cached(place) else on_hub(place, "model")
+    return None if is_cached(place) else on_hub(place, "model")
 
 
 def _local(spec: str) -> str:
@@ -59,14 +59,3 @@ def _data(spec: str) -> str | None:
     if "*" not in rest and not path.exists():
         return f"there is no {path}"
     return None
-
-
-def _is_cached(repository: str) -> bool:
-    """Whether the hub's cache on this machine holds a config and weights."""
-    from huggingface_hub import try_to_load_from_cache
-
-    def has(file: str) -> bool:
-        return isinstance(try_to_load_from_cache(repository, file), str)
-
-    weights = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
-    return has("config.json") and any(map(has, weights))

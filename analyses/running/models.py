@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooked_vit.errors import UnsupportedModelError, nearest
+from hooked_vit.loading.hub import pinned
 
 if TYPE_CHECKING:
     import torch
@@ -227,14 +228,14 @@ def short_names(specs: Sequence[str]) -> dict[str, str]:
 def short_name(spec: str) -> str:
     """What a model is called in tables and figures.
 
-    >>> short_name("zoo:vit"), short_name("google/vit-base-patch16-224"), short_name("./runs/mine/")
+    >>> short_name("zoo:vit"), short_name("google/vit-base-patch16-224@main"), short_name("./runs/mine/")
     ('vit', 'vit-base-patch16-224', 'mine')
     """
     if spec.startswith(PROMPTS):
         return short_name(prompts_of(spec)[0])
     if spec.startswith(PUBLISHED):
         return spec.removeprefix(PUBLISHED).partition("=")[0]
-    return os.path.basename(os.path.abspath(os.path.expanduser(spec.removeprefix(ZOO))))
+    return os.path.basename(os.path.abspath(os.path.expanduser(pinned(spec.removeprefix(ZOO), {})[0])))
 
 
 def default_models(target: str = "label", only: Sequence[str] = ()) -> list[str]:

@@ -27,7 +27,7 @@ from hooked_vit.loading.described import (
     read_config,
     read_described,
 )
-from hooked_vit.loading.hub import within_reach
+from hooked_vit.loading.hub import pinned, within_reach
 from hooked_vit.loading.inspection import (
     WEIGHTS,
     check_weights,
@@ -75,9 +75,10 @@ def load_hf(name_or_path: str, *, dtype: torch.dtype = torch.float32, **keywords
         )
     config, hf_class = hf_config_of(name_or_path, changes, **hub)
     check_weights(lambda file: cached(name_or_path, file, **hub), name_or_path, read_config(config, hf_class))
+    place, hub = pinned(name_or_path, hub)
     with in_words(f"transformers cannot load {name_or_path!r} as {hf_class}"), quietly():
         model, info = getattr(transformers, hf_class).from_pretrained(
-            name_or_path,
+            place,
             config=config,
             dtype=dtype,
             output_loading_info=True,

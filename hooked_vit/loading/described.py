@@ -13,7 +13,7 @@ from hooked_vit.architectures.base import CheckpointFiles, ConfigReader
 from hooked_vit.components.mlp import check_activation
 from hooked_vit.config import ViTConfig
 from hooked_vit.errors import CheckpointError, UnsupportedModelError, nearest
-from hooked_vit.loading.hub import hub_in_words, within_reach
+from hooked_vit.loading.hub import hub_in_words, pinned, within_reach
 from hooked_vit.loading.inspection import (
     check_folder,
     check_parts,
@@ -67,9 +67,10 @@ def hf_config_of(name_or_path: str, changes: Mapping[str, Any] | None = None, **
     if told.get("quantization_config") is not None:
         raise UnsupportedModelError(f"{name_or_path!r} is quantised; its weights have to be floating-point numbers")
     check_parts(told)
+    place, hub = pinned(name_or_path, hub)
     with in_words(f"transformers cannot read the config.json of {name_or_path!r}", UnsupportedModelError):
         config, unused = transformers.AutoConfig.from_pretrained(
-            name_or_path, trust_remote_code=False, return_unused_kwargs=True, **(changes or {}), **hub
+            place, trust_remote_code=False, return_unused_kwargs=True, **(changes or {}), **hub
         )
     if strange := next((name for name in changes or {} if name in unused), None):
         kind = type(config).__name__
@@ -99,8 +100,8 @@ def cached(name_or_path: str, file: str, **hub: Any) -> str | None:
     """Where a file of a checkpoint lies on this machine; None where the checkpoint has none."""
     from transformers.utils import cached_file
 
-    hub = within_reach(name_or_path, hub)
-    return cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **hub)
+    place, hub = pinned(name_or_path, within_reach(name_or_path, hub))
+    return cached_file(place, file, _raise_exceptions_for_missing_entries=False, **hub)
 
 
 def not_there(name_or_path: str, error: Exception) -> UnsupportedModelError:
@@ -121,8 +122,9 @@ def config_json(name_or_path: str, **hub: Any) -> dict[str, Any]:
     from transformers.utils import cached_file
 
     check_folder(name_or_path)
-    with hub_in_words(name_or_path):
-        found = cached_file(name_or_path, "config.json", **within_reach(name_or_path, hub))
+    place, hub = pinned(name_or_path, within_reach(name_or_path, hub))
+    with hub_in_words(place):
+        found = cached_file(place, "config.json", **hub)
         if found is None:
             raise FileNotFoundError("it holds no config.json")
     return read_json(Path(found))

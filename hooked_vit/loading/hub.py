@@ -5,6 +5,7 @@ Its client tries for 20 seconds and more what cannot be reached, file by file, s
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,23 @@ PATIENCE = 4.0
 """Seconds for one answer of the hub."""
 REMEMBERED = 60.0
 """Seconds for which an answer, or none, is believed."""
+PINNED = re.compile(r"(?P<id>\w[\w.-]*(?:/[\w.-]+)?)@(?P<revision>[\w./-]+)")
+
+
+def pinned(name_or_path: str, keywords: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A hub id that says its revision, OWNER/NAME@REVISION, as the id and keywords of a download; others as they are.
+
+    >>> pinned("facebook/dinov2-small@main", {})
+    ('facebook/dinov2-small', {'revision': 'main'})
+
+    A revision is a commit, a tag or a branch. Raises ValueError where the keywords say another one.
+    """
+    said = None if Path(name_or_path).exists() else PINNED.fullmatch(name_or_path)
+    if said is None:
+        return name_or_path, dict(keywords)
+    if (other := keywords.get("revision")) not in (None, said["revision"]):
+        raise ValueError(f"a checkpoint is of one revision; got {name_or_path!r} and revision={other!r}")
+    return said["id"], {**keywords, "revision": said["revision"]}
 
 
 def trouble() -> str | None:
@@ -97,20 +115,36 @@ def _gated(repository: str, kind: str) -> str:
     return f"gated: agree to its terms at {page} and log in with `hf auth login`"
 
 
+def is_cached(repository: str) -> bool:
+    """Whether the hub's cache on this machine holds a config and weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, at = pinned(repository, {})
+
+    def has(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(repository, file, **at), str)
+
+    weights = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
+    return has("config.json") and any(map(has, weights))
+
+
 def on_hub(repository: str, kind: str) -> str | None:
     """Why the hub does not give this repository, a "model" or a "dataset"; None where it does."""
     if away := trouble():
         return away + (", and it is not in the cache here" if kind == "model" else "")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+    repository, at = pinned(repository, {})
     try:
-        HfApi().repo_info(repository, repo_type=kind, timeout=PATIENCE)
+        HfApi().repo_info(repository, repo_type=kind, timeout=PATIENCE, **at)
         HfApi().auth_check(repository, repo_type=kind)
     except GatedRepoError:
         return _gated(repository, kind)
     except RepositoryNotFoundError:
         return "the hub has no such repository"
+    except RevisionNotFoundError:
+        return f"the hub's {kind} has no such revision"
     except (HfHubHTTPError, OSError) as error:
         return f"the hub does not answer: {_first_line(error)}"
     return None

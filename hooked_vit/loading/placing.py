@@ -95,13 +95,22 @@ def fitting_batch(model: HookedViT) -> int:
 
     Measured on images of the size the model is used on, in a few seconds; a batch that does not fit is none.
     """
-    weight = model.embed.patch.weight
-    pixels = torch.zeros(1, model.cfg.n_channels, *model.usual_size, dtype=weight.dtype, device=weight.device)
+    pixels = _usual_pixels(model)
 
     def run(n: int) -> float:
         return _seconds(model, pixels.expand(n, -1, -1, -1))
 
-    return fastest(run, SIZES) if weight.device.type == "cpu" else largest(run, SIZES)
+    return fastest(run, SIZES) if pixels.device.type == "cpu" else largest(run, SIZES)
+
+
+def seconds_an_image(model: HookedViT, batch_size: int = 16) -> float:
+    """How long a forward pass takes for each image of a batch, of the size the model is used on."""
+    return _seconds(model, _usual_pixels(model).expand(batch_size, -1, -1, -1)) / batch_size
+
+
+def _usual_pixels(model: HookedViT) -> torch.Tensor:
+    weight = model.embed.patch.weight
+    return torch.zeros(1, model.cfg.n_channels, *model.usual_size, dtype=weight.dtype, device=weight.device)
 
 
 def largest(run: Callable[[int], float], sizes: tuple[int, ...]) -> int:

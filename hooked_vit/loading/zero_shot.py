@@ -17,6 +17,7 @@ from hooked_vit.architectures.base import Texts
 from hooked_vit.errors import CheckpointError, UnsupportedModelError
 from hooked_vit.loading.checkpoints import load_hf
 from hooked_vit.loading.described import checkpoint_class, hub_and_settings
+from hooked_vit.loading.hub import pinned
 from hooked_vit.model import HookedViT
 from hooked_vit.processing import load_processor
 
@@ -139,7 +140,8 @@ def _tokenizer(place: str, **hub: Any) -> Any:
     from transformers import AutoTokenizer
     from transformers.utils import cached_file
 
+    name, hub = pinned(place, hub)
     # without a vocabulary transformers makes up an empty one
-    if not any(cached_file(place, file, _raise_exceptions_for_missing_entries=False, **hub) for file in VOCABULARIES):
+    if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub) for file in VOCABULARIES):
         raise CheckpointError(f"{place!r} came without a tokenizer ({', '.join(VOCABULARIES)}); give one, tokenizer=…")
-    return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **hub)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub)

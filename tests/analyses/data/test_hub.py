@@ -121,6 +121,8 @@ def test_a_configuration_is_passed_on(monkeypatch):
     load_data("hf:a/b:small:test", 2)
     load_data("hf:a/b:test", 2)
     assert asked == [(("a/b", c), {"split": "test", "streaming": True}) for c in ("small", None)]
+    load_data("hf:a/b@0c1d:small:test", 2)
+    assert asked[2:] == [(("a/b", "small"), {"split": "test", "streaming": True, "revision": "0c1d"})]
 
 
 @pytest.mark.parametrize("spec", ["hf:cifar10", "hf::test", "hf:a:b:c:d"])

@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
+import transformers
 
 from analyses.data import load_data
-from analyses.running.models import check_model
+from analyses.running.models import check_model, load_model
 from hooked_vit import HookedViT
 from hooked_vit.errors import UnsupportedModelError
 from hooked_vit.loading import hub
@@ -32,6 +35,16 @@ SAYS = {
     "silent": r"the hub \(http://127.0.0.1:.*\) cannot be reached \(.*timed out\), and it is not in the cache here",
     "offline": "the hub is not asked, as HF_HUB_OFFLINE is set, and it is not in the cache here",
 }
+
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def save(folder: Path) -> Path:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(folder)
+    transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -62,8 +75,11 @@ def endpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     with socket.create_server(("127.0.0.1", 0)) as taken:  # takes connections and says nothing
         server = None
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        if state in ANSWERS:
+        if state in ANSWERS or state == "kept":
             handler = type("Hub", (_Hub,), {"state": state})
+            if state == "kept":
+                kept = save(tmp_path / "on the hub")
+                handler = type("Hub", (_Kept,), {"folder": kept})
             server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
             threading.Thread(target=server.serve_forever, daemon=True).start()
             address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -89,6 +105,43 @@ def test_no_such_model_is_told_from_a_hub_that_is_away(endpoint: str) -> None:
     with pytest.raises(UnsupportedModelError, match=SAYS[endpoint]):
         HookedViT.from_pretrained("nobody/nothing")
     assert time.monotonic() - began < 10
+
+
+class _Kept(_Hub):
+    """A hub that holds one revision of one checkpoint, in a folder."""
+
+    folder: Path
+
+    def answer(self) -> None:
+        place, _, name = self.path.partition(f"/nobody/nothing/resolve/{REVISION}/")
+        file = self.folder / name
+        found = file.read_bytes() if not place and name and file.is_file() else b""
+        self.send_response(200 if found or self.path in ("", "/") else 404)
+        self.send_header("X-Error-Code", "" if found else "EntryNotFound")
+        self.send_header("X-Repo-Commit", REVISION)
+        self.send_header("ETag", f'"{name}"')
+        self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(found)
+
+    do_GET = do_HEAD = answer
+
+
+@pytest.mark.parametrize("endpoint", ["kept"], indirect=True)
+def test_a_revision_said_with_the_name_is_the_one_that_is_loaded(endpoint: str, tmp_path) -> None:
+    spec = f"nobody/nothing@{REVISION}"
+    assert not hub.is_cached(spec)
+    model = load_model(spec)
+    assert model.processor_size == (32, 32)
+    x = torch.ones(1, 3, 32, 32)
+    assert torch.equal(model(x), HookedViT.from_pretrained(tmp_path / "on the hub")(x))
+    assert hub.is_cached(spec)
+    assert not hub.is_cached("nobody/nothing")  # that would be its main branch
+    with pytest.raises(UnsupportedModelError, match="nobody/nothing"):
+        check_model("nobody/nothing@another")
+    with pytest.raises(ValueError, match="of one revision"):
+        HookedViT.from_pretrained(spec, revision="another")
 
 
 @pytest.mark.parametrize("endpoint", ["refused", "silent"], indirect=True)
