@@ -11,13 +11,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs zoo bench clean
+.PHONY: help demo real test lint format docs zoo bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the main job on the built-in models and images; report in out/demo
 	$(BIN)/hooked-vit demo --out out/demo
+
+real: $(READY) ## the same of a pretrained model and photographs, from the hub; report in out/real
+	$(BIN)/hooked-vit demo --real --out out/real
 
 test: $(READY) ## all tests
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)

@@ -1,7 +1,7 @@
 """How far half precision is from float32: of a tiny model of every family, of the zoo's models, of a checkpoint.
 
-`python -m tests.precision` writes docs/precision.md, in some minutes of two cores. With `--checkpoint FOLDER --data D
---about WORDS` it measures a checkpoint at its own size too; without, what the page says of one stays as it is.
+`python -m tests.precision` writes docs/precision.md, in some minutes of two cores. With `--checkpoint FOLDER`
+and what goes with it a checkpoint is measured at its own size too; without, what the page says of one stays as it is.
 """
 
 from __future__ import annotations
@@ -159,11 +159,11 @@ def rows_of_zoo() -> Iterator[str]:
         yield from rows_of_trained(name, zoo.load(name), data, fit, N_IMAGES)
 
 
-def of_checkpoint(folder: str, data: str, fit: str, about: str, n: int, n_fit: int) -> str:
+def of_checkpoint(folder: str, data: str, fit: str, name: str, about: str, n: int, n_fit: int) -> str:
     """What the page says of a checkpoint at its own size."""
     fitted = load_data(fit, n_fit)
     model = with_ridge_head(HookedViT.from_pretrained(folder), fitted)
-    rows = rows_of_trained(Path(folder).name, model, load_data(data, n), fitted, batch_size=25)
+    rows = rows_of_trained(name, model, load_data(data, n), fitted, batch_size=25)
     side = " × ".join(map(str, model.usual_size))
     return "\n".join([f"{about} At {side} pixels, {n} images, {n_fit} to fit on.", "", HEAD, RULE, *rows])
 
@@ -221,13 +221,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="a folder, measured at the size of its processor")
     parser.add_argument("--data", help="images to measure it on, as parquet:PATH")
     parser.add_argument("--fit-data", help="images to fit its head and probes on")
+    parser.add_argument("--name", help="what its rows are called")
     parser.add_argument("--about", help="what the checkpoint is, and where its weights are from")
     parser.add_argument("--n", type=int, default=50)
     parser.add_argument("--n-fit", type=int, default=200)
     args = parser.parse_args()
-    told = (args.checkpoint, args.data, args.fit_data, args.about)
+    told = (args.checkpoint, args.data, args.fit_data, args.name, args.about)
     if any(told) and not all(told):
-        parser.error("a checkpoint comes with --data, --fit-data and --about")
+        parser.error("a checkpoint comes with --data, --fit-data, --name and --about")
     checkpoint = of_checkpoint(*told, args.n, args.n_fit) if args.checkpoint else kept()
     PAGE.write_text(page(checkpoint), encoding="utf-8")
 

@@ -38,10 +38,16 @@ def report(args: argparse.Namespace) -> int:
 
 def figure(args: argparse.Namespace) -> int:
     """`figure`: the figure of a saved result, as a file."""
+    from analyses.running.files import check_writable
     from analyses.running.results import Result
 
+    check_writable(Path(args.out).expanduser().parent)
     result = Result.load(args.folder)
-    terminal.say(terminal.console(), result.savefig(args.out, args.size))
+    try:
+        drawn = result.savefig(args.out, args.size)
+    except ImportError as error:  # it says what to install
+        raise ValueError(str(error)) from error
+    terminal.say(terminal.console(), drawn)
     return 0
 
 

@@ -62,6 +62,7 @@ class Trained:
     epochs: int
 
 
+@torch.autocast("cpu", enabled=False)  # probes are of all digits wherever they are fitted
 def train_together(
     rows: Rows,
     mean: Float[Tensor, "s d"],

@@ -12,7 +12,7 @@ from analyses.processes.merging import Gathering
 from analyses.running.notice import notice
 from hooked_vit import HookedViT
 from hooked_vit.config.spoken import what_is_read
-from hooked_vit.loading.digests import model_digests
+from hooked_vit.loading.digests import autocast_of, model_digests
 from hooked_vit.loading.progress import steps
 
 
@@ -81,7 +81,8 @@ def about_model(model: HookedViT, reads: str | None = None) -> dict[str, Any]:
 
     `reads` says what was read of it where that are not its own answers.
     """
-    cfg, weight = model.cfg, model.embed.patch.weight
+    cfg, weight, halved = model.cfg, model.embed.patch.weight, autocast_of(model)
+    inside = "" if halved is None else f", inside autocast to {str(halved).removeprefix('torch.')}"
     return {
         "architecture": cfg.architecture,
         "checkpoint": cfg.name,
@@ -90,7 +91,7 @@ def about_model(model: HookedViT, reads: str | None = None) -> dict[str, Any]:
         "readout": " and ".join(cfg.sources),
         "reads": reads or what_is_read(cfg),
         "device": str(weight.device),
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "dtype": str(weight.dtype).removeprefix("torch.") + inside,
         "image_size": list(model.usual_size),
         **{what: mark[:16] for what, mark in model_digests(model).items() if what != "hooks"},
     }

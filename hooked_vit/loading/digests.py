@@ -44,14 +44,14 @@ def model_digests(model: HookedViT) -> dict[str, str]:
     >>> model_digests(zoo.load("vit"))["weights"]  # doctest: +SKIP
 
     `weights` are all parameters and buffers with names, types and shapes, read whole each time: no counter of changes
-    sees a write through `.data`. `config` holds activation functions, epsilons and the attention kernel beside `cfg`,
-    without the model's name; `hooks` those that are attached.
+    sees a write through `.data`. `config` holds activation functions, epsilons, the attention kernel and the numbers of
+    an autocast that is on beside `cfg`, without the model's name; `hooks` those that are attached.
     """
     parts = dict(model.named_modules())
     hooks = {name: attached for name, part in parts.items() if (attached := _hooks(part))}
     return {
         "weights": digest(_tensors(model)),
-        "config": digest(model.cfg.replace(name=None), _own(model), model.run.attention),
+        "config": digest(model.cfg.replace(name=None), _own(model), model.run.attention, *_halved(model)),
         "processor": digest(model.processor),
         "hooks": digest(hooks),
     }
@@ -74,7 +74,7 @@ def stream_digests(model: HookedViT) -> dict[str, str]:
     inside = {name: part for name, part in model.named_children() if name in BACKBONE}
     return {
         "weights": digest({name: _tensors(part) for name, part in inside.items()}),
-        "config": digest(cfg, {name: _own(part) for name, part in inside.items()}, model.run.attention),
+        "config": digest(cfg, {name: _own(part) for name, part in inside.items()}, model.run.attention, *_halved(model)),
         "processor": digest(model.processor),
     }
 
@@ -85,6 +85,23 @@ def pooling_digest(model: HookedViT) -> str:
     probe = {name: p for name, p in model.named_parameters(recurse=False) if name.startswith("pool_")}
     tensors = {name: _tensors(part) for name, part in parts.items()}
     return digest({f: getattr(model.cfg, f) for f in POOLING}, tensors, probe, {n: _own(p) for n, p in parts.items()})
+
+
+def _halved(model: HookedViT) -> list[str]:
+    """What `autocast_of` says, where it says something: what was kept without one keeps its digest."""
+    return [str(dtype)] if (dtype := autocast_of(model)) is not None else []
+
+
+def autocast_of(model: HookedViT) -> torch.dtype | None:
+    """The numbers in which `torch.autocast` has a model multiply here and now; None where none is on.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):  # doctest: +SKIP
+    ...     autocast_of(model)
+    torch.bfloat16
+    """
+    kind = model.embed.patch.weight.device.type
+    known = kind == "cpu" or torch.amp.is_autocast_available(kind)
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

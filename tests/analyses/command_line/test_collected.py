@@ -51,6 +51,32 @@ def test_they_are_found_wherever_they_stand(saved):
         list(saved_below(saved / "a/result.json"))
 
 
+def test_the_figure_of_a_saved_result_is_written(saved, monkeypatch, capsys):
+    drawn = []
+
+    def draw(result, path, size):
+        drawn.append((result.meta["models"], path, size))
+        return path
+
+    monkeypatch.setattr(Result, "savefig", draw)
+    assert main(["figure", str(saved / "a"), "--out", str(saved / "f.pdf"), "--size", "paper"]) == 0
+    assert [(list(models), path, size) for models, path, size in drawn] == [
+        (["registers"], str(saved / "f.pdf"), "paper")
+    ]
+    assert capsys.readouterr().out.strip() == str(saved / "f.pdf")
+    assert main(["figure", str(saved / "c"), "--out", str(saved / "f.pdf")]) == 2
+    assert "is damaged, or of another run" in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_drawn_is_one_line(saved, monkeypatch, capsys):
+    assert main(["figure", str(saved / "a"), "--out", str(saved / "f.jpg")]) == 2
+    assert capsys.readouterr().err == "error: a figure is saved as pdf, svg, png; got 'f.jpg'\n"
+    monkeypatch.setattr(Result, "figure", lambda result: None)
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    assert main(["figure", str(saved / "a"), "--out", str(saved / "f.pdf")]) == 2
+    assert 'pip install "hooked-vit[export]"' in capsys.readouterr().err
+
+
 def test_the_methods_are_what_the_run_left(saved):
     said = methods_text(Result.load(saved / "a"))
     for fact in (

@@ -88,6 +88,22 @@ def test_training_together_is_training_alone(hidden: int) -> None:
                 torch.testing.assert_close(mine, alone, atol=1e-4, rtol=1e-3)
 
 
+def test_probes_are_of_all_digits_inside_autocast_too() -> None:
+    x = torch.randn(60, 1, 5, generator=torch.Generator().manual_seed(0))
+    labels = (x[:, 0, :1] > 0).long()
+
+    def fitted() -> list[Tensor]:
+        trained = train_together(lambda i: x[i], x.mean(0), x.std(0), labels, 2, Training(max_epochs=5))
+        moments = Moments(2)
+        moments.add(x[:, 0], labels[:, 0])
+        ridge = fit_ridge(moments)
+        return [*trained.layers[0][0][0], ridge.weight, ridge.scores(x[:, 0])]
+
+    plain = fitted()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, fitted(), plain))
+
+
 def test_the_best_epoch_is_kept() -> None:
     """With a learning rate that makes it worse and worse, the first epochs are the best on held-out images."""
     x, y = draw(n=200)

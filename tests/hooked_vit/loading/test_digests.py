@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from analyses.running.notes import about_model
 from hooked_vit import zoo
-from hooked_vit.loading.digests import digest, model_digests
+from hooked_vit.loading.digests import autocast_of, digest, model_digests, stream_digests
 from tests.tiny import make
 
 ROOT = Path(__file__).parents[3]
@@ -125,3 +126,16 @@ def test_what_else_decides_an_answer_counts(part, change):
     change(model)
     now = model_digests(model)
     assert {what for what in now if now[what] != before[what]} == ({part} if part else set())
+
+
+def test_an_autocast_is_part_of_what_a_model_answers():
+    """So that nothing kept from float32 is used in it, and the other way round."""
+    model = make("vit", torch.float32)
+    before = model_digests(model), stream_digests(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert about_model(model)["dtype"] == "float32, inside autocast to bfloat16"
+        for here, plain in zip((model_digests(model), stream_digests(model)), before, strict=True):
+            assert {name for name in here if here[name] != plain[name]} == {"config"}
+    assert about_model(model)["dtype"] == "float32"
+    assert (model_digests(model), stream_digests(model)) == before
+    assert autocast_of(model.to("meta")) is None
