@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import platform
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -148,6 +149,11 @@ def _curves(model: HookedViT, data: ImageData, fit: ImageData, batch_size: int) 
     return {(m, layer): v for m, layer, v in zip(frame.measure, layers, frame.value, strict=True) if m in CURVES}
 
 
+def wrapped(text: str) -> list[str]:
+    """A paragraph as lines of the page."""
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 HEAD = "| Model | numbers | Largest error | Mean error | Same first | Same order | Accuracy | CLS shuffled | Probe |"
 RULE = "|---|---|--:|--:|--:|--:|--:|--:|--:|"
 
@@ -165,7 +171,7 @@ def of_checkpoint(folder: str, data: str, fit: str, name: str, about: str, n: in
     model = with_ridge_head(HookedViT.from_pretrained(folder), fitted)
     rows = rows_of_trained(name, model, load_data(data, n), fitted, batch_size=25)
     side = " × ".join(map(str, model.usual_size))
-    return "\n".join([f"{about} At {side} pixels, {n} images, {n_fit} to fit on.", "", HEAD, RULE, *rows])
+    return "\n".join([*wrapped(f"{about} At {side} pixels, {n} images, {n_fit} to fit on."), "", HEAD, RULE, *rows])
 
 
 def page(checkpoint: str) -> str:
@@ -173,30 +179,40 @@ def page(checkpoint: str) -> str:
     machine = f"a CPU ({platform.machine()}) with torch {torch.__version__}"
     lines = [
         *("# What half precision costs", ""),
-        "`--dtype bfloat16` or `float16` (in Python `load_model(name, dtype=…)`, or `from_pretrained(…, dtype=…)`) runs a "
-        "model with weights and activations of 16 bits. Attention is turned into shares in float32, and heads, probes "
-        "and everything counted are fitted and added up in float64. *autocast* is a float32 model inside "
-        '`torch.autocast("cpu", torch.bfloat16)`, in Python: products are of 16 bits, weights and norms stay as they are. '
-        "Here is how far numbers move, beside the same model in float32. `python -m tests.precision` writes this page.",
+        *wrapped(
+            "`--dtype bfloat16` or `float16` (in Python `load_model(name, dtype=…)` or `from_pretrained(…, dtype=…)`) "
+            "runs a model with weights and activations of 16 bits. Softmax is of float32, ridge heads and probes are "
+            "fitted and added up in float64, trained probes in float32. *autocast* is a model of float32 inside "
+            '`with torch.autocast("cpu", torch.bfloat16):`, in Python alone: its products are of 16 bits, its weights, '
+            "norms and most of its stream are not. A result says what it was computed in. Analyses multiply other "
+            "things than models too, and these then are of 16 bits as well; of `cls-causality`, shown here, none. "
+            "Every family runs in all three. `python -m tests.precision` writes this page.",
+        ),
         "",
-        f"Measured on {machine}. A GPU adds up in another order, so single digits differ there; the size of the errors is "
-        "that of the numbers: bfloat16 has 8 bits of precision, float16 11, and numbers beyond 65,504 it cannot hold, "
-        "which is refused as NaN where it happens.",
+        *wrapped(
+            f"Measured on {machine}, beside the same model in float32. A GPU adds up in another order, and its digits "
+            "differ. bfloat16 has 8 bits of precision, float16 11, but float16 holds no number beyond 65,504.",
+        ),
         *("", "## Trained models", ""),
-        f"The built-in models on {N_IMAGES} scenes. *Errors* are differences of logits over the standard deviation of all "
-        "logits in float32. *Same first*: images whose answer stays. *Same order*: pairs of classes that stay in "
-        "their order. The last three columns: by how much the accuracy, the curve of accuracies with CLS exchanged, and "
-        "that of probes on CLS move, at the layer where they move most, as shares of the images (`cls-causality`, one "
-        "seed, the same permutations): 0.010 is one image of 100.",
+        *wrapped(
+            f"The built-in models on {N_IMAGES} scenes. *Errors* are differences of logits, over the standard deviation "
+            "of all logits in float32. *Same first*: images whose answer stays. *Same order*: pairs of classes that "
+            "stay in their order. The last three columns say by how much the accuracy, the curve of accuracies with "
+            "CLS exchanged, and the curve of probes on CLS move, at the layer where they move most, as shares of the "
+            f"images (`cls-causality`, one seed, the same permutations): 0.010 is one image of {N_IMAGES}.",
+        ),
         *("", HEAD, RULE, *rows_of_zoo()),
         *("", "## A real checkpoint", ""),
         *(START, checkpoint, END),
         *("", "## Every family", ""),
-        f"Tiny models of every family with random weights, {N_TINY} random images; the worst of a family's graphs. Outputs "
-        "are logits, or features of a model without a head. *Curve*: how far outputs move when CLS tokens (patches, "
-        "where a family has no CLS) are exchanged between images behind a layer, and by how much that differs from "
-        "float32 at the layer where it differs most, over the largest effect. Random weights tell outputs apart by "
-        "little, so orders change more easily than in a trained model.",
+        *wrapped(
+            f"Tiny models of every family with random weights, {N_TINY} random images; the worst of a family's graphs. "
+            "Outputs are logits, or features of a model without a head. *Curve*: how far outputs move when CLS tokens "
+            "(patches, where a family has no CLS) are exchanged between images behind a layer, and by how much that "
+            "differs from float32 at the layer where it differs most, over the largest effect of any layer: large "
+            "where a readout of patches hardly sees CLS. Random weights tell outputs apart by little, so that orders "
+            "change more easily than in a trained model.",
+        ),
         *("", "| Family | numbers | Largest error | Mean error | Same order | Curve |", "|---|---|--:|--:|--:|--:|"),
         *rows_of_families(),
     ]

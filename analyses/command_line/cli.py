@@ -203,7 +203,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     drawn.add_argument("folder", metavar="FOLDER", type=path, help="of a result")
     what = "paper is as wide as the text of a page, column half of it (default: as on a screen)"
     drawn.add_argument("--size", action=Once, choices=("paper", "column"), default=None, help=what)
-    add_out(drawn, "the file, of the kind its name ends in (default: %(default)s)", metavar="FILE", default="figure.pdf")
+    add_out(
+        drawn, "the file, of the kind its name ends in (default: %(default)s)", metavar="FILE", default="figure.pdf"
+    )
     shown = command("features", "write a page per feature of a sparse dictionary: the images in which it is largest")
     shown.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
     what = "folder that SAELens or ViT-Prisma saved the dictionary in"

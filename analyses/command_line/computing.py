@@ -24,7 +24,8 @@ def add_device(to: argparse.ArgumentParser) -> None:
 def add_computing(to: argparse.ArgumentParser) -> None:
     """Give a command the options of `load_model` that say how its models compute."""
     add_device(to)
-    what = f"numbers the models compute in: {', '.join(DTYPES)}; probes stay in float64; `hooked-vit docs precision` says what it costs (default: %(default)s)"
+    what = f"numbers the models compute in: {', '.join(DTYPES)}; probes stay in float64 (default: %(default)s); "
+    what += "what it costs: hooked-vit docs precision"
     kind = Choice(DTYPES)
     to.add_argument("--dtype", metavar="NAME", action=Once, type=kind, default=COMPUTING["dtype"], help=what)
     what = "side in pixels, a multiple of the patch, to which images are resized (default: what the processor makes)"

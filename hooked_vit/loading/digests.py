@@ -74,7 +74,9 @@ def stream_digests(model: HookedViT) -> dict[str, str]:
     inside = {name: part for name, part in model.named_children() if name in BACKBONE}
     return {
         "weights": digest({name: _tensors(part) for name, part in inside.items()}),
-        "config": digest(cfg, {name: _own(part) for name, part in inside.items()}, model.run.attention, *_halved(model)),
+        "config": digest(
+            cfg, {name: _own(part) for name, part in inside.items()}, model.run.attention, *_halved(model)
+        ),
         "processor": digest(model.processor),
     }
 

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from analyses.probes import LogisticProbeClassifier, MLPProbeClassifier, RidgeProbeClassifier, Training
+from analyses.probes.ridge import GramRidge
 from analyses.probes.training import train_together
 
 ESTIMATORS = [
@@ -92,11 +93,11 @@ def test_probes_are_of_all_digits_inside_autocast_too() -> None:
     x = torch.randn(60, 1, 5, generator=torch.Generator().manual_seed(0))
     labels = (x[:, 0, :1] > 0).long()
 
-    def fitted() -> list[Tensor]:
+    def fitted() -> list[torch.Tensor]:
         trained = train_together(lambda i: x[i], x.mean(0), x.std(0), labels, 2, Training(max_epochs=5))
-        moments = Moments(2)
-        moments.add(x[:, 0], labels[:, 0])
-        ridge = fit_ridge(moments)
+        moments = GramRidge(2)
+        moments.update({"site": x[:, 0]}, labels[:, 0])
+        ridge = moments.fit()["site"]
         return [*trained.layers[0][0][0], ridge.weight, ridge.scores(x[:, 0])]
 
     plain = fitted()
