@@ -160,7 +160,7 @@ def cost_rows(counted: dict[str, tuple[float, float]], operations: float, second
     for name, (per_image, per_fit) in counted.items():
         total = 5 * (VALIDATION * per_image + VALIDATION * per_fit)
         hours = [total * operations / (peak * share) / 3600 for peak in GPUS.values() for share in UTILISATION[::-1]]
-        spans = [f"{low:.1f} to {high:.1f}" for low, high in zip(hours[::2], hours[1::2], strict=True)]
+        spans = [f"{low:.2g} to {high:.2g}" for low, high in zip(hours[::2], hours[1::2], strict=True)]
         rows.append([name, f"{per_image:.1f}", f"{per_fit:.1f}", f"{total * seconds / 3600:,.0f}", *spans])
     return rows
 
@@ -175,7 +175,9 @@ def main() -> None:
     """Measure, count, and write the tables into the page."""
     parser = argparse.ArgumentParser(description="Writes the tables of docs/scaling.md.")
     parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--busy", action="store_true", help="others use the machine meanwhile, which the page says")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     speeds = speed_rows()
     counted = {name: passes(name, options) for name, options in ANALYSES.items()}
     operations = max(float(row[2]) for row in speeds) * 1e9
@@ -183,10 +185,12 @@ def main() -> None:
     of_family = ["family", "tokens", "GFLOP an image", "s an image", "GFLOP/s", "weights, GB", "stream, kB"]
     of_analysis = ["analysis", "passes a measured image", "passes a fitted image", "core hours"]
     of_analysis += [f"hours, {gpu}" for gpu in GPUS]
-    machine = f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}, float32, "
-    machine += f"batches of {BATCH}"
+    threads = f"{args.threads} thread{'s' * (args.threads > 1)}"
+    machine = f"{platform.machine()}, {threads}, torch {torch.__version__}, float32, "
+    machine += f"batches of {BATCH}; medians of {ROUNDS} passes"
+    machine += ", on a machine that others used as well" * args.busy
     text = "\n\n".join([
-        f"Measured on {machine}; medians of {ROUNDS} passes, on a machine that others used as well.",
+        f"Measured on {machine}.",
         markdown(of_family, speeds),
         f"For five models, {VALIDATION:,} images measured and as many fitted on, all as dear as the dearest of them:",
         markdown(of_analysis, cost_rows(counted, operations, seconds)),

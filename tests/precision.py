@@ -195,7 +195,7 @@ def page(checkpoint: str) -> str:
         ),
         *("", "## Trained models", ""),
         *wrapped(
-            f"The built-in models on {N_IMAGES} scenes. *Errors* are differences of logits, over the standard deviation "
+            f"The built-in models on {N_IMAGES} scenes. *Errors* are differences of logits over the standard deviation "
             "of all logits in float32. *Same first*: images whose answer stays. *Same order*: pairs of classes that "
             "stay in their order. The last three columns say by how much the accuracy, the curve of accuracies with "
             "CLS exchanged, and the curve of probes on CLS move, at the layer where they move most, as shares of the "

@@ -53,8 +53,9 @@ def load_data(spec: str, n: int | None = None, *, seed: int = 0, skip_bad: bool 
     `n` images are drawn at random by `seed` (all if there are fewer, or for None; 1000 scenes). Classes are mixed.
     `scenes`: SPLIT is train, validation or test. `hf`: a hub data set, streamed and shuffled within a buffer, so that
     `n` images are no draw over all of it, which `.drawn` and every result say;
-    `hf:NAME:CONFIG:SPLIT` where it has configurations, NAME@REVISION of one commit, tag or branch. `imagefolder`: one subfolder per class, classes in alphabetical
-    order. `parquet`: a file, a folder or a pattern. `imagenet-s`: five photos of every class, with masks.
+    `hf:NAME:CONFIG:SPLIT` where it has configurations, NAME@REVISION of one commit, tag or branch. `imagefolder`: one
+    subfolder per class, classes in alphabetical order. `parquet`: a file, a folder or a pattern. `imagenet-s`: five
+    photos of every class, with masks.
     Local images are all decoded once before anything else: an unreadable one is an UnreadableImageError that names it,
     or with `skip_bad` is left out and listed in `.skipped`.
     Raises ValueError (a spec, columns or labels we cannot use), FileNotFoundError, ConnectionError (the hub is away).
