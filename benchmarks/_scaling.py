@@ -160,7 +160,7 @@ def cost_rows(counted: dict[str, tuple[float, float]], operations: float, second
     for name, (per_image, per_fit) in counted.items():
         total = 5 * (VALIDATION * per_image + VALIDATION * per_fit)
         hours = [total * operations / (peak * share) / 3600 for peak in GPUS.values() for share in UTILISATION[::-1]]
-        spans = [f"{low:.2g} to {high:.2g}" for low, high in zip(hours[::2], hours[1::2], strict=True)]
+        spans = [f"{low:.2f} to {high:.2f}" for low, high in zip(hours[::2], hours[1::2], strict=True)]
         rows.append([name, f"{per_image:.1f}", f"{per_fit:.1f}", f"{total * seconds / 3600:,.0f}", *spans])
     return rows
 
