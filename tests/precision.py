@@ -1,7 +1,7 @@
 """How far half precision is from float32: of a tiny model of every family, of the zoo's models, of a checkpoint.
 
 `python -m tests.precision` writes docs/precision.md, in some minutes of two cores. With `--checkpoint FOLDER`
-and what goes with it a checkpoint is measured at its own size too; without, what the page says of one stays as it is.
+and what goes with it a checkpoint is measured too; without, what the page says of one stays as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from analyses import cls_causality, load_data, with_ridge_head
 from analyses.data import ImageData
+from analyses.running.models import load_model
 from hooked_vit import HookedViT, architectures, zoo
 from hooked_vit.loading.placing import DTYPES
 from interventions import apply, shuffle_tokens
@@ -165,13 +166,15 @@ def rows_of_zoo() -> Iterator[str]:
         yield from rows_of_trained(name, zoo.load(name), data, fit, N_IMAGES)
 
 
-def of_checkpoint(folder: str, data: str, fit: str, name: str, about: str, n: int, n_fit: int) -> str:
-    """What the page says of a checkpoint at its own size."""
-    fitted = load_data(fit, n_fit)
-    model = with_ridge_head(HookedViT.from_pretrained(folder), fitted)
-    rows = rows_of_trained(name, model, load_data(data, n), fitted, batch_size=25)
-    side = " × ".join(map(str, model.usual_size))
-    return "\n".join([*wrapped(f"{about} At {side} pixels, {n} images, {n_fit} to fit on."), "", HEAD, RULE, *rows])
+def of_checkpoint(folder: str, data: str, fit: str, name: str, about: str, how: argparse.Namespace) -> str:
+    """What the page says of a checkpoint."""
+    fitted = load_data(fit, how.n_fit)
+    model = with_ridge_head(load_model(folder, image_size=how.image_size), fitted)
+    rows = rows_of_trained(name, model, load_data(data, how.n), fitted, batch_size=20)
+    side = " × ".join(map(str, model.processor_size or model.usual_size))
+    return "\n".join(
+        [*wrapped(f"{about} At {side} pixels, {how.n} images, {how.n_fit} to fit on."), "", HEAD, RULE, *rows]
+    )
 
 
 def page(checkpoint: str) -> str:
@@ -234,18 +237,19 @@ def families_on(text: str) -> set[tuple[str, str]]:
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description="Writes docs/precision.md.")
-    parser.add_argument("--checkpoint", help="a folder, measured at the size of its processor")
+    parser.add_argument("--checkpoint", help="a folder, to be measured too")
     parser.add_argument("--data", help="images to measure it on, as parquet:PATH")
     parser.add_argument("--fit-data", help="images to fit its head and probes on")
     parser.add_argument("--name", help="what its rows are called")
     parser.add_argument("--about", help="what the checkpoint is, and where its weights are from")
+    parser.add_argument("--image-size", type=int, help="pixels a side, in place of what its processor makes")
     parser.add_argument("--n", type=int, default=50)
     parser.add_argument("--n-fit", type=int, default=200)
     args = parser.parse_args()
     told = (args.checkpoint, args.data, args.fit_data, args.name, args.about)
     if any(told) and not all(told):
         parser.error("a checkpoint comes with --data, --fit-data, --name and --about")
-    checkpoint = of_checkpoint(*told, args.n, args.n_fit) if args.checkpoint else kept()
+    checkpoint = of_checkpoint(*told, args) if args.checkpoint else kept()
     PAGE.write_text(page(checkpoint), encoding="utf-8")
 
 
