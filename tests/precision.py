@@ -187,7 +187,7 @@ def page(checkpoint: str) -> str:
             "runs a model with weights and activations of 16 bits. Softmax is of float32, ridge heads and probes are "
             "fitted and added up in float64, trained probes in float32. *autocast* is a model of float32 inside "
             '`with torch.autocast("cpu", torch.bfloat16):`, in Python alone: its products are of 16 bits, its weights, '
-            "norms and most of its stream are not. A result says what it was computed in. Analyses multiply other "
+            "norms and residual stream are not. A result says what it was computed in. Analyses multiply other "
             "things than models too, and these then are of 16 bits as well; of `cls-causality`, shown here, none. "
             "Every family runs in all three. `python -m tests.precision` writes this page.",
         ),
