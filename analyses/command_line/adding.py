@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from analyses.command_line.computing import DTYPES, add_computing, add_device
+from analyses.command_line.computing import DTYPES, add_computing, add_device, add_image_size
 from analyses.command_line.values import Assigned, Choice, Number, Once, data, model, path, processes_here, text
 from analyses.running.arguments import AUTO, COUNT, SEED, Range
 from hooked_vit.errors import nearest
@@ -29,10 +29,7 @@ def add_run_arguments(run: argparse.ArgumentParser) -> None:
     what = "images per forward pass; auto: the fastest here, measured at the start"
     run.add_argument("--batch-size", metavar="B", action=Once, type=Number(COUNT, int, (AUTO,)), help=what)
     run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
-    processes = (
-        "processes of this machine that share the work; more machines: accelerate launch (hooked-vit docs scaling)"
-    )
-    add_number(run, "--num-processes", "P", processes_here(), processes)
+    _add_processes(run)
     add_computing(run)
     run.set_defaults(foretell=None)
 
@@ -66,8 +63,11 @@ def add_cache_arguments(kept: argparse.ArgumentParser) -> None:
         ("--roles", [], "tokens: cls, patches, all, … (default: one vector of every kind of token)"),
     ):
         kept.add_argument(flag, metavar="NAME", nargs="+", action=Once, type=text, default=default, help=what)
-    what = f"numbers they are kept in: {', '.join(DTYPES)} (default: %(default)s)"
-    kept.add_argument("--dtype", metavar="NAME", action=Once, type=Choice(DTYPES), default="float32", help=what)
+    for flag, what in (
+        ("--dtype", f"numbers they are kept in: {', '.join(DTYPES)} (default: those the model computes in)"),
+        ("--model-dtype", "numbers the model computes in, as `run --dtype` (default: float32)"),
+    ):
+        kept.add_argument(flag, metavar="NAME", action=Once, type=Choice(DTYPES), help=what)
     layers = Number(Range(-10_000, 10_000), int)
     kept.add_argument("--layers", metavar="L", nargs="+", action=Once, type=layers, help="blocks (default: all)")
     add_number(kept, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
@@ -75,7 +75,14 @@ def add_cache_arguments(kept: argparse.ArgumentParser) -> None:
     add_number(kept, "--batch-size", "B", COUNT, "images per forward pass (default: %(default)s)", default=64)
     add_number(kept, "--random-weights", "S", SEED, "of the control with random weights of this seed, in its place")
     kept.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
+    _add_processes(kept)
     add_device(kept)
+    add_image_size(kept)
+
+
+def _add_processes(to: argparse.ArgumentParser) -> None:
+    what = "processes of this machine that share the work; more machines: accelerate launch (hooked-vit docs scaling)"
+    add_number(to, "--num-processes", "P", processes_here(), what)
 
 
 def add_reproduce_arguments(again: argparse.ArgumentParser) -> None:

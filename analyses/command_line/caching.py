@@ -12,6 +12,7 @@ def cache(args: argparse.Namespace) -> int:
     from analyses.activations.store import store_activations
     from analyses.controls.random_weights import with_random_weights
     from analyses.data import load_data
+    from analyses.processes.group import device_here, leads
     from analyses.running.files import check_writable
     from analyses.running.models import check_model, check_prompts, load_models
     from analyses.running.places import size
@@ -21,16 +22,20 @@ def cache(args: argparse.Namespace) -> int:
     console = terminal.console()
     folder = check_writable(args.to)
     check_model(args.model)
-    check_device(args.device)
+    computed = args.model_dtype or "float32"
+    check_device(args.device, computed)
     data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
     check_prompts([args.model], data.class_names)
-    (model,) = load_models([args.model], device=args.device, class_names=data.class_names).values()
+    how = {"device": device_here(args.device), "dtype": computed, "image_size": args.image_size}
+    (model,) = load_models([args.model], class_names=data.class_names, **how).values()
     if args.random_weights is not None:
         model = with_random_weights(model, args.random_weights)
     store = store_activations(
-        model, data, args.sites, args.roles, args.dtype, to=folder, layers=args.layers, batch_size=args.batch_size,
-        seed=args.seed,
+        model, data, args.sites, args.roles, args.dtype or computed, to=folder, layers=args.layers,
+        batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
+    if not leads():
+        return 0
     by_hook: dict[str, list[str]] = {}
     for name, shape in store.shapes.items():
         hook, _, role = name.rpartition(".") if name.startswith("blocks.") else (name, "", "")
@@ -38,6 +43,8 @@ def cache(args: argparse.Namespace) -> int:
     rows = [[hook, ", ".join(held)] for hook, held in by_hook.items()]
     terminal.print_table(console, ["hook", "of an image"], rows, f"{store.n} images of {data.name}")
     total = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    terminal.say(console, f"{size(total)} of {args.dtype}; an analysis reads them with --activations {folder}")
+    terminal.say(
+        console, f"{size(total)} of {store.about['dtype']}; an analysis reads them with --activations {folder}"
+    )
     terminal.say(console, folder / "manifest.json")
     return 0

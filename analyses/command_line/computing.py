@@ -28,6 +28,11 @@ def add_computing(to: argparse.ArgumentParser) -> None:
     what += "what it costs: hooked-vit docs precision"
     kind = Choice(DTYPES)
     to.add_argument("--dtype", metavar="NAME", action=Once, type=kind, default=COMPUTING["dtype"], help=what)
+    add_image_size(to)
+
+
+def add_image_size(to: argparse.ArgumentParser) -> None:
+    """Give a command the option that says on which size of images its models run."""
     what = "side in pixels, a multiple of the patch, to which images are resized (default: what the processor makes)"
     to.add_argument("--image-size", metavar="N", action=Once, type=Number(SIDE, int), default=None, help=what)
 

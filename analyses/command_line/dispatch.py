@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from analyses.processes import group
 
+SHARED = ("run", "demo", "cache")
+"""Commands whose work several processes share."""
+
 
 def dispatch(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Do what was typed: here, in as many processes as were asked for, or as one of several that were started."""
@@ -29,7 +32,7 @@ def _as_one_of_several(args: argparse.Namespace) -> int:
     """The first process that fails says why. What is not shared, the first one does."""
     try:
         group.join()
-        if args.command in ("run", "demo"):
+        if args.command in SHARED:
             return _command(args)
         with group.alone():
             return _command(args) if group.leads() else 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.running.locks import scratch_folder
+from analyses.running.places import check_room, full_disk_named
 
 MEMORY = 2**30
 """Bytes of features kept in memory; more of them go to disk."""
@@ -63,21 +62,15 @@ def feature_store(
         yield FeatureStore({site: np.empty((n, d), np.float32) for site, d in widths.items()}, True)
         return
     with scratch_folder(scratch) as folder:
-        free = shutil.disk_usage(folder).free
-        no_room = OSError(
-            errno.ENOSPC,
-            f"the features of {n} images at {len(widths)} sites take {needed / 1e9:.1f} GB, and there are "
-            f"{free / 1e9:.1f} GB where temporary files go; read fewer roles or layers, choose another folder with "
-            "scratch=…, or use probe='ridge', which keeps none",
+        what = f"the features of {n} images at {len(widths)} sites"
+        check_room(
+            folder,
+            needed,
+            what,
+            "read fewer roles or layers, choose another folder with scratch=…, or use probe='ridge', which keeps none",
         )
-        if needed > free:
-            raise no_room
-        try:
+        with full_disk_named(folder / "features", needed):
             arrays = {site: _on_disk(folder / f"{i}.f32", n, d) for i, (site, d) in enumerate(widths.items())}
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise no_room from error
         yield FeatureStore(arrays, False)
 
 

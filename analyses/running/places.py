@@ -15,6 +15,8 @@ LONGEST_NAME, LONGEST_PATH = 255, 4000
 """Bytes a file name and a path can have; a path leaves room for the names of what is written below it."""
 ROOM = 20_000_000
 """Bytes a report, which holds plotly, and its numbers take at most, but for those of very long tables."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system calls a disk, a share of it, or a file, that takes no more."""
 
 
 def usable_path(path: str | Path) -> Path:
@@ -41,14 +43,15 @@ def usable_path(path: str | Path) -> Path:
     return Path(full)
 
 
-def check_room(folder: Path, needed: int, what: str = "results") -> None:
-    """Raises OSError where a disk has less room than is needed, naming both."""
+def check_room(
+    folder: Path, needed: int, what: str = "results", instead: str = "make room or choose another folder"
+) -> None:
+    """Raises OSError where a disk has less room than is needed, naming both and what to do `instead`."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"{what} need about {needed / 1e6:.0f} MB, and the disk of {folder} has {free / 1e6:.1f} MB left; "
-            "make room or choose another folder",
+            f"{what} need about {size(needed)}, and the disk of {folder} has {size(free)} left; {instead}",
         )
 
 
@@ -70,11 +73,11 @@ def full_disk_named(path: Path, needed: int = ROOM) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             raise
-        free = shutil.disk_usage(path.parent).free / 1e6
+        free = size(shutil.disk_usage(path.parent).free)
         raise OSError(
             error.errno,
-            f"{path} could not be written: {error.strerror}; its disk has {free:.1f} MB left, and about "
+            f"{path} could not be written: {error.strerror}; its disk has {free} left, and about "
             f"{size(needed)} are needed",
         ) from error

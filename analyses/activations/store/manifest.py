@@ -46,5 +46,7 @@ def read_manifest(path: Path, fields: tuple[str, ...] = FIELDS) -> dict[str, Any
             f"{path.parent} holds {str(form)[:40]!r}; this version reads {FORMAT!r}: store it anew elsewhere"
         )
     if seen != digest(told) or any(field not in told for field in fields):
-        raise ValueError(f"{path} is damaged: its checksum is not that of its content; remove it, and store anew")
+        raise ValueError(
+            f"{path} is damaged: its checksum is not that of its content; remove {path.parent}, and store anew"
+        )
     return dict(told)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +28,10 @@ EMBEDDING_SITE, EMBEDDING_HOOK = "embedding", "blocks.0.hook_resid_pre"
 POOLED, FOR_A_HEAD = "hook_pooled", "hook_pooled.for_a_head"
 IMAGE = {"label": 8, "index": 8, "pixels": 8, "digest": 32}
 """What is kept of every image beside its activations, as `image.…`, and its bytes."""
-SHARD = 2**26
-"""Bytes a shard holds at most, where a batch is not larger."""
+SHARD = 2**24
+"""Bytes a shard holds at most, where a batch is not larger; processes share the work shard by shard."""
+OF_THE_STORE = ("images", "labels", "tensors", "readout", "dtype", "batch size", "seed")
+"""What the fingerprint of a store says beside what decides the stream of a model on an image."""
 
 
 def entry(hook: str, role: str) -> str:
@@ -108,6 +111,10 @@ class Plan:
         for number, first in enumerate(range(0, self.n, size)):
             yield f"activations-{number:05}.safetensors", range(first, min(first + size, self.n))
 
+    def bytes_missing(self, folder: Path) -> int:
+        """Room that is still needed for the shards that are not in a folder."""
+        return self.bytes_an_image * sum(len(images) for name, images in self.shards() if not (folder / name).exists())
+
     def about(self) -> dict[str, Any]:
         """What the manifest says of it."""
         return {
@@ -165,17 +172,19 @@ def plan_store(
     read = _roles(model, roles)
     layout = model.check_pixels(model.preprocess(next(iter(data.batches(1))).images))
     pooled = {POOLED: model, **({} if (other := for_a_head(model)) is None else {FOR_A_HEAD: other})}
+    readouts = {name: pooling_digest(m) for name, m in pooled.items()}
     of = stream_parts(model) | {
         "images": digest(marks)[:LENGTH],
         "labels": digest(data.labels)[:LENGTH],
         "interventions": "none" if intervention is None else digest([(p.key, p.made_by) for p in intervention.parts]),
         "tensors": digest(hooks, read, layout.grid)[:LENGTH],
+        "readout": digest(readouts)[:LENGTH],
         "dtype": dtype,
         "batch size": str(batch_size),
         "seed": str(seed),
     }
     return Plan(
-        Fingerprint(of), hooks, read, {name: pooling_digest(m) for name, m in pooled.items()},
+        Fingerprint(of), hooks, read, readouts,
         {name: m.cfg.d_pooled for name, m in pooled.items()}, tuple(layout.prefix), layout.grid, data.n, dtype,
         batch_size, seed, data.name,
     )  # fmt: skip

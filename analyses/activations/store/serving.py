@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analyses.activations.sites import HEAD_INPUT, RANDOM_PATCH, Site, SiteReader, draws_of, role_vector
 from analyses.activations.store.manifest import MANIFEST
-from analyses.activations.store.plan import ALL, entry, hook_behind, stream_parts
+from analyses.activations.store.plan import ALL, OF_THE_STORE, entry, hook_behind, stream_parts
 from analyses.activations.store.reading import Store
 from analyses.data import ImageData
 from analyses.running.fingerprint import Fingerprint
@@ -25,8 +25,6 @@ from analyses.running.registry import meanwhile
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.loading.digests import pooling_digest
 
-OF_THE_STORE = ("images", "labels", "tensors", "dtype", "batch size", "seed")
-"""What a fingerprint says beside what decides the stream of a model on an image."""
 _USED: ContextVar[InUse | None] = ContextVar("activations an analysis reads", default=None)
 
 
@@ -147,6 +145,16 @@ class Serving:
         return pooled, features
 
 
+def untouched(model: HookedViT) -> Fingerprint:
+    """Of what a stream of the model as it is depends on, but for the images."""
+    return Fingerprint({**stream_parts(model), "interventions": "none"})
+
+
+def stream_differences(parts: Fingerprint, store: Store) -> str:
+    """In what a store's streams are of another model than `untouched` says, in words; "" where they are its own."""
+    return parts.differences({name: mark for name, mark in store.about["of"].items() if name not in OF_THE_STORE})
+
+
 class InUse:
     """The stores an analysis was given, and what it has read from them."""
 
@@ -160,7 +168,7 @@ class InUse:
         """Refuse a model no store is of. Raises ValueError."""
         parts = self._of(model)
         if not self._fitting(parts):
-            nearest = min((self._differs(parts, store) for store in self.stores), key=len)
+            nearest = min((stream_differences(parts, store) for store in self.stores), key=len)
             raise ValueError(
                 f"the activations in {self.stores[0].folder} are not those of {name}: they differ in {nearest}; store "
                 "its own (hooked-vit cache), or leave activations out"
@@ -202,15 +210,11 @@ class InUse:
         for known, parts in self._parts:
             if known is model:
                 return parts
-        self._parts.append((model, Fingerprint({**stream_parts(model), "interventions": "none"})))
+        self._parts.append((model, untouched(model)))
         return self._parts[-1][1]
 
     def _fitting(self, parts: Fingerprint) -> list[Store]:
-        return [store for store in self.stores if not self._differs(parts, store)]
-
-    @staticmethod
-    def _differs(parts: Fingerprint, store: Store) -> str:
-        return parts.differences({name: mark for name, mark in store.about["of"].items() if name not in OF_THE_STORE})
+        return [store for store in self.stores if not stream_differences(parts, store)]
 
     def _noted(self, what: str) -> None:
         if what not in self.about["read"]:

@@ -33,6 +33,7 @@ from analyses.activations.store.reading import Store, header_of
 from analyses.data import ImageData, as_data
 from analyses.data.contents import mark_of, pixel_digest
 from analyses.data.digests import file_digest
+from analyses.processes import group
 from analyses.running.files import check_writable, clean, write_whole
 from analyses.running.locks import hold_folder
 from analyses.running.notice import notice
@@ -77,20 +78,56 @@ def store_activations(
     data = data.check_images() if data.skip_bad else data
     plan = plan_store(model, data, sites, roles, dtype, layers, batch_size, seed, intervention)
     folder = check_writable(to)
-    with hold_folder(folder, "--to"):
-        clean(folder)
-        _begin(folder, plan)
-        missing = [shard for shard in plan.shards() if not _is_whole(folder / shard[0], plan, shard[1])]
-        needed = sum(len(images) for _, images in missing) * plan.bytes_an_image
-        if missing:
-            check_room(folder, needed, "these activations")
-            notice(f"activations of {plan.n} images take {size(plan.bytes)} in {folder}; {size(needed)} are missing")
-            _write(folder, plan, model, data, missing, intervention)
-        shards = [{"file": n, "n": len(images), "sha256": file_digest(folder / n)} for n, images in plan.shards()]
-        if not (folder / MANIFEST).exists() or missing:
-            write_manifest(folder / MANIFEST, {**plan.about(), "shards": shards})
-        (folder / BEGUN).unlink(missing_ok=True)
+    fill(folder, plan, model, data, intervention)
     return Store(folder)
+
+
+def fill(
+    folder: Path,
+    plan: Plan,
+    model: HookedViT,
+    data: ImageData,
+    under: Intervention | None = None,
+    *,
+    what: str | None = None,
+) -> list[str]:
+    """Write what a folder lacks of a plan, in as many processes as there are; returns a note for each damaged shard.
+
+    The first process holds the folder, settles what is missing and writes the manifest; each writes every so manieth
+    of the missing shards. An orphan of a killed first process can only put a shard again that is the same to the byte.
+    The progress bar says `what` is being done; without it the room is said. Parameters and errors are those of
+    `store_activations`.
+    """
+    notes: list[str] = []
+    with hold_folder(folder, "--to") if group.leads() else nullcontext():
+        missing = group.done_once(lambda: _missing(folder, plan, notes, say=what is None))
+        if mine := missing[group.rank() % group.count() :: group.count()]:
+            _write(folder, plan, model, data, mine, under, what or "storing activations")
+        group.gather(None)
+        group.done_once(lambda: _finish(folder, plan, anew=bool(missing)))
+    return notes
+
+
+def _missing(folder: Path, plan: Plan, notes: list[str], *, say: bool) -> list[tuple[str, range]]:
+    """The shards that are not there as they were written, for which there has to be room."""
+    clean(folder)
+    _begin(folder, plan)
+    missing = [shard for shard in plan.shards() if not _is_whole(folder / shard[0], plan, shard[1], notes)]
+    if missing:
+        needed = sum(len(images) for _, images in missing) * plan.bytes_an_image
+        check_room(folder, needed, "these activations")
+        if say:
+            notice(f"activations of {plan.n} images take {size(plan.bytes)} in {folder}; {size(needed)} are missing")
+    return missing
+
+
+def _finish(folder: Path, plan: Plan, *, anew: bool) -> bool:
+    """Say that a store is whole, once it is."""
+    if anew or not (folder / MANIFEST).exists():
+        shards = [{"file": n, "n": len(images), "sha256": file_digest(folder / n)} for n, images in plan.shards()]
+        write_manifest(folder / MANIFEST, {**plan.about(), "shards": shards})
+    (folder / BEGUN).unlink(missing_ok=True)
+    return True
 
 
 def _begin(folder: Path, plan: Plan) -> None:
@@ -109,7 +146,7 @@ def _begin(folder: Path, plan: Plan) -> None:
     write_manifest(folder / BEGUN, plan.about())
 
 
-def _is_whole(path: Path, plan: Plan, images: range) -> bool:
+def _is_whole(path: Path, plan: Plan, images: range, notes: list[str]) -> bool:
     """Whether a shard is there as it was written; one that is not is removed, which a note says."""
     if not path.exists():
         return False
@@ -120,7 +157,7 @@ def _is_whole(path: Path, plan: Plan, images: range) -> bool:
             return True
     except (ValueError, KeyError, TypeError, OSError, SafetensorError):
         pass
-    notice(f"{path.name} is damaged, or of something else; it is written anew")
+    notes.append(notice(f"{path.name} is damaged, or of something else; it is written anew"))
     path.unlink()
     return False
 
@@ -136,12 +173,13 @@ def _hashed(path: Path, start: int) -> str:
 
 
 def _write(
-    folder: Path, plan: Plan, model: HookedViT, data: ImageData, missing: list[tuple[str, range]], under: Any
+    folder: Path, plan: Plan, model: HookedViT, data: ImageData, missing: list[tuple[str, range]], under: Any, what: str
 ) -> None:
     """Write these shards, one after another, each there whole or not at all; one of them is in memory at a time."""
     read = _Reads(model, plan, under)
     marks = data.marks()
-    with tqdm(total=sum(len(images) for _, images in missing), desc="storing activations", leave=False) as bar:
+    total = sum(len(images) for _, images in missing)
+    with tqdm(total=total, desc=what, leave=False, disable=not group.leads()) as bar:
         for name, images in missing:
             parts: dict[str, list[Tensor]] = {}
             for tensors in read.batches(_at(data, images), [marks[i] for i in images]):

@@ -273,7 +273,7 @@ def test_a_full_disk_is_said_before_and_after(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     usage = places.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(places.shutil, "disk_usage", lambda _: usage._replace(free=1_500_000))
-    with pytest.raises(OSError, match=rf"about 20 MB, and the disk of {tmp_path} has 1.5 MB left"):
+    with pytest.raises(OSError, match=rf"about 20.0 MB, and the disk of {tmp_path} has 1.5 MB left"):
         check_writable(tmp_path / "out")
 
 

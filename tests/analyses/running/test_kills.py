@@ -23,7 +23,6 @@ from analyses import intervention_sweep
 from analyses.data import ImageData
 from analyses.probes.fitted import FittedProbes
 from analyses.probes.fitting import fit_probes
-from analyses.questions.cls_use.random_readouts.store import clear, plan, streams
 from analyses.running.files import clean
 from analyses.running.locks import hold_folder
 from analyses.running.report import write_report
@@ -174,26 +173,6 @@ def test_a_journal_goes_on_to_the_same_numbers(vit: HookedViT, data: ImageData, 
             break
     assert not died
     assert deaths >= 10
-
-
-def test_streams_are_written_again_or_whole(vit: HookedViT, data: ImageData, tmp_path: Path) -> None:
-    def write(folder: Path) -> list[bytes]:
-        with hold_folder(folder, "--keep-in"):
-            clear(folder)
-            made = plan(vit, data, [0, 1], folder, name="s")
-            return [stream.x.tobytes() for stream in streams(made, vit, data, batch_size=4, what="c")[0].values()]
-
-    whole, deaths = write(tmp_path / "whole"), 0
-    for moment in range(1, MOMENTS):
-        folder = tmp_path / str(moment)
-        died = killed_at(moment, lambda folder=folder: write(folder))
-        deaths += died
-        assert write(folder) == whole
-        assert {p.suffix for p in folder.iterdir()} == {".stream"}
-        if not died:
-            break
-    assert not died
-    assert deaths >= 8
 
 
 def test_saved_probes_are_the_former_or_the_new_ones(vit: HookedViT, data: ImageData, tmp_path: Path) -> None:

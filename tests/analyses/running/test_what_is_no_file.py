@@ -13,7 +13,6 @@ from analyses import intervention_sweep
 from analyses.activations.store import Store
 from analyses.data import load_data
 from analyses.probes.fitted import FittedProbes
-from analyses.questions.cls_use.random_readouts.store import read
 from analyses.reproductions.recipe import load_recipe
 from analyses.running.results import Result
 from hooked_vit import zoo
@@ -35,7 +34,6 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "probes": (lambda path: FittedProbes.load(path.parent), "probes.safetensors"),
     "stats": (Stats.load, "stats.safetensors"),
     "recipe": (lambda path: load_recipe(str(path)), "it.toml"),
-    "stream": (lambda path: read(path, "key", ("cls",)), "it.stream"),
     "activations": (lambda path: Store(path.parent), "manifest.json"),
     "sweep": (sweep_into, "rows.jsonl"),
     "weights": (read_tensors, "it.pth"),

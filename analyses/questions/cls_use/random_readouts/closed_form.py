@@ -12,7 +12,7 @@ from torch import Tensor
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.looked import LookedStream
-from analyses.questions.cls_use.random_readouts.store import Stream
+from analyses.questions.cls_use.random_readouts.streams import Stream
 from analyses.questions.cls_use.random_readouts.tokens import BATCH, Arm, ClsDistribution, Placed
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock, Looked
-from analyses.questions.cls_use.random_readouts.store import Stream, check_room
+from analyses.questions.cls_use.random_readouts.streams import Stream, check_room
 from analyses.running.locks import scratch_folder
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.loading.progress import tqdm

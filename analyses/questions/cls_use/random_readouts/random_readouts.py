@@ -27,10 +27,10 @@ from analyses.questions.cls_use.random_readouts.figure import further_figures, m
 from analyses.questions.cls_use.random_readouts.looked import room
 from analyses.questions.cls_use.random_readouts.networks import Decoder, make_decoder
 from analyses.questions.cls_use.random_readouts.readouts import Layers, ModelReadouts, slug
-from analyses.questions.cls_use.random_readouts.store import check_room, clear, plan
+from analyses.questions.cls_use.random_readouts.streams import check_room, note_former, plan
 from analyses.questions.cls_use.random_readouts.training import Training
 from analyses.questions.cls_use.random_readouts.words import about_readouts, in_words
-from analyses.running.files import check_writable
+from analyses.running.files import check_writable, clean
 from analyses.running.locks import hold_folder, scratch_folder
 from analyses.running.notes import PROBES_READ, about_data, about_model
 from analyses.running.places import size
@@ -101,24 +101,26 @@ def random_readouts(
     arms, rates = choose(modes, repro), _rates(lr, repro)
     make_decoder(decoder, 1, n_classes)
     chosen = {name: _layers(name, model, layers, start, repro) for name, model in models.items()}
+    measured, fitted = (each.check_images() if each.skip_bad else each for each in (measured, fitted))
     fit, validation = fitted.split(0.8)
-    splits = {"fit": fit, "validation": validation, "test": measured}
+    sets = {"fit": {"fit": fit, "validation": validation}, "test": {"test": measured}}
     if len(fit) < n_classes:
         raise ValueError(f"{n_classes} classes cannot be learned from {len(fit)} images; give more with fit_data")
     rows: list[dict[str, Any]] = []
     seen = list(range(seed, seed + seeds))
     notes: list[str] = []
-    with _folder(keep_in) as folder:
+    with _folder(keep_in, notes) as folder:
         plans = {
             name: {
-                split: plan(model, part, chosen[name].all, folder, dtype=cache_dtype, name=f"{slug(name)}-{split}")
-                for split, part in splits.items()
+                each: plan(model, images, chosen[name].all, folder, dtype=cache_dtype, name=f"{slug(name)}-{each}")
+                for each, images in {"fit": fitted, "test": measured}.items()
                 if activations is None
             }
             for name, model in models.items()
         }
         beside = {
-            name: sum(room(models[name], *part.shape[:2]) for part in each.values()) for name, each in plans.items()
+            name: sum(room(models[name], len(part.data), part.n_tokens) for part in each.values())
+            for name, each in plans.items()
         }
         if keep_in is None:  # then each model's files make room for the next one's
             needed = max(check_room(each.values(), folder, beside[name]) for name, each in plans.items())
@@ -127,7 +129,7 @@ def random_readouts(
             needed = check_room(all_of_them, folder, max(beside.values()))
         for name, model in models.items():
             study = ModelReadouts(name, model, chosen[name], arms, n_classes, decoder, repro, draws, folder)
-            notes += study.cache(plans[name], splits)
+            notes += study.cache(plans[name], sets)
             notes += study.closed_forms(seen)
             for each in seen[:trainings] if arms.trained else []:
                 settings = Training(epochs, batch_size, LR, LR_MIN if repro else None, patience, each)
@@ -154,7 +156,7 @@ def random_readouts(
         "cached": {"as": cache_dtype, "needed": size(needed), "kept": keep_in is not None},
         "repro": repro,
     })  # fmt: skip
-    notes = [*about_readouts(result, splits), *notes]
+    notes = [*about_readouts(result, fit, validation), *notes]
     result.meta |= {"summary": in_words(result), "notes": notes, "table": summary_table(result).to_dict("records")}
     result.meta["corrected"] = [uncorrected("better and worse", "layers, comparisons and models")]
     return result
@@ -197,11 +199,12 @@ def _check(**counts: int) -> None:
 
 
 @contextmanager
-def _folder(keep_in: str | None) -> Iterator[Path]:
+def _folder(keep_in: str | None, notes: list[str]) -> Iterator[Path]:
     if keep_in is None:
         with scratch_folder() as folder:
             yield folder
     else:
         with hold_folder(check_writable(keep_in), "--keep-in") as folder:
-            clear(folder)
+            clean(folder)
+            notes += note_former(folder)
             yield folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.looked import LookedStream, looked_at
 from analyses.questions.cls_use.random_readouts.networks import Decoder, RandomToken, TokenReadout
 from analyses.questions.cls_use.random_readouts.starting import begin_as_published, begin_at_cls
-from analyses.questions.cls_use.random_readouts.store import Plan, Stream, stored_streams, streams
+from analyses.questions.cls_use.random_readouts.streams import Plan, Stream, stored_streams, streams
 from analyses.questions.cls_use.random_readouts.tokens import ARMS, BASE, RANDOM, ClsDistribution
 from analyses.questions.cls_use.random_readouts.training import (
     Draws,
@@ -41,8 +42,6 @@ from analyses.questions.cls_use.random_readouts.training import (
 )
 from analyses.statistics.intervals import RATE, mean_intervals, paired_difference, rate_row
 from hooked_vit import HookedViT
-
-CACHING = 128  # images at a time through the whole model
 
 
 class Layers(NamedTuple):
@@ -79,14 +78,17 @@ class ModelReadouts:
         self.read: dict[tuple[int, str], list[Bool[Tensor, "n"]]] = {}  # a closed form's answers for every seed
         self.rows: list[dict[str, Any]] = []
 
-    def cache(self, plans: Mapping[str, Plan], splits: Mapping[str, ImageData]) -> list[str]:
+    def cache(self, plans: Mapping[str, Plan], sets: Mapping[str, Mapping[str, ImageData]]) -> list[str]:
+        """Have the streams of every part of every set of images: of its plan, or from stored activations without."""
         notes: list[str] = []
-        for split, data in splits.items():
-            if split not in plans:
-                self.streams[split] = stored_streams(self.model, data, self.layers.all)
+        for name, parts in sets.items():
+            if name not in plans:
+                self.streams |= {
+                    split: stored_streams(self.model, data, self.layers.all) for split, data in parts.items()
+                }
                 continue
-            what = f"{self.name}: caching {split}"
-            self.streams[split], more = streams(plans[split], self.model, data, batch_size=CACHING, what=what)
+            found, more = streams(plans[name], self.model, parts, what=f"{self.name}: caching {name}")
+            self.streams |= found
             notes += more
         for split in ("validation", "test"):
             labels = next(iter(self.streams[split].values())).labels
@@ -98,8 +100,7 @@ class ModelReadouts:
     def forget(self, plans: Mapping[str, Plan]) -> None:
         self.streams.clear()
         for each in plans.values():
-            for path in each.paths.values():
-                path.unlink()
+            shutil.rmtree(each.folder)
 
     def closed_forms(self, seeds: Sequence[int]) -> list[str]:
         """Measure the arms in closed form; what is drawn is drawn once for every seed."""

@@ -18,7 +18,7 @@ from analyses.questions.cls_use.random_readouts.networks import (
     TokenReadout,
     make_decoder,
 )
-from analyses.questions.cls_use.random_readouts.store import Stream
+from analyses.questions.cls_use.random_readouts.streams import Stream
 from analyses.questions.cls_use.random_readouts.tokens import ClsDistribution
 from interventions.vocabulary import generator_of
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from analyses.probes.ridge import GramRidge
-from analyses.questions.cls_use.random_readouts.store import Stream
+from analyses.questions.cls_use.random_readouts.streams import Stream
 from interventions.vocabulary import generator_of
 
 Token = Literal["own_cls", "mean_cls", "gaussian", "one_gaussian", "normal", "one_normal", "other_cls", "mean_patch"]

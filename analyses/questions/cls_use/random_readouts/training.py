@@ -19,7 +19,7 @@ from torch import Tensor
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.looked import LookedStream
 from analyses.questions.cls_use.random_readouts.networks import TokenReadout
-from analyses.questions.cls_use.random_readouts.store import Stream
+from analyses.questions.cls_use.random_readouts.streams import Stream
 from analyses.running.notice import notice
 from analyses.statistics.ranks import correct, rank
 from hooked_vit.loading.digests import digest

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from analyses.data import ImageData
@@ -68,10 +66,10 @@ def _layers(numbers: list[int]) -> str:
     return f"layer{'s' * (len(numbers) > 1)} {', '.join(ranges(numbers))}"
 
 
-def about_readouts(result: Result, splits: Mapping[str, ImageData]) -> list[str]:
+def about_readouts(result: Result, fit_data: ImageData, validation_data: ImageData) -> list[str]:
     """What a reader has to know of all readouts."""
     meta, training = result.meta, result.meta["training"]
-    fit, validation = (len(splits[split]) for split in ("fit", "validation"))
+    fit, validation = len(fit_data), len(validation_data)
     notes = [
         f"Closed forms are read by a ridge probe fitted on all {fit + validation} fit images; nothing of them depends "
         f"on an optimiser. Random tokens are drawn with {len(meta['seeds'])} seed{'s' * (len(meta['seeds']) > 1)}.",
@@ -100,7 +98,7 @@ def about_readouts(result: Result, splits: Mapping[str, ImageData]) -> list[str]
                 f"{at_end} of {len(rates)} trained readouts were best at the highest learning rate that was tried; "
                 "a higher `lr` may read more."
             )
-    labels = splits["fit"].labels
+    labels = fit_data.labels
     if labels is not None and (missing := meta["n_classes"] - len(labels.unique())):
         notes.append(f"{missing} of {meta['n_classes']} classes have no training image, so no readout can name them.")
     return notes

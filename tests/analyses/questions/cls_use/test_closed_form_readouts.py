@@ -19,7 +19,7 @@ from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.looked import looked_at
 from analyses.questions.cls_use.random_readouts.networks import RandomToken
 from analyses.questions.cls_use.random_readouts.starting import begin_at_cls
-from analyses.questions.cls_use.random_readouts.store import Stream
+from analyses.questions.cls_use.random_readouts.streams import Stream
 from analyses.questions.cls_use.random_readouts.tokens import ARMS, BASE, RANDOM, TOKENS, ClsDistribution, Placed
 from analyses.running.catalogue import registered_analyses
 from hooked_vit import zoo
@@ -37,7 +37,7 @@ def fit() -> list[Stream]:
     for seed, n in ((2, 60), (3, 20)):
         entering = vit.preprocess(next(coloured(n, seed).batches(n)).images)
         with torch.no_grad():
-            x = vit(entering, stop_at_layer=LAYER).numpy()
+            x = vit(entering, stop_at_layer=LAYER)
         labels = next(coloured(n, seed).batches(n)).labels
         found.append(Stream(x, labels, vit.tokens, f"stream {seed}"))
     return found
@@ -49,7 +49,7 @@ def cls(fit: list[Stream]) -> ClsDistribution:
 
 
 def every_cls(fit: list[Stream]) -> Tensor:
-    return torch.cat([torch.from_numpy(s.x[:, 0]) for s in fit]).double()
+    return torch.cat([s.x[:, 0] for s in fit]).double()
 
 
 def placed(token: Any, fit: list[Stream], cls: ClsDistribution, *, fitting: bool = True, seed: int = 0) -> Tensor:
@@ -70,7 +70,7 @@ def test_every_token_is_what_its_name_says(fit, cls):
     own = every_cls(fit)
     assert torch.equal(placed("own_cls", fit, cls), own)
     assert torch.allclose(placed("mean_cls", fit, cls), own.mean(0).expand_as(own), atol=1e-6)
-    patches = torch.cat([torch.from_numpy(s.x[:, s.layout.patches]).double().mean(1) for s in fit])
+    patches = torch.cat([s.x[:, s.layout.patches].double().mean(1) for s in fit])
     assert torch.allclose(placed("mean_patch", fit, cls), patches, atol=1e-6)
     assert len(placed("normal", fit, cls).unique(dim=0)) == len(own)
     for one in ("one_normal", "one_gaussian"):
@@ -188,7 +188,7 @@ def test_a_decoder_sees_standardised_input_when_training_begins(fit, cls, mode, 
     seen: list[Tensor] = []
     readout.decoder[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with block.ready(), torch.no_grad():
-        readout(block, torch.from_numpy(fit[0].x), generator_of(0))
+        readout(block, fit[0].x, generator_of(0))
     assert seen[0].mean(0).abs().max() < 0.05
     assert (seen[0].std(0, correction=0) - 1).abs().max() < 0.05
 

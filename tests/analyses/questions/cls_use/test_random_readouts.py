@@ -24,7 +24,7 @@ from analyses.questions.cls_use.random_readouts.figure import curves_figure, sum
 from analyses.questions.cls_use.random_readouts.frozen import FrozenBlock
 from analyses.questions.cls_use.random_readouts.looked import looked_at, room
 from analyses.questions.cls_use.random_readouts.networks import RandomToken, TokenReadout, make_decoder
-from analyses.questions.cls_use.random_readouts.store import Stream, plan, streams
+from analyses.questions.cls_use.random_readouts.streams import Stream, plan, streams
 from analyses.questions.cls_use.random_readouts.training import Trained, Training, evaluate, train
 from hooked_vit import HookedViT, ViTConfig
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
@@ -41,7 +41,7 @@ class Study:
         self.streams: list[Stream] = []
         for name, data in (("fit", coloured(n, 1)), ("validation", coloured(30, 2))):
             made = plan(vit, data, [1], folder, name=name)
-            self.streams.append(streams(made, vit, data, batch_size=16, what="caching")[0][1])
+            self.streams.append(streams(made, vit, {name: data}, what="caching")[0][name][1])
         self.block = FrozenBlock(vit, 1, placement, tokens=self.streams[0].layout)
         torch.manual_seed(0)
         d = vit.cfg.d_model
