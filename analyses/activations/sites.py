@@ -21,6 +21,14 @@ EMBEDDING = -1
 HEAD_INPUT = "head_input"
 RANDOM_PATCH = "random_patch"
 REGISTER, PATCH = "register_", "patch_"
+LABELS = {
+    "cls": "CLS",
+    "dist": "distillation token",
+    "registers": "mean register",
+    "patches": "mean patch",
+    "random_patch": "one random patch",
+}
+"""What one vector of an image is called where it is drawn."""
 EACH = {"each_register": REGISTER, "each_patch": PATCH}
 
 

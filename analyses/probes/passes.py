@@ -23,6 +23,11 @@ Edit = Intervention | Callable[[int, Tensor], Intervention]
 BY_BATCH = 1_000_003  # a prime: seeds of two runs do not meet within a million batches
 
 
+Features = dict[str, Float[Tensor, "b _"]]
+ReadClean = Callable[[Any, Tensor], tuple[Float[Tensor, "b n"] | None, Features]]
+"""Of a batch and its pixels, what the model answers and the features of every site."""
+
+
 class Reading(NamedTuple):
     """A batch, what the model answers, where that was asked for, and the features [b, d] of every site by its name.
 
@@ -55,7 +60,7 @@ def read_sites(
         for batch in data.batches(batch_size, what, into=into):
             yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
     else:
-        yield from stored.through(data.batches(batch_size, what, pictures=False), reader)
+        yield from stored.through(data.batches(batch_size, what, pictures=False))
 
 
 def read_images(
@@ -74,7 +79,21 @@ def read_images(
     else:
         total = -(-len(data) // batch_size)
         batches = tqdm(unread_batches(data, batch_size), total=total, desc=what, leave=False)
-        yield from stored.through(batches, reader)
+        yield from stored.through(batches)
+
+
+def clean_sites(reader: SiteReader, data: ImageData, *, answers: bool = False) -> ReadClean:
+    """What reads the sites of a model without an edit, for a pass over all of `data` that looks at the pictures too.
+
+    >>> read = clean_sites(SiteReader(model, ("cls",)), data, answers=True)  # doctest: +SKIP
+    >>> for batch in progress_batches(data, 64, "reading"):  # doctest: +SKIP
+    ...     answer, features = read(batch, model.preprocess(batch.images))
+
+    Of a store in use it reads the batch's place there, and no pixels; the answer is None unless `answers` are asked
+    for. Raises what `read_sites` does.
+    """
+    stored = _stored(reader, (data,), answers)
+    return stored.at if stored is not None else lambda batch, pixels: reader.read(pixels, batch.index)
 
 
 def edited_sites(
@@ -114,20 +133,28 @@ def for_batch(intervention: Edit | None, number: int, labels: Int64[Tensor, "b"]
 class _Stored:
     """The stores of the parts of a data set, and where in them everything is that is read."""
 
-    def __init__(self, servings: list[Serving], sources: list[dict]) -> None:
-        self.servings, self.sources = servings, sources
+    def __init__(self, reader: SiteReader, servings: list[Serving], sources: list[dict]) -> None:
+        self.reader, self.servings, self.sources = reader, servings, sources
 
-    @torch.no_grad()
-    def through(self, batches: Iterable[Any], reader: SiteReader) -> Iterator[Reading]:
+    def through(self, batches: Iterable[Any]) -> Iterator[Reading]:
         part = done = 0
         for batch in batches:
             if done == len(self.servings[part].rows):
                 part, done = part + 1, 0
             if not done:
                 self.servings[part].note()
-            here, done = slice(done, done + len(batch.labels)), done + len(batch.labels)
-            pooled, features = self.servings[part].read(reader, self.sources[part], here, batch.index)
-            yield Reading(batch, None if pooled is None else reader.model.answer_of(pooled), features)
+            yield Reading(batch, *self._read(part, done, batch))
+            done += len(batch.labels)
+
+    def at(self, batch: Any, pixels: Tensor) -> tuple[Tensor | None, Features]:
+        """Of a batch of the only part."""
+        return self._read(0, batch.first, batch)
+
+    @torch.no_grad()
+    def _read(self, part: int, first: int, batch: Any) -> tuple[Tensor | None, Features]:
+        here = slice(first, first + len(batch.labels))
+        pooled, features = self.servings[part].read(self.reader, self.sources[part], here, batch.index)
+        return None if pooled is None else self.reader.model.answer_of(pooled), features
 
 
 def _stored(reader: SiteReader, parts: tuple[ImageData, ...], answers: bool) -> _Stored | None:
@@ -139,4 +166,4 @@ def _stored(reader: SiteReader, parts: tuple[ImageData, ...], answers: bool) -> 
     if len(found) < len(parts):
         return None
     numbered = [(s, s.data.positions * len(parts) + number) for number, s in enumerate(found)]
-    return _Stored(found, [s.sources(reader, answers, index) for s, index in numbered])
+    return _Stored(reader, found, [s.sources(reader, answers, index) for s, index in numbered])

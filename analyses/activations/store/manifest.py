@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from analyses.running.files import write_whole
-from hooked_vit.loading.digests import digest
+from analyses.running.sealing import sealed, unsealed
 from hooked_vit.loading.files import why_no_file
 
 FORMAT = "hooked-vit activations 1"
@@ -18,8 +17,7 @@ FIELDS = ("key", "of", "data", "n", "dtype", "shapes", "pooled", "prefix", "grid
 
 def write_manifest(path: Path, about: Mapping[str, Any]) -> None:
     """Write it with its own checksum, whole or not at all."""
-    told = {"format": FORMAT, **about}
-    text = json.dumps({**told, "checksum": digest(told)}, indent=1) + "\n"
+    text = sealed({"format": FORMAT, **about}, indent=1) + "\n"
     write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
@@ -36,17 +34,16 @@ def read_manifest(path: Path, fields: tuple[str, ...] = FIELDS) -> dict[str, Any
     if (why := why_no_file(path)) is not None:
         raise ValueError(f"{path} is no manifest of activations: {why}")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        seen = told.pop("checksum")
+        told, sound = unsealed(path.read_text(encoding="utf-8"))
         form = told["format"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError):
         raise ValueError(f"{path} is no manifest of activations, or a damaged one; choose another folder") from None
     if form != FORMAT:
         raise ValueError(
             f"{path.parent} holds {str(form)[:40]!r}; this version reads {FORMAT!r}: store it anew elsewhere"
         )
-    if seen != digest(told) or any(field not in told for field in fields):
+    if not sound or any(field not in told for field in fields):
         raise ValueError(
             f"{path} is damaged: its checksum is not that of its content; remove {path.parent}, and store anew"
         )
-    return dict(told)
+    return told

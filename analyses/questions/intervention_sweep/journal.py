@@ -1,7 +1,8 @@
 """Rows on disk as they are measured, so that a long sweep goes on where it stopped; what does not fit is not believed.
 
 A file is a line with the fingerprint of the sweep, then one JSON object a line. Every row carries a checksum of itself
-and the digest of the images and labels it was measured on.
+and the digest of the images and labels it was measured on. It is no store of tensors: rows are few, appended as they
+come and read whole, so that there are no shards and no room to settle beforehand.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 
 from analyses.data.batches import Batch
 from analyses.processes import group
-from analyses.running.fingerprint import Fingerprint
+from analyses.running.fingerprint import LENGTH, Fingerprint
 from analyses.running.notice import notice
-from hooked_vit.loading.digests import digest
+from analyses.running.sealing import sealed, unsealed
 from hooked_vit.loading.files import remove_parts, why_no_file, write_whole
 
-CHECKSUM, IMAGES = "checksum", "images"
+IMAGES = "images"
 OURS = '{"fingerprint": '
 """How a file of ours begins."""
 
@@ -85,12 +86,11 @@ class Journal:
         kept = []
         for number, line in enumerate(lines, start=2):
             try:
-                row = json.loads(line)
-                told = row.pop(CHECKSUM)
+                row, sound = unsealed(line, self.mark.key, length=LENGTH)
                 place = str(row["model"]), int(row["batch"])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                told, row = None, None
-            if row is None or told != self._checksum(row):
+            except (ValueError, KeyError, TypeError):
+                sound = False
+            if not sound:
                 self._say(f"row {number} of {self.path} is not as it was written")
                 continue
             self._batches[place].append(row)
@@ -116,14 +116,10 @@ class Journal:
         if self.path is None:
             return
         seen = batch.digest()
-        marked = [{**row, IMAGES: seen} for row in rows]
-        text = "".join(json.dumps({**row, CHECKSUM: self._checksum(row)}) + "\n" for row in marked)
+        text = "".join(sealed({**row, IMAGES: seen}, self.mark.key, length=LENGTH) + "\n" for row in rows)
         with self.path.open("ab", buffering=0) as out:  # in one piece: several processes may append
             out.write(text.encode())
             os.fsync(out.fileno())
-
-    def _checksum(self, row: dict[str, Any]) -> str:
-        return digest(self.mark.key, row)[:16]
 
     def _say(self, what: str) -> None:
         sentence = f"{what}; it is measured anew"

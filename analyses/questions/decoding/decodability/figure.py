@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from analyses.activations.role_vectors import LABELS
+from analyses.activations.sites import LABELS
 from analyses.drawing.colours import BLUE, BROWN, CYAN, GREEN, MIDGREY, OLIVE, ORANGE, PINK, READ_FROM, RED
 from analyses.drawing.panels import Place, add, band, curve, each_panel, level, model_panels, place
 from analyses.drawing.rows import picked, value_of

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.activations.role_vectors import LABELS
+from analyses.activations.sites import LABELS
 from analyses.drawing.colours import BLUE, ORANGE, READ_FROM
 from analyses.drawing.panels import bars, each_panel, level, model_panels
 from analyses.drawing.rows import between, by_model, over_seeds, picked, value_of

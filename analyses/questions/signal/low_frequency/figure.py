@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.activations.role_vectors import LABELS
+from analyses.activations.sites import LABELS
 from analyses.drawing.colours import BLUE, BROWN, DARK, ORANGE, READ_FROM, RED, UNTOUCHED
 from analyses.drawing.panels import bars, curve, each_panel, level, model_panels
 from analyses.drawing.rows import between, by_model, or_undefined, picked, value_of

@@ -6,7 +6,7 @@ What grows with the number of images are numbers, a few hundred per image: a cos
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from analyses.activations.role_vectors import random_patches, read_roles
-from analyses.activations.streams import read_stream
+from analyses.activations.sites import Site as Place
+from analyses.activations.sites import SiteReader
 from analyses.data import ImageData
 from analyses.probes.classifier_heads import Answers, head_of_probe, ready_for_head
+from analyses.probes.passes import clean_sites
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.signal.cls_parameter import cls_swaps
 from analyses.questions.signal.regression import GramRegression, LinearMap, r_squared, r_squared_gain
@@ -51,6 +52,15 @@ class Site(NamedTuple):
     @property
     def key(self) -> str:
         return f"{self.token} {self.layer}"
+
+
+Read = tuple[Any, dict[Site, Tensor]]
+"""What a model answers, and every role of token [b d] behind every block."""
+
+
+def _by_site(answer: Tensor | None, features: Mapping[str, Tensor]) -> Read:
+    places = [(Place.parse(name), x) for name, x in features.items()]
+    return answer, {Site(place.role, place.layer or 0): x for place, x in places}
 
 
 def picture_size(model: HookedViT) -> tuple[int, int]:
@@ -94,29 +104,21 @@ class FrequencyStudy:
         self.counts = np.zeros(n_classes, int)
         self.cka: dict[tuple, float] = {}
 
-    @torch.no_grad()
-    def roles(
-        self, model: HookedViT, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]
-    ) -> tuple[Float[Tensor, "b n"], dict[Site, Float[Tensor, "b d"]]]:
+    def clean(self, model: HookedViT, data: ImageData, *, answers: bool = True) -> Callable[[Any, Tensor], Read]:
+        """`roles` of batches of the data, without an edit: from a store, where one is in use."""
+        read = clean_sites(SiteReader(model, seed=self.seed), data, answers=answers)
+        return lambda batch, pixels: _by_site(*read(batch, pixels))
+
+    def roles(self, model: HookedViT, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]) -> Read:
         """What the model answers, and every role of token behind every block."""
-        drawn = random_patches(model.layout_for(*pixels.shape[2:]), index, self.seed)
-        names: list[str] = []
+        return _by_site(*SiteReader(model, seed=self.seed).read(pixels, index))
 
-        def read(resid: Tensor) -> Tensor:
-            found = read_roles(resid, model.tokens, drawn)
-            names[:] = found
-            return torch.stack([*found.values()], dim=1)
-
-        out, layers = read_stream(model, pixels, read)
-        return out, {Site(token, i): x[:, k] for i, x in enumerate(layers) for k, token in enumerate(names)}
-
-    def spectral_sites(self, pixels: Tensor, index: Tensor, trained: Mapping[Site, Tensor]) -> dict[str, Tensor]:
+    def spectral_sites(self, pixels: Tensor, sites: Mapping[Site, Tensor], control: Read) -> dict[str, Tensor]:
         """What band energies are read from: tokens, the same of a model that has learned nothing, projected pixels."""
-        _, untrained = self.roles(self.untrained, pixels, index)
-        sites = {f"{TRAINED}|{site.key}": x for site, x in trained.items()}
-        sites |= {f"{UNTRAINED}|{s.key}": x for s, x in untrained.items() if s.token in ("cls", "patches")}
+        found = {f"{TRAINED}|{site.key}": x for site, x in sites.items()}
+        found |= {f"{UNTRAINED}|{s.key}": x for s, x in control[1].items() if s.token in ("cls", "patches")}
         brightness = luminance(shown_pixels(self.model, pixels)).flatten(1)
-        return {**sites, PIXELS: brightness @ self.projection.to(brightness)}
+        return {**found, PIXELS: brightness @ self.projection.to(brightness)}
 
     def energies(self, pixels: Tensor) -> Float[Tensor, "b k"]:
         return log_band_energies(luminance(shown_pixels(self.model, pixels)), self.edges)
@@ -128,12 +130,14 @@ class FrequencyStudy:
         totals: dict[Site, Tensor] = {}
         patches, ns = torch.zeros(self.model.cfg.d_model, dtype=torch.float64), list[int]()
         into = (classes, spectra, totals, patches, ns)
+        read = self.clean(pooling, data, answers=self.own is None)
+        control = self.clean(self.untrained, data, answers=False)
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes", into=into):
             pixels = self.model.preprocess(batch.images)
-            pooled, sites = self.roles(pooling, pixels, batch.index)
+            pooled, sites = read(batch, pixels)
             keyed = {site.key: x for site, x in sites.items()}
             classes.update(keyed if self.own is not None else {**keyed, "head": pooled}, batch.labels)
-            spectra.update(self.spectral_sites(pixels, batch.index, sites), self.energies(pixels))
+            spectra.update(self.spectral_sites(pixels, sites, control(batch, pixels)), self.energies(pixels))
             for site, x in sites.items():
                 totals[site] = totals.get(site, 0.0) + x.cpu().double().sum(0)
             with torch.no_grad():
@@ -151,6 +155,7 @@ class FrequencyStudy:
     def measure(self, data: ImageData, batch_size: int) -> None:
         """Everything on clean, filtered and swapped runs; filters are taken in parts that fit the memory."""
         d = self.model.cfg.d_model
+        read, control = self.clean(self.answers.model, data), self.clean(self.untrained, data, answers=False)
         at_once = max(1, self.memory_budget // (2 * 8 * d * d * len(self.means)))
         for first in range(0, len(self.filters), at_once):
             part = self.filters[first : first + at_once]
@@ -159,11 +164,11 @@ class FrequencyStudy:
             into = (own, pairs, self.columns, self.counts, self.targets)
             for batch in progress_batches(data, batch_size, f"{self.name}: filtered pictures", into=into):
                 pixels = self.model.preprocess(batch.images)
-                logits, clean = self.roles(self.answers.model, pixels, batch.index)
+                logits, clean = read(batch, pixels)
                 for site, x in clean.items():
                     own[site].update(x, x)
                 if first == 0:
-                    self._clean(batch, pixels, logits, clean)
+                    self._clean(batch, pixels, logits, clean, control(batch, pixels))
                 for f in part:
                     self._filtered(f, pixels, batch, clean, pairs)
             for f, site in [(f, site) for f in part for site in self.means]:
@@ -172,13 +177,13 @@ class FrequencyStudy:
                     value = linear_cka(own[site], yy, xy, debiased=debiased)
                     self.cka[measure, site, f] = value
 
-    def _clean(self, batch: Any, pixels: Tensor, logits: Tensor, clean: Mapping[Site, Tensor]) -> None:
+    def _clean(self, batch: Any, pixels: Tensor, logits: Tensor, clean: Mapping[Site, Tensor], control: Read) -> None:
         self.counts += np.bincount(batch.labels.numpy(), minlength=self.n_classes)
         self._answer(("accuracy", None, None, None), logits, batch.labels)
         self._probe(clean, None, batch.labels)
         energies = self.energies(pixels).cpu()
         self.targets.append(energies.numpy())
-        for key, x in self.spectral_sites(pixels, batch.index, clean).items():
+        for key, x in self.spectral_sites(pixels, clean, control).items():
             self._add(("errors", key), (self.spectra[key].predict(x).cpu() - energies).square())
         for swap in self.swaps:
             what = (swap.variant, swap.seed, swap.position)

@@ -51,7 +51,7 @@ def low_frequency(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, domain_data: ImageData | Sequence[Any] | Any = None,
     radii: tuple[float, ...] | None = None, bands: int = 6, seeds: int = 2, seed: int = 0, batch_size: int = 128,
-    head: str = "auto", repro: bool = False, memory_budget: int = 2**30,
+    head: str = "auto", repro: bool = False, memory_budget: int = 2**30, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """Does the CLS token hold the low spatial frequencies of an image rather than the high ones?
 
@@ -61,7 +61,8 @@ def low_frequency(
     `radii` of the filters are in cycles per picture; by default 1/16, 1/8, 1/4 and 3/8 of its shorter side. `bands` are
     rings of log energy (of the luminance), `seeds` draws of N(0, 0.02²) for CLS. With `domain_data` (one more data set,
     or several) a probe of the data set of origin. `repro` filters as published: before normalisation, half a bin off
-    centre, and with the magnitude of the result. CKA takes passes whose sums stay within `memory_budget` bytes.
+    centre, and with the magnitude of the result. CKA takes passes whose sums stay within `memory_budget` bytes. With
+    `activations`, folders that `store_activations` filled, no model runs on whole pictures.
 
     One row per model, measure, `token`, `layer`, `filter`, `radius`, `band` and `variant`, with its 95 % interval over
     the n images (none for CKA). Measures: cosine, centred_cosine (about the token's mean over `fit_data`), cka,

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from analyses.activations.role_vectors import LABELS
+from analyses.activations.sites import LABELS
 from analyses.drawing.colours import BLUE, CHANCE, DARK, MIDGREY, READ_FROM, RED, UNTOUCHED
 from analyses.drawing.panels import Place, add, bars, curve, each_panel, level, model_panels, note, panels
 from analyses.drawing.rows import by_model, value_of

@@ -14,7 +14,7 @@ from sklearn.metrics import r2_score
 from transformers import ViTImageProcessorPil
 
 from analyses import Result
-from analyses.activations.role_vectors import random_patches, read_roles
+from analyses.activations.sites import draws_of, role_vector
 from analyses.activations.streams import read_stream
 from analyses.data import ImageData, as_data
 from analyses.questions.signal.cls_parameter import cls_swaps
@@ -96,10 +96,10 @@ def test_a_cosine_is_that_of_two_separate_runs(result: Result) -> None:
     one = model("registers")
     images = next(coloured(40, 1).batches(40))
     pixels = one.preprocess(images.images)
-    drawn = random_patches(one.tokens, images.index, 0)
+    drawn = draws_of(one.tokens, images.index, 0)
     for role in ("cls", "registers", "patches", "random_patch"):
         runs = [
-            read_stream(one, x, lambda resid, role=role: read_roles(resid, one.tokens, drawn)[role])[1]
+            read_stream(one, x, lambda resid, role=role: role_vector(resid, one.tokens, role, drawn))[1]
             for x in (pixels, Filter("high", 2.0)(pixels))
         ]
         for layer in range(2):
@@ -204,9 +204,14 @@ def test_the_domain_probe_finds_a_shift_and_no_more() -> None:
 
 def test_a_random_patch_belongs_to_its_image_not_to_its_batch() -> None:
     layout = TokenLayout.native(("cls", "registers"), (IMAGE // PATCH, IMAGE // PATCH))
-    whole = random_patches(layout, torch.arange(50), seed=3)
-    parts = torch.cat([random_patches(layout, i, seed=3) for i in torch.arange(50).split(7)])
-    assert torch.equal(whole, parts)
+    positions = torch.arange(layout.n_tokens, dtype=torch.float32)[:, None]
+
+    def drawn(index: torch.Tensor) -> torch.Tensor:
+        resid = positions.expand(len(index), -1, -1)
+        return role_vector(resid, layout, "random_patch", draws_of(layout, index, seed=3))[:, 0]
+
+    whole = drawn(torch.arange(50))
+    assert torch.equal(whole, torch.cat([drawn(i) for i in torch.arange(50).split(7)]))
     assert set(whole.tolist()) <= set(range(2, layout.n_tokens))
     assert len(set(whole.tolist())) > 8
 
