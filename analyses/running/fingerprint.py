@@ -1,7 +1,9 @@
-"""What work that is kept depends on, in parts that have names, so that what does not fit can be said."""
+"""What work that is kept depends on, in parts that have names, so that what does not fit can be said; and the checksum
+by which what was changed since is not believed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from interventions import Intervention
 
 LENGTH = 16
 """Hex digits kept of a digest."""
+CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,28 @@ def _described(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_described(held) for held in value]
     return value
+
+
+def sealed(told: Mapping[str, Any], *marks: str, length: int | None = None, indent: int | None = None) -> str:
+    """An object as text, with its checksum in it: of so many hex digits, and of marks nobody needs to write down.
+
+    >>> told, sound = unsealed(sealed({"n": 3}))
+    >>> told, sound
+    ({'n': 3}, True)
+    """
+    return json.dumps({**told, CHECKSUM: digest(*marks, dict(told))[:length]}, indent=indent)
+
+
+def unsealed(text: str, *marks: str, length: int | None = None) -> tuple[dict[str, Any], bool]:
+    """What `sealed` was given, and whether it is as it was written.
+
+    >>> unsealed('{"n": 4, "checksum": "f3"}')
+    ({'n': 4}, False)
+
+    Raises ValueError for text that is no such object.
+    """
+    told = json.loads(text)
+    if not isinstance(told, dict) or CHECKSUM not in told:
+        raise ValueError("an object with a checksum is needed")
+    seen = told.pop(CHECKSUM)
+    return told, seen == digest(*marks, told)[:length]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analyses.running.files import write_whole
-from analyses.running.sealing import sealed, unsealed
+from analyses.running.fingerprint import sealed, unsealed
 from hooked_vit.loading.files import why_no_file
 
 FORMAT = "hooked-vit activations 1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -39,6 +40,7 @@ from analyses.running.locks import hold_folder
 from analyses.running.notice import notice
 from analyses.running.places import check_room, size
 from hooked_vit import HookedViT
+from hooked_vit.loading.files import why_no_file
 from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, apply
 
@@ -148,8 +150,10 @@ def _begin(folder: Path, plan: Plan) -> None:
 
 def _is_whole(path: Path, plan: Plan, images: range, notes: list[str]) -> bool:
     """Whether a shard is there as it was written; one that is not is removed, which a note says."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return False
+    if (why := why_no_file(path)) is not None:
+        raise ValueError(f"{path} should be a file of activations: {why}; move it away")
     try:
         told, content = header_of(path)
         about = json.loads(told["__metadata__"][OURS])

@@ -16,9 +16,8 @@ from typing import Any
 
 from analyses.data.batches import Batch
 from analyses.processes import group
-from analyses.running.fingerprint import LENGTH, Fingerprint
+from analyses.running.fingerprint import LENGTH, Fingerprint, sealed, unsealed
 from analyses.running.notice import notice
-from analyses.running.sealing import sealed, unsealed
 from hooked_vit.loading.files import remove_parts, why_no_file, write_whole
 
 IMAGES = "images"

@@ -295,6 +295,29 @@ def test_folders_of_something_else(vit: HookedViT, data: ImageData, kept: Path, 
         store_activations(vit, data, to=kept, batch_size=4)
 
 
+def test_a_folder_in_the_place_of_a_shard(vit: HookedViT, data: ImageData, kept: Path, tmp_path: Path) -> None:
+    folder = copied(kept, tmp_path)
+    shard = folder / "activations-00001.safetensors"
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(ValueError, match=r"00001\.safetensors: it is a folder, not a file"):
+        asked(vit, data, folder)
+    with pytest.raises(ValueError, match=r"should be a file of activations: it is a folder, not a file; move it away"):
+        again(vit, data, folder)
+
+
+def test_what_is_pooled_is_of_one_readout(vit: HookedViT, data: ImageData, tmp_path: Path) -> None:
+    """A model whose readout was changed does not go on with what another has begun: its shards would be mixed."""
+    died = killed_at(20, lambda: again(vit, data, tmp_path / "s"))
+    assert died
+    assert any((tmp_path / "s").glob("*.safetensors"))
+    other = model("vit")
+    with torch.no_grad():
+        other.ln_final.w.add_(1)
+    with pytest.raises(ValueError, match=r"these differ in readout \("):
+        again(other, data, tmp_path / "s")
+
+
 def test_what_cannot_be_stored(vit: HookedViT, data: ImageData, tmp_path: Path, monkeypatch: Any) -> None:
     for options, said in (
         ({"sites": ("resid",)}, "a site is one of"),
