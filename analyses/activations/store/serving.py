@@ -145,6 +145,28 @@ class Serving:
         return pooled, features
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Every token at a hook of images that a store answers for, of which their numbers pick [b t d]."""
+
+    serving: Serving
+    name: str
+
+    def __getitem__(self, rows: Int64[Tensor, "b"]) -> Float[Tensor, "b t d"]:
+        return self.serving.store.read([self.name], self.serving.rows[rows])[self.name]
+
+
+def stored_tokens(model: HookedViT, data: ImageData) -> list[Tokens] | None:
+    """What a run of the model holds of every token behind every block, where a store in use has all of that."""
+    if (used := in_use()) is None or (serving := used.offered(model, data)) is None:
+        return None
+    names = [entry(hook_behind(layer), ALL) for layer in range(model.cfg.n_layers)]
+    if any(name not in serving.store.shapes for name in names):
+        return None
+    used.noted(serving)
+    return [Tokens(serving, name) for name in names]
+
+
 def untouched(model: HookedViT) -> Fingerprint:
     """Of what a stream of the model as it is depends on, but for the images."""
     return Fingerprint({**stream_parts(model), "interventions": "none"})
@@ -182,16 +204,14 @@ class InUse:
         """
         parts = self._of(model)
         name = self._names.get(parts.key)
-        fitting = self._fitting(parts)
-        right = [store for store in fitting if store.dtype == model.dtype]
-        marks = data.marks() if fitting else []
-        for store in right:
-            if min(rows := store.places(marks), default=-1) >= 0:
-                self._noted(f"{data.name} ({len(marks)} images) from {store.folder}, {store.about['key']}")
-                return Serving(store, model, torch.tensor(rows), data)
+        if (found := self.offered(model, data)) is not None:
+            self.noted(found)
+            return found
         if name is None:
             remark("No activations are stored of a model of random weights, a control: it was run.")
             return None
+        fitting, marks = self._fitting(parts), data.marks()
+        right = [store for store in fitting if store.dtype == model.dtype]
         if not right:
             raise ValueError(
                 f"{fitting[0].folder} holds activations as {fitting[0].about['dtype']}, and {name} runs in "
@@ -205,6 +225,15 @@ class InUse:
             f"{store.about['data']}; store these too, or leave activations out"
         )
 
+    def offered(self, model: HookedViT, data: ImageData) -> Serving | None:
+        """The store that answers for all of the images, if one does, for whom could run the model as well."""
+        fitting = self._fitting(self._of(model))
+        marks = data.marks() if fitting else []
+        for store in fitting:
+            if store.dtype == model.dtype and min(rows := store.places(marks), default=-1) >= 0:
+                return Serving(store, model, torch.tensor(rows), data)
+        return None
+
     def _of(self, model: HookedViT) -> Fingerprint:
         """The marks of a model, which does not change while an analysis runs."""
         for known, parts in self._parts:
@@ -216,7 +245,10 @@ class InUse:
     def _fitting(self, parts: Fingerprint) -> list[Store]:
         return [store for store in self.stores if not stream_differences(parts, store)]
 
-    def _noted(self, what: str) -> None:
+    def noted(self, serving: Serving) -> None:
+        """Have the result say that these images were read from there."""
+        store, rows = serving.store, len(serving.rows)
+        what = f"{serving.data.name} ({rows} images) from {store.folder}, {store.about['key']}"
         if what not in self.about["read"]:
             self.about["read"].append(what)
 

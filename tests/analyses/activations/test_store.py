@@ -171,6 +171,22 @@ def test_random_readouts_read_whole_streams(vit: HookedViT, data: ImageData, tmp
     pd.testing.assert_frame_equal(ran.frame, read.frame)
 
 
+def test_restoration_is_not_run_without_a_shuffle(vit: HookedViT, data: ImageData, tmp_path: Path) -> None:
+    """21 images in batches of 10: the last one joins the batch before, in which it exchanges tokens."""
+    measured = coloured(21, 1)
+    for name, images in (("measured", measured), ("fitted", coloured(40, 2))):
+        store_activations(vit, images, ("resid_post",), ("cls", "all"), to=tmp_path / name, batch_size=10)
+    options = {"fit_data": coloured(40, 2), "seeds": 1, "batch_size": 10}
+    with counted() as before:
+        ran = restoration({"m": vit}, measured, **options)
+    with counted() as after:
+        read = restoration({"m": vit}, measured, **options, activations=(str(tmp_path),))
+    n_blocks, n_batches, shuffled = 2, 2, 1  # behind block 0 a shuffle passes block 1
+    assert len(after) == n_batches * shuffled
+    assert len(before) == 4 + n_batches * (1 + n_blocks + shuffled)
+    pd.testing.assert_frame_equal(ran.frame, read.frame)
+
+
 def test_halves_of_what_is_stored_and_a_stored_control(vit: HookedViT, data: ImageData, tmp_path: Path) -> None:
     """Images are known by what they hold, so any part of them is. A control of random weights is a model too."""
     store_activations(vit, data, to=tmp_path / "own")

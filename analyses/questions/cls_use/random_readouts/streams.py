@@ -20,7 +20,7 @@ from analyses.activations.store.manifest import MANIFEST
 from analyses.activations.store.plan import ALL, EMBEDDING_SITE, entry, hook_behind, plan_store
 from analyses.activations.store.plan import Plan as StorePlan
 from analyses.activations.store.reading import Store
-from analyses.activations.store.serving import Serving, in_use, stream_differences, untouched
+from analyses.activations.store.serving import Serving, Tokens, in_use, stream_differences, untouched
 from analyses.activations.store.writing import fill
 from analyses.data import ImageData
 from analyses.running import places
@@ -71,17 +71,6 @@ class Plan:
         return 0 if self.missing is None else self.missing.bytes_missing(self.folder)
 
 
-@dataclass(frozen=True)
-class _StoredRows:
-    """A tensor of stored activations, of which rows pick some images."""
-
-    serving: Serving
-    name: str
-
-    def __getitem__(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b t d"]:
-        return self.serving.store.read([self.name], self.serving.rows[rows])[self.name]
-
-
 def plan(
     model: HookedViT, data: ImageData, layers: Sequence[int], folder: Path, *, dtype: str = "float32", name: str
 ) -> Plan:
@@ -95,7 +84,8 @@ def plan(
     whole = _planned(model, data, layers, dtype)
     own, marks = untouched(model), data.marks()
     found: dict[int, Store] = {}
-    notes, damaged = [], {}
+    notes: list[str] = []
+    damaged: dict[Path, str] = {}
     for store in _stores(folder, notes):
         try:
             if stream_differences(own, store) or store.about["dtype"] != dtype or min(store.places(marks)) < 0:
@@ -164,7 +154,7 @@ def _stream(serving: Serving, layer: int) -> Stream:
     labels = serving.data.labels
     assert labels is not None
     mark = digest(serving.store.about["shards"], name, serving.rows, labels)
-    return Stream(_StoredRows(serving, name), labels, layout, mark)
+    return Stream(Tokens(serving, name), labels, layout, mark)
 
 
 def _planned(model: HookedViT, data: ImageData, layers: Sequence[int], dtype: str) -> StorePlan:

@@ -9,7 +9,7 @@ section 5.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.activations.sites import Site, SiteReader
+from analyses.activations.store.serving import Tokens, stored_tokens
 from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches, expected_hits
 from analyses.data import ImageData
 from analyses.data.batches import Batch
@@ -79,7 +80,8 @@ def restoration(
     `restoration` (M[ℓ,p] − M[p,p]) / (M[none,p] − M[p,p]) for p > ℓ, over all seeds, with an interval over
     images, left out where the denominator is below 0.05; `floor`, what M[p,p] is on average over all permutations,
     exactly; and `chance` (the most frequent class). Where the two roles differ, M[p,p] loses nothing, and the floor
-    takes its place. With `activations`, folders that `store_activations` filled, nothing runs for clean probes.
+    takes its place. With `activations`, folders that `store_activations` filled, nothing runs for clean probes, nor
+    without a shuffle where they hold every token of the images that are measured.
     Memory grows with the images by a number per cell of the matrix.
     Raises ValueError for a role a model has not, batches a shuffle cannot be drawn for, and fewer than two classes.
     """
@@ -125,7 +127,12 @@ def restoration(
 
 
 def shuffled_streams(
-    model: HookedViT, pixels: Float[Tensor, "b c h w"], tokens: str, orders: Mapping[int, Int[Tensor, "b"]], read: Any
+    model: HookedViT,
+    pixels: Float[Tensor, "b c h w"],
+    tokens: str,
+    orders: Mapping[int, Int[Tensor, "b"]],
+    read: Any,
+    known: Callable[[int], Float[Tensor, "b t d"]] | None = None,
 ) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
     """Walk the network once and, behind every block, on from its output with tokens of a role exchanged.
 
@@ -133,7 +140,8 @@ def shuffled_streams(
 
     Yields (shuffled layer, seed, probed layer, `read` of the stream behind the probed layer); without a shuffle the
     first two are None. `orders` holds a permutation per seed. The unshuffled prefix is computed once, and two streams
-    are alive at most. Equal to runs of their own under `shuffle_tokens`.
+    are alive at most. Equal to runs of their own under `shuffle_tokens`. Where the stream behind a block is
+    `known`, the prefix is not computed.
     """
     layout = model.layout_for(*pixels.shape[2:])
     mask = layout.mask(tokens).to(pixels.device)[:, None]
@@ -146,10 +154,11 @@ def shuffled_streams(
 
         return in_pieces(block, model.cfg, model.hook_points(), resid)
 
-    with torch.no_grad():
-        resid = model(pixels, stop_at_layer=0)
+    if known is None:
+        with torch.no_grad():
+            resid = model(pixels, stop_at_layer=0)
     for layer in range(model.cfg.n_layers):
-        resid = through(resid, layer)
+        resid = through(resid, layer) if known is None else known(layer).to(pixels.device)
         yield None, None, layer, read(resid)
         for seed, order in orders.items():
             other = torch.where(mask, resid[order.to(resid.device)], resid)
@@ -201,7 +210,7 @@ class _Matrix:
         for batch in self._exchanging(data, what, into):
             orders = {FIT_SEED: batch_order(FIT_SEED, batch.number, self.among, batch.labels)}
             sites: dict[int | None, dict[str, Tensor]] = defaultdict(dict)
-            for shuffled, _, probed, x in self._walk(batch.images, orders):
+            for shuffled, _, probed, x in self._walk(batch, orders):
                 sites[shuffled][str(probed)] = x
             yield batch.labels, sites
 
@@ -209,11 +218,12 @@ class _Matrix:
         """Whether every probe reads every image right, under every shuffle and under none."""
         self.seeds = seeds
         into = (self.counts, self.hits, self.luck, self.labels, album)
+        stored = stored_tokens(self.model, data)
         for batch in self._exchanging(data, f"{self.name}: shuffling {self.tokens}", into):
             orders = {seed: batch_order(seed, batch.number, self.among, batch.labels) for seed in range(seeds)}
             shares: dict[Place, Tensor] = {}
             last: list[tuple[int | None, Tensor]] = []  # what the last probe reads, the clean run at the end
-            for shuffled, seed, probed, x in self._walk(batch.images, orders):
+            for shuffled, seed, probed, x in self._walk(batch, orders, stored):
                 scores = self._probe(shuffled, probed).scores(x).cpu()
                 right = correct(rank(scores, batch.labels))
                 self.counts[shuffled, probed, seed] += int(right.sum())
@@ -235,8 +245,13 @@ class _Matrix:
     def _exchanging(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Batch]:
         return exchange_batches(data, self.batch_size, what, self.among, into=into)
 
-    def _walk(self, images: Any, orders: Mapping[int, Tensor]) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
-        return shuffled_streams(self.model, self.model.preprocess(images), self.tokens, orders, self.read)
+    def _walk(
+        self, batch: Batch, orders: Mapping[int, Tensor], stored: Sequence[Tokens] | None = None
+    ) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
+        rows = torch.arange(batch.first, batch.first + len(batch))
+        known = None if stored is None else lambda layer: stored[layer][rows]
+        pixels = self.model.preprocess(batch.images)
+        return shuffled_streams(self.model, pixels, self.tokens, orders, self.read, known)
 
     @property
     def _is_refitted(self) -> bool:
