@@ -67,7 +67,7 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "cache": cache,
         "probes": probes,
         "probe": probes["cls", 0],
-        "evaluation": probes.evaluate(with_head, data),
+        "evaluation": probes.evaluate(with_head, data, by_heart=True),
         "target": probes.target,
         "ridge": ridge.fit()[EVIL],
         "data": renamed,

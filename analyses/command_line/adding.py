@@ -6,19 +6,40 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from analyses.command_line.computing import DTYPES, add_computing, add_device, add_image_size
+from analyses.command_line.computing import DTYPES, add_computing
+from analyses.command_line.parser import UsageError
 from analyses.command_line.values import Assigned, Choice, Number, Once, data, model, path, processes_here, text
 from analyses.running.arguments import AUTO, COUNT, SEED, Range
 from hooked_vit.errors import nearest
 
 DATA = "scenes:test"
+MODEL = "zoo:NAME, a hub id or a local folder"
+
+
+def add_model(to: argparse.ArgumentParser, more: str = "", several: bool = False) -> None:
+    """MODEL, as the word behind the command or, as in `run`, behind --model; `settle_model` says which."""
+    words, option, named = ("*", "+", "MODEL") if several else ("?", None, "MODEL")
+    to.add_argument("model", metavar=named, nargs=words, type=model, help=f"{MODEL}{more}; or --model {named}")
+    what = "the same, said as in `run`"
+    to.add_argument("--model", dest="said_model", metavar="M", nargs=option, action=Once, type=model, help=what)
+
+
+def settle_model(args: argparse.Namespace, prog: str) -> None:
+    """One model, or several, whichever way they were said. Raises UsageError for none, and for both ways at once."""
+    if "said_model" not in vars(args):
+        return
+    if args.model and args.said_model:
+        raise UsageError("the model is said twice, as MODEL and behind --model; say it once")
+    args.model = args.model or args.said_model
+    if not args.model:
+        raise UsageError(f"a model is needed: {prog} MODEL, or --model MODEL (see {prog} --help)")
 
 
 def add_run_arguments(run: argparse.ArgumentParser) -> None:
     """What `run` takes for every analysis."""
     run.add_argument("analysis", metavar="ANALYSIS", help="which one; `run ANALYSIS --help` adds its own options")
-    what, models = "zoo:NAME, a hub id or a local folder", "several are compared (default: the zoo's label models)"
-    run.add_argument("--model", metavar="M", nargs="+", action=Once, type=model, help=f"{what}; {models}")
+    what = f"{MODEL}; several are compared (default: the zoo's label models)"
+    run.add_argument("--model", metavar="M", nargs="+", action=Once, type=model, help=what)
     what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH or imagenet-s:PATH"
     run.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=f"{what} (default: %(default)s)")
     add_number(run, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
@@ -53,7 +74,7 @@ def add_demo_arguments(demo: argparse.ArgumentParser) -> None:
 
 def add_cache_arguments(kept: argparse.ArgumentParser) -> None:
     """What `cache` takes."""
-    kept.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
+    add_model(kept)
     what = "the images, as in `run --data` (default: %(default)s)"
     kept.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
     what = "folder to keep them in; the same call goes on where a killed one stopped"
@@ -63,11 +84,8 @@ def add_cache_arguments(kept: argparse.ArgumentParser) -> None:
         ("--roles", [], "tokens: cls, patches, all, … (default: one vector of every kind of token)"),
     ):
         kept.add_argument(flag, metavar="NAME", nargs="+", action=Once, type=text, default=default, help=what)
-    for flag, what in (
-        ("--dtype", f"numbers they are kept in: {', '.join(DTYPES)} (default: those the model computes in)"),
-        ("--model-dtype", "numbers the model computes in, as `run --dtype` (default: float32)"),
-    ):
-        kept.add_argument(flag, metavar="NAME", action=Once, type=Choice(DTYPES), help=what)
+    what = f"numbers they are kept in: {', '.join(DTYPES)} (default: those of --dtype, which `run` reads)"
+    kept.add_argument("--cache-dtype", metavar="NAME", action=Once, type=Choice(DTYPES), help=what)
     layers = Number(Range(-10_000, 10_000), int)
     kept.add_argument("--layers", metavar="L", nargs="+", action=Once, type=layers, help="blocks (default: all)")
     add_number(kept, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
@@ -76,8 +94,7 @@ def add_cache_arguments(kept: argparse.ArgumentParser) -> None:
     add_number(kept, "--random-weights", "S", SEED, "of the control with random weights of this seed, in its place")
     kept.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
     _add_processes(kept)
-    add_device(kept)
-    add_image_size(kept)
+    add_computing(kept)
 
 
 def _add_processes(to: argparse.ArgumentParser) -> None:
@@ -102,12 +119,18 @@ def add_reproduce_arguments(again: argparse.ArgumentParser) -> None:
         ("--without", "NAME", "leave these models out"),
     ):
         again.add_argument(flag, metavar=metavar, nargs="+", action=Once, default=[], type=text, help=what)
-    add_device(again)
+    add_computing(again)
 
 
 def add_number(to: argparse.ArgumentParser, flag: str, metavar: str, numbers: Range, what: str, **kw: Any) -> None:
     """An option that is a whole number."""
     to.add_argument(flag, metavar=metavar, action=Once, type=Number(numbers, int), help=what, **kw)
+
+
+def add_page(to: argparse.ArgumentParser, default: str) -> None:
+    """Where a page is written."""
+    what = "the page: a file, whose .html may be left out, or a folder to put it in (default: %(default)s)"
+    add_out(to, what, metavar="PAGE", default=default)
 
 
 def add_out(to: argparse.ArgumentParser, what: str, metavar: str = "DIR", **kw: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from analyses.command_line import terminal
+from analyses.command_line.computing import computing
 
 
 def cache(args: argparse.Namespace) -> int:
@@ -22,16 +23,15 @@ def cache(args: argparse.Namespace) -> int:
     console = terminal.console()
     folder = check_writable(args.to)
     check_model(args.model)
-    computed = args.model_dtype or "float32"
-    check_device(args.device, computed)
+    check_device(args.device, args.dtype)
     data = load_data(args.data, args.n, seed=args.seed, skip_bad=args.skip_bad)
     check_prompts([args.model], data.class_names)
-    how = {"device": device_here(args.device), "dtype": computed, "image_size": args.image_size}
+    how = {**computing(args), "device": device_here(args.device)}
     (model,) = load_models([args.model], class_names=data.class_names, **how).values()
     if args.random_weights is not None:
         model = with_random_weights(model, args.random_weights)
     store = store_activations(
-        model, data, args.sites, args.roles, args.dtype or computed, to=folder, layers=args.layers,
+        model, data, args.sites, args.roles, args.cache_dtype or args.dtype, to=folder, layers=args.layers,
         batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
     if not leads():

@@ -33,15 +33,18 @@ from analyses.command_line.adding import (  # noqa: E402
     add_cache_arguments,
     add_classes,
     add_demo_arguments,
+    add_model,
     add_number,
     add_out,
+    add_page,
     add_reproduce_arguments,
     add_run_arguments,
     recipes,
+    settle_model,
 )
-from analyses.command_line.computing import add_computing  # noqa: E402
+from analyses.command_line.computing import add_computing, add_device, add_image_size  # noqa: E402
 from analyses.command_line.parser import Parser, UsageError, check_command, flags_of, refuse_strange  # noqa: E402
-from analyses.command_line.values import Choice, Once, data, model, path, text  # noqa: E402
+from analyses.command_line.values import Choice, Once, data, path, text  # noqa: E402
 from analyses.running.arguments import CHOICES, COUNT  # noqa: E402
 from analyses.running.text import visible  # noqa: E402
 from hooked_vit import __version__  # noqa: E402
@@ -134,6 +137,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add_options(run, entry.run, reserved={action.dest for action in run._actions})
     args, strange = parser.parse_known_args(argv)
     refuse_strange(commands[argv[0]] if argv and argv[0] in commands else parser, strange)
+    settle_model(args, f"{parser.prog} {argv[0]}" if argv else parser.prog)
     args.argv = list(argv)
     return args
 
@@ -182,11 +186,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     add_reproduce_arguments(again)
 
     look = command("explore", "write a page on which a reader explores what a model attends to in an image")
-    what = "zoo:NAME, a hub id or a local folder; two are shown side by side"
-    look.add_argument("model", metavar="MODEL", nargs="+", type=model, help=what)
+    add_model(look, "; two are shown side by side", several=True)
     what = "one or two image files; with two, CLS of one is put in the other's place (default: two scenes)"
     look.add_argument("--image", metavar="FILE", nargs="+", action=Once, type=path, help=what)
-    add_out(look, "the page (default: %(default)s)", metavar="FILE", default="out/explorer.html")
+    add_page(look, "out/explorer.html")
     what = "what could be seen, in words, for models with a text tower: logits, lens and patch map of these texts"
     look.add_argument("--text", metavar="TEXT", nargs="+", action=Once, type=text, help=what)
     what = "change every patch alone at several layers too (default: where that is quickly done)"
@@ -198,7 +201,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     saved.add_argument("folder", metavar="FOLDER", nargs="?", type=path, default="out", help="default: %(default)s")
     page = command("report", "write one page of several saved results, with what a methods section says of each")
     page.add_argument("folder", metavar="FOLDER", nargs="+", type=path, help="of a result, or of several")
-    add_out(page, "the page (default: %(default)s)", metavar="FILE", default="out/report.html")
+    add_page(page, "out/report.html")
     drawn = command("figure", "save the figure of a saved result as pdf, svg or png (the export extra)")
     drawn.add_argument("folder", metavar="FOLDER", type=path, help="of a result")
     what = "paper is as wide as the text of a page, column half of it (default: as on a screen)"
@@ -207,7 +210,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         drawn, "the file, of the kind its name ends in (default: %(default)s)", metavar="FILE", default="figure.pdf"
     )
     shown = command("features", "write a page per feature of a sparse dictionary: the images in which it is largest")
-    shown.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
+    add_model(shown)
     what = "folder that SAELens or ViT-Prisma saved the dictionary in"
     shown.add_argument("--dictionary", metavar="FOLDER", action=Once, type=path, required=True, help=what)
     layouts = CHOICES["layout"]
@@ -233,12 +236,13 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     command("models", "list the built-in models and the supported transformers classes")
     command("interventions", "list the named interventions")
     hooks = command("hooks", "list every hook point of a model with its shape and meaning")
-    hooks.add_argument(
-        "model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder; no weight is read"
-    )
+    add_model(hooks, ", of which no weight is read")
     add_classes(hooks)
+    add_image_size(hooks)
     check = command("verify", "compare a model with the original in transformers, and test every hook point")
-    check.add_argument("model", metavar="MODEL", type=model, help="zoo:NAME, a hub id or a local folder")
+    add_model(check)
+    add_device(check)
+    add_image_size(check)
     return parser, commands.choices
 
 

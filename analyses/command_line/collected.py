@@ -10,6 +10,7 @@ from typing import Any
 
 from analyses.running.catalogue import get_analysis
 from analyses.running.files import check_writable, write_whole
+from analyses.running.places import page_path
 from analyses.running.report import escape, html_page, told
 from analyses.running.results import ABOUT, Result
 from analyses.running.text import visible
@@ -80,10 +81,11 @@ def write_collected(folders: Sequence[str | Path], page: str | Path) -> Path:
 
     >>> write_collected(["out/cls-causality", "out/registers"], "out/both.html")  # doctest: +SKIP
 
-    A folder may hold several. Returns the page's path. Raises ValueError for folders without a result, for one that is
-    damaged or of an analysis there is not, and OSError where the page cannot be written.
+    A folder may hold several. Returns the page's path, as `page_path` understands it. Raises ValueError for folders
+    without a result, for one that is damaged or of an analysis there is not, and OSError where the page cannot be
+    written.
     """
-    page = Path(page).expanduser()
+    page = page_path(page, "report.html")
     check_writable(page.parent)
     found = list(dict.fromkeys(path for folder in folders for path in _results_of(folder)))
     parts = ["<h1>Results</h1>", _contents(found)]

@@ -132,8 +132,10 @@ def reproduce(args: argparse.Namespace) -> int:
         n=args.n,
         steps=args.steps,
         without=args.without,
+        dtype=args.dtype,
+        image_size=args.image_size,
     )
-    check_device(args.device)
+    check_device(args.device, args.dtype)
     lacking = missing(recipe)
     if args.dry_run:
         _print_plan(console, recipe)

@@ -21,6 +21,12 @@ def add_device(to: argparse.ArgumentParser) -> None:
     to.add_argument("--device", metavar="NAME", action=Once, type=text, default=COMPUTING["device"], help=what)
 
 
+def add_image_size(to: argparse.ArgumentParser) -> None:
+    """Give a command the option that says how large its images are."""
+    what = "side in pixels, a multiple of the patch, to which images are resized (default: what the processor makes)"
+    to.add_argument("--image-size", metavar="N", action=Once, type=Number(SIDE, int), default=None, help=what)
+
+
 def add_computing(to: argparse.ArgumentParser) -> None:
     """Give a command the options of `load_model` that say how its models compute."""
     add_device(to)
@@ -29,12 +35,6 @@ def add_computing(to: argparse.ArgumentParser) -> None:
     kind = Choice(DTYPES)
     to.add_argument("--dtype", metavar="NAME", action=Once, type=kind, default=COMPUTING["dtype"], help=what)
     add_image_size(to)
-
-
-def add_image_size(to: argparse.ArgumentParser) -> None:
-    """Give a command the option that says on which size of images its models run."""
-    what = "side in pixels, a multiple of the patch, to which images are resized (default: what the processor makes)"
-    to.add_argument("--image-size", metavar="N", action=Once, type=Number(SIDE, int), default=None, help=what)
 
 
 def computing(args: argparse.Namespace) -> dict[str, Any]:

@@ -65,20 +65,23 @@ def hooks(args: argparse.Namespace) -> int:
         model = load_model(args.model, class_names=args.classes)
     else:
         model = without_weights(HookedViT, check_model(args.model))
-    terminal.print_table(terminal.console(), ["hook point", "shape", "meaning"], model.describe_hooks())
+    rows = model.describe_hooks(args.image_size)
+    terminal.print_table(terminal.console(), ["hook point", "shape", "meaning"], rows)
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
     """`verify MODEL`: the original beside ours; status 1 where they differ or a hook is dead."""
     from analyses.running.models import PROMPTS, check_model
+    from hooked_vit.loading.placing import check_device
     from hooked_vit.loading.verify import verify
 
     terminal.quiet()
     if args.model.startswith(PROMPTS):
         raise ValueError(f"a checkpoint is compared with its original: give it without {PROMPTS}, got {args.model!r}")
     console = terminal.console()
-    rows = verify(check_model(args.model))
+    check_device(args.device)
+    rows = verify(check_model(args.model), device=args.device, image_size=args.image_size)
     shown = [[row.check, f"{row.worst:.2g}", row.bound, "ok" if row.ok else "FAILED"] for row in rows]
     terminal.print_table(console, ["check", "seen", "must be", ""], shown)
     failed = sum(not row.ok for row in rows)
@@ -92,11 +95,13 @@ def explore(args: argparse.Namespace) -> int:
     from analyses.data.images import open_rgb
     from analyses.running.files import check_writable
     from analyses.running.models import check_model, check_prompts, load_models, short_names
+    from analyses.running.places import page_path
 
     terminal.quiet()
     _check_classes(args, args.model)
     specs, names = _with_texts(args.model, args.text), args.text or args.classes
-    check_writable(Path(args.out).parent)
+    out = page_path(args.out, "explorer.html")
+    check_writable(out.parent)
     short_names(specs)
     for spec in specs:
         check_model(spec)
@@ -107,7 +112,7 @@ def explore(args: argparse.Namespace) -> int:
         pictures = dict(zip(("a scene", "another scene"), next(load_data(SCENES, n=2).batches(2)).images, strict=True))
     models = load_models(specs, class_names=names, **computing(args))
     told = len(args.text) if args.text else 5
-    page = explore(models, pictures, patches=args.patches, classes=told).save(args.out)
+    page = explore(models, pictures, patches=args.patches, classes=told).save(out)
     terminal.say(terminal.console(), page)
     return 0
 

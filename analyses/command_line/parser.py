@@ -33,7 +33,8 @@ def refuse_strange(parser: argparse.ArgumentParser, strange: Sequence[str]) -> N
     if flag := next((word for word in strange if word.startswith("-")), None):
         raise UsageError(f"{no_option(flag.partition('=')[0], flags_of(parser))} (see {parser.prog} --help)")
     if strange:
-        raise UsageError(f"{visible(strange[0])!r} is a word too many (see {parser.prog} --help)")
+        models = "; models stand behind --model" if "--model" in flags_of(parser) else ""
+        raise UsageError(f"{visible(strange[0])!r} is a word too many{models} (see {parser.prog} --help)")
 
 
 def no_option(flag: str, known: Iterable[str]) -> str:

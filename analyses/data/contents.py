@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt64
 from numpy.typing import NDArray
 from PIL import Image
 
+APART = "probes are measured on images they were not fitted on"
 STRIP = 64
 """Rows of pixels that are read at a time."""
 
@@ -58,6 +61,12 @@ class Contents:
         self._marks[list(positions)] = np.array(marks, np.uint64)
         self._sorted = None
 
+    def known(self, keep: NDArray[np.int64] | None = None) -> tuple[list[int], list[int]]:
+        """The positions that were read, of those at `keep` where it is given, and their marks."""
+        places = np.flatnonzero(self._marks) if keep is None else keep[keep < len(self._marks)]
+        places = places[self._marks[places] > 0]
+        return places.tolist(), self._marks[places].tolist()
+
     def read(self, keep: NDArray[np.int64] | None = None) -> UInt64[np.ndarray, "k"]:
         """The marks of the images that were read, of those at `keep` where it is given."""
         found = self._marks if keep is None else self._marks[keep[keep < len(self._marks)]]
@@ -81,3 +90,65 @@ class Contents:
     def first(self, mark: int) -> int:
         """The first position an image of this mark is at."""
         return int(np.flatnonzero(self._marks == np.uint64(mark))[0])
+
+
+class Apart(NamedTuple):
+    """Images that others may not have in common with: what they hold, and what one of them is called."""
+
+    contents: Contents
+    told: Callable[[int], str]
+
+    @classmethod
+    def fitted_on(cls, marks: UInt64[np.ndarray, "n"], told: str) -> Apart:
+        """Images of which only the marks are left, all of them called the same."""
+        contents = Contents()
+        contents.put(range(len(marks)), marks.tolist())
+        return cls(contents, lambda place: told)
+
+
+class Remembering:
+    """What a set of images knows of the pixels it has read, as a mixin: copies, and images that are in another set."""
+
+    name: str
+    name_of: Callable[[int], str]
+    _keep: NDArray[np.int64] | None
+    _contents: Contents
+    _apart: tuple[Apart, ...]
+
+    def note(self, index: Sequence[int], pixels: Sequence[bytes | None]) -> None:
+        """Remember digests of pixels, None for known ones. Raises ValueError for one in a set that is kept apart."""
+        new = [(place, mark_of(digest)) for place, digest in zip(index, pixels, strict=True) if digest is not None]
+        self.note_marks([place for place, _ in new], [mark for _, mark in new])
+
+    def note_marks(self, positions: Sequence[int], marks: Sequence[int]) -> None:
+        """`note`, of the digests' marks."""
+        self._contents.put(positions, marks)
+        self._refuse(positions, marks, self._apart)
+
+    def _refuse(self, positions: Sequence[int], marks: Sequence[int], apart: Sequence[Apart]) -> None:
+        for other in apart:
+            for i in np.flatnonzero(other.contents.holds(marks)).tolist():
+                there = other.told(other.contents.first(marks[i]))
+                raise ValueError(f"{APART}: {self.name_of(positions[i])} of {self.name} has the pixels of {there}")
+
+    def _as_apart(self) -> Apart:
+        return Apart(self._contents, lambda place: f"{self.name_of(place)} of {self.name}; take it out of one of them")
+
+    @contextmanager
+    def refusing(self, *apart: Apart) -> Iterator[None]:
+        """Meanwhile an image that is among these is an error: at once where it was read before, or as it is read."""
+        self._refuse(*self._contents.known(self._keep), apart)
+        before, self._apart = self._apart, (*self._apart, *apart)
+        try:
+            yield
+        finally:
+            self._apart = before
+
+    def marks_read(self) -> UInt64[np.ndarray, "k"]:
+        """The marks of those images that were read."""
+        return self._contents.read(self._keep)
+
+    @property
+    def duplicates(self) -> int:
+        """How many of the images read so far have the pixels of another one of them."""
+        return self._contents.duplicates(self._keep)

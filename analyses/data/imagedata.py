@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.data.batches import Batch, Opened, as_labels, batch_sizes, grouped, part_of_each, shared_out, some_of_each
-from analyses.data.contents import Contents, mark_of, pixel_digest
+from analyses.data.contents import Apart, Contents, Remembering, pixel_digest
 from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb, refuse_unreadable
 from analyses.data.sources import CHUNK, Row, Source, StreamSource
 from hooked_vit.config.showing import Displayed, one_line, some
 from hooked_vit.loading.digests import digest
 from hooked_vit.loading.progress import tqdm
 
-APART = "probes are measured on images they were not fitted on"
 
-
-class ImageData(Displayed):
+class ImageData(Remembering, Displayed):
     """Labelled images in a fixed order. Made by `load_data` and `as_data`.
 
     >>> from analyses.data import load_data
@@ -66,7 +64,7 @@ class ImageData(Displayed):
         self._keep: NDArray[np.int64] | None = None
         self._labels: Int64[Tensor, "n"] | None = None
         self._contents = Contents()
-        self._apart: tuple[ImageData, ...] = ()
+        self._apart: tuple[Apart, ...] = ()
 
     @property
     def spec(self) -> str:
@@ -176,36 +174,17 @@ class ImageData(Displayed):
             while some := list(islice(rows, chunk)):
                 yield from filter(None, pool.map(self._open, some, [extra] * len(some)))
 
-    def note(self, index: Sequence[int], pixels: Sequence[bytes | None]) -> None:
-        """Remember digests of pixels, None for known ones. Raises ValueError for one in a set that is kept apart."""
-        new = [(place, mark_of(digest)) for place, digest in zip(index, pixels, strict=True) if digest is not None]
-        self.note_marks([place for place, _ in new], [mark for _, mark in new])
-
-    def note_marks(self, positions: Sequence[int], marks: Sequence[int]) -> None:  # of the digests
-        self._contents.put(positions, marks)
-        for other in self._apart:
-            for i in np.flatnonzero(other._contents.holds(marks)).tolist():
-                here, there = positions[i], other._contents.first(marks[i])
-                raise ValueError(
-                    f"{APART}: {self._source.name_of(here)} of {self.name} has the pixels of "
-                    f"{other._source.name_of(there)} of {other.name}; take it out of one of them"
-                )
-
     def kept_apart(self, *others: ImageData) -> ImageData:
         """The same images, remembering anew what is read, and an error at the first one that was read in `others` too.
 
         From here on images of `others` that were read here are errors as well.
         """
         same = self._part(self._keep)
-        same.skipped, same._contents, same._apart = list(self.skipped), Contents(), others
+        same.skipped, same._contents = list(self.skipped), Contents()
+        same._apart = tuple(other._as_apart() for other in others)
         for other in others:
-            other._apart += (same,)
+            other._apart += (same._as_apart(),)
         return same
-
-    @property
-    def duplicates(self) -> int:
-        """How many of the images read so far have the pixels of another one of them."""
-        return self._contents.duplicates(self._keep)
 
     def marks(self) -> list[str]:
         """For each image in order a digest of its file or, in memory, its pixels: "" for no file; [] for a stream.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from analyses.data import ImageData, as_data, load_data
 from analyses.data.batches import Batch
-from analyses.data.imagedata import APART
+from analyses.data.contents import APART
 
 FIT_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
 

@@ -5,24 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, UInt64
 from safetensors.torch import load, save
 from torch import Tensor
 
 from analyses.activations.sites import Site, SiteReader
 from analyses.data import ImageData
+from analyses.data.contents import APART
 from analyses.probes.class_moments import sites_by_note
-from analyses.probes.passes import Edit, edited_sites, read_sites
+from analyses.probes.passes import Edit, apart_from_fit, edited_sites, read_sites
 from analyses.probes.probe import Probe
 from analyses.probes.targets import Target, TargetData, target_data
 from analyses.running.files import check_writable, committed, write_together
 from analyses.running.notes import note_other_model
+from analyses.running.notice import notice
 from analyses.statistics.intervals import RATE, mean_row, rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
@@ -30,6 +34,7 @@ from hooked_vit.config.showing import Displayed, some
 
 FORMAT = 1
 FILES = ("probes.json", "probes.safetensors")
+SEEN = "seen"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,7 +95,8 @@ class FittedProbes(Displayed):
     >>> probes.evaluate(model, test).accuracy("cls", 3)  # doctest: +SKIP
     >>> probes.evaluate(model, test, shuffle_cls(layer=2)).accuracy("cls", 3)  # doctest: +SKIP
 
-    `counts` are the training images of each class, `patch_seed` draws the random patches, `model` describes the model.
+    `counts` are the training images of each class, `patch_seed` draws the random patches, `model` describes the model,
+    `seen` holds a mark of the pixels of every image of the pass they were fitted in.
     Probes that were `loaded` say so where they read a model of other weights.
     """
 
@@ -100,6 +106,7 @@ class FittedProbes(Displayed):
     counts: tuple[int, ...]
     patch_seed: int = 0
     model: dict[str, Any] = field(default_factory=dict, repr=False)
+    seen: UInt64[np.ndarray, "k"] = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
     loaded: bool = False
 
     def _rows(self) -> dict[str, object]:
@@ -135,18 +142,19 @@ class FittedProbes(Displayed):
         *,
         batch_size: int = 64,
         per_image: bool = False,
+        by_heart: bool = False,
     ) -> Evaluation:
         """What the probes read from a model on images, as it runs or under an intervention: nothing is fitted again.
 
         The seed of an intervention is another for every batch (the given one, times a million or so, plus the number
         of the batch), or else the same draw would come back in each; a function (number of batch, labels) ->
         intervention takes that in hand itself. `per_image` keeps the rank of the true class in every image.
-        Nothing keeps these images apart from those fitted on, as analyses do: see `two_sets`.
-        Raises ValueError for a model without these sites, of another width, and for classes the probes do not know.
+        With `by_heart` images may be those fitted on, of which the probes say what they learned by heart.
+        Raises ValueError for an image that the probes were fitted on, to the pixel, for a model without these sites, of
+        another width, and for classes the probes do not know.
         """
-        return evaluate_probes(
-            model, {"": self}, data, intervention, batch_size=batch_size, per_image=per_image
-        )[""]  # fmt: skip
+        how: dict[str, Any] = {"batch_size": batch_size, "per_image": per_image, "by_heart": by_heart}
+        return evaluate_probes(model, {"": self}, data, intervention, **how)[""]
 
     def save(self, folder: str | Path) -> Path:
         """Write `probes.safetensors` and `probes.json` into `folder`, made if need be, at once. Returns the folder."""
@@ -158,6 +166,7 @@ class FittedProbes(Displayed):
                 tensors |= {f"{site}/{i}/weight": weight.contiguous().cpu(), f"{site}/{i}/bias": bias.cpu()}
             tensors[f"{site}/classes"] = probe.classes.cpu()
             about[site] = {"penalty": probe.penalty, "n": probe.n, "note": probe.note, "layers": len(probe.layers)}
+        tensors[SEEN] = torch.from_numpy(self.seen.view(np.int64))
         stored = {
             "format": FORMAT, "probes": about, "target": asdict(self.target), "kind": self.kind,
             "counts": self.counts, "patch_seed": self.patch_seed, "model": self.model,
@@ -195,8 +204,9 @@ class FittedProbes(Displayed):
             )
             probes[site] = Probe(layers, tensors[f"{site}/classes"], **about)
         target = Target(stored["target"]["spec"], tuple(stored["target"]["classes"]))
+        seen = tensors.get(SEEN, torch.zeros(0, dtype=torch.int64)).numpy().view(np.uint64)
         counts = tuple(stored["counts"])
-        return cls(probes, target, stored["kind"], counts, stored["patch_seed"], stored["model"], True)
+        return cls(probes, target, stored["kind"], counts, stored["patch_seed"], stored["model"], seen, True)
 
 
 def evaluate_probes(
@@ -208,6 +218,7 @@ def evaluate_probes(
     columns: Mapping[Any, int] | None = None,
     batch_size: int = 64,
     per_image: bool = False,
+    by_heart: bool = False,
     what: str = "applying probes",
 ) -> dict[Any, Evaluation]:
     """Several sets of probes of the same sites on one pass over the images; `columns` says whose target is another.
@@ -221,6 +232,8 @@ def evaluate_probes(
         raise ValueError("probes that are applied together read the same sites, and the same random patches")
     if one.loaded:
         note_other_model("these probes were fitted on", model, one.model)
+        if not len(one.seen):
+            notice(f"{APART}, which is not known of these: they were saved without what those images hold")
     data = target_data(data, one.target)
     sites = one.sites
     layers = sorted({s.layer for s in sites if s.layer is not None}) or [0]
@@ -233,15 +246,17 @@ def evaluate_probes(
     ranks: dict[str, list[Tensor]] = {site: [] for site in panels}
     into = (counts, sums, ranks)
     clean = read_sites(reader, data, batch_size, what, into=into) if intervention is None else None
-    for batch, _, features in clean or edited_sites(reader, data, batch_size, what, intervention, into=into):
-        labels = batch.labels[:, targets]
-        for site, panel in panels.items():
-            pos = _ranks(panel, features[site], labels, site)
-            score = identifiability(pos, n_classes)
-            sums[site] += torch.stack([correct(pos).double().sum(0), *(score.pow(k).sum(0) for k in (1, 2, 3))])
-            if per_image:
-                ranks[site].append(pos)
-        counts += batch.labels[:, 0].bincount(minlength=n_classes)
+    passed = clean or edited_sites(reader, data, batch_size, what, intervention, into=into)
+    with nullcontext() if by_heart else data.refusing(apart_from_fit([f.seen for f in fitted.values()])):
+        for batch, _, features in passed:
+            labels = batch.labels[:, targets]
+            for site, panel in panels.items():
+                pos = _ranks(panel, features[site], labels, site)
+                score = identifiability(pos, n_classes)
+                sums[site] += torch.stack([correct(pos).double().sum(0), *(score.pow(k).sum(0) for k in (1, 2, 3))])
+                if per_image:
+                    ranks[site].append(pos)
+            counts += batch.labels[:, 0].bincount(minlength=n_classes)
     if not counts.any():
         raise ValueError(f"probes are measured on images; {data.name} has none")
     kept = {site: torch.cat(parts) for site, parts in ranks.items() if parts}

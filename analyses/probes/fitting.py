@@ -72,7 +72,8 @@ def fit_with_controls(
     about = {**about_model(model), "name": name}
 
     def fitted(probes: dict[str, Probe], counts: Tensor) -> FittedProbes:
-        return FittedProbes(probes, data.target, how.probe, tuple(counts.tolist()), how.seed, about)
+        counted = tuple(counts.tolist())
+        return FittedProbes(probes, data.target, how.probe, counted, how.seed, about, data.marks_read())
 
     def features(into: Sequence[Any] = ()) -> Iterator[tuple[dict[str, Tensor], Int64[Tensor, "b k"], _Drawn]]:
         for reading in read_sites(reader, data, how.batch_size, what, into=into):

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 
 from analyses.activations.sites import SiteReader
 from analyses.activations.store.serving import Serving, in_use
 from analyses.data import ImageData
+from analyses.data.contents import Apart
 from analyses.data.sets import unread_batches
 from analyses.probes.targets import TargetData
 from analyses.running.notes import progress_batches
@@ -110,6 +112,12 @@ def edited_sites(
         edit = for_batch(intervention, batch.number, batch.labels[:, 0])
         with nullcontext() if edit is None else apply(reader.model, edit):
             yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
+
+
+def apart_from_fit(seen: Sequence[UInt64[np.ndarray, "_"]]) -> Apart:
+    """The images that sets of probes were fitted on, for `TargetData.refusing`, by the marks of their pixels."""
+    told = "an image these probes were fitted on; give others, or by_heart=True to ask what they learned by heart"
+    return Apart.fitted_on(np.unique(np.concatenate(seen)), told)
 
 
 def for_batch(intervention: Edit | None, number: int, labels: Int64[Tensor, "b"]) -> Intervention | None:

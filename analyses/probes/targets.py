@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 from PIL import Image
 from torch import Tensor
 
 from analyses.controls.control_task import ControlTask
 from analyses.data import ImageData, as_data
 from analyses.data.batches import Batch, batch_sizes
+from analyses.data.contents import Apart
 from analyses.data.sets import common_names, count_classes, unread_batches
 from analyses.running.notes import about_data, progress_batches
 from hooked_vit.config.showing import Displayed, some
@@ -144,6 +146,18 @@ class TargetData:
             shared = part.can_be_shared and part.n is not None
             batches += len(batch_sizes(len(part), batch_size)) if shared else here
             images += len(part) if shared else seen
+
+    def marks_read(self) -> UInt64[np.ndarray, "k"]:
+        """What the images hold that were read, each once."""
+        return np.unique(np.concatenate([part.marks_read() for part in self.parts]))
+
+    @contextmanager
+    def refusing(self, *apart: Apart) -> Iterator[None]:
+        """Meanwhile an image that is among these is an error."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.refusing(*apart))
+            yield
 
     def about(self, note: str | None = None) -> dict[str, Any]:
         """What a result's `meta` says of these images."""

@@ -23,15 +23,16 @@ class _BegunError(Exception):
     """An analysis has refused nothing and is about to run a model."""
 
 
-def load_entry(entry: ModelEntry, *, class_names: Sequence[str] | None = None, device: str = "cpu") -> HookedViT:
+def load_entry(entry: ModelEntry, *, class_names: Sequence[str] | None = None, **how: Any) -> HookedViT:
     """The model of a recipe, with those `settings` of the study that its checkpoint's own config has otherwise.
 
-    `class_names` are the classes of a model that answers in prompts. Raises what `load_model` raises.
+    `class_names` are the classes of a model that answers in prompts; `how` it computes, and what is raised, as in
+    `load_model`.
     """
     place = locate(entry.checkpoint)
     told = config_json(place) if entry.settings and not Path(place).is_file() else {}
     settings = {name: value for name, value in entry.settings.items() if told.get(name) != value}
-    return load_model(entry.checkpoint, class_names=class_names, device=device, **settings)
+    return load_model(entry.checkpoint, class_names=class_names, **how, **settings)
 
 
 def load_step(
@@ -42,7 +43,8 @@ def load_step(
         parameter: load_data(recipe.data[name].spec, recipe.data[name].n, seed=recipe.data[name].seed)
         for parameter, name in step.data.items()
     }
-    load = partial(load_entry, class_names=images["data"].class_names, device=device)
+    how = {"device": device, "dtype": recipe.dtype, "image_size": recipe.image_size}
+    load = partial(load_entry, class_names=images["data"].class_names, **how)
     models = {name: load(recipe.models[name]) for name in step.models}
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in step.options.items()}
     return models, images, options

@@ -27,7 +27,7 @@ OF_THE_RESULT = ("report.html", "result.parquet", "result.json")
 @dataclass(frozen=True)
 class Recipe:
     """A published experiment. `not_reproduced` says what of it is left out, and why; `changes`, what was put in place
-    of the recipe's own models, data and numbers of images.
+    of the recipe's own models, data and numbers of images. `dtype` and `image_size` are those of `load_model`.
     """
 
     name: str
@@ -39,6 +39,8 @@ class Recipe:
     about: str = ""
     not_reproduced: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    dtype: str = "float32"
+    image_size: int | None = None
 
     def changed(
         self,
@@ -48,8 +50,11 @@ class Recipe:
         n: int | None = None,
         steps: Sequence[str] = (),
         without: Sequence[str] = (),
+        dtype: str = "float32",
+        image_size: int | None = None,
     ) -> Recipe:
-        """The same with other checkpoints or data, at most `n` images of each, only some steps, without some models.
+        """The same with other checkpoints or data, at most `n` images of each, only some steps, without some models,
+        computed in another dtype, or on images of another size.
 
         Raises ValueError for a name the recipe has not, and where nothing is left.
         """
@@ -89,8 +94,11 @@ class Recipe:
             *(f"{m} is {kept[m].checkpoint}" for m in kept if kept[m].checkpoint != self.models[m].checkpoint),
             *(f"{d} is {images[d].spec}" for d in images if images[d].spec != self.data[d].spec),
             *(f"of {d} only {images[d].n} images" for d in images if images[d].n != self.data[d].n),
+            *([f"models compute in {dtype}"] if dtype != self.dtype else []),
+            *([f"images are {image_size} × {image_size} pixels"] if image_size is not None else []),
         ]
-        return replace(self, models=kept, data=images, steps=tuple(left), changes=(*self.changes, *changes))
+        said = {"models": kept, "data": images, "steps": tuple(left), "changes": (*self.changes, *changes)}
+        return replace(self, **said, dtype=dtype, image_size=image_size or self.image_size)
 
 
 def _instead(checkpoint: str, given: str | None) -> str:

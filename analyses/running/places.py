@@ -43,6 +43,23 @@ def usable_path(path: str | Path) -> Path:
     return Path(full)
 
 
+def page_path(path: str | Path, name: str) -> Path:
+    """The file a page is written into, as it was asked for: by name, without its ending, or by the folder it is in.
+
+    >>> page_path("out/both", "report.html").as_posix(), page_path("both.htm", "report.html").as_posix()
+    ('out/both.html', 'both.htm')
+
+    In a folder that is there, or one that ends in a slash, it is called `name`. Raises ValueError for another ending,
+    and what `usable_path` raises.
+    """
+    page = usable_path(path)
+    if os.fspath(path).endswith(("/", os.sep)) or page.is_dir():
+        return page / name
+    if page.suffix.lower() not in ("", ".html", ".htm"):
+        raise ValueError(f"a page is HTML: its name ends in .html, or has no ending; got {os.fspath(path)!r}")
+    return page if page.suffix else page.with_name(f"{page.name}.html")
+
+
 def check_room(
     folder: Path, needed: int, what: str = "results", instead: str = "make room or choose another folder"
 ) -> None:

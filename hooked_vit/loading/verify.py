@@ -32,28 +32,34 @@ class Row(NamedTuple):
 
 
 @torch.no_grad()
-def verify(name_or_path: str | Path, *, n_images: int = 2, seed: int = 0) -> list[Row]:
+def verify(
+    name_or_path: str | Path, *, n_images: int = 2, seed: int = 0, device: str = "cpu", image_size: int | None = None
+) -> list[Row]:
     """Check a checkpoint's hook graph against the transformers model it comes from, on random pixels in float32.
 
     >>> all(row.ok for row in verify("google/vit-base-patch16-224"))  # doctest: +SKIP
     True
 
-    At the native image size and at another one: the output and every hidden state, 0.0 apart with transformers'
-    eager attention where the family does not say that it rounds otherwise, at most SDPA_BOUND (relative where values
-    exceed 1) with the fused kernel. Then every hook point: an edit of it must move the output; and one edit does what
-    nnsight makes it do to the original. What is compared is the logits or the image embedding; for a model without a
-    head its pooled features, which are the tokens of the last hidden state that the family's classifier reads where
-    the class pools nothing, or by a learned tanh pooler that no classifier reads.
-    Raises what `HookedViT.from_pretrained` raises for a checkpoint it refuses.
+    At the native image size and at another one, or only at squares of `image_size`, on `device`: the output and every
+    hidden state, 0.0 apart with transformers' eager attention where the family does not say that it rounds otherwise,
+    at most SDPA_BOUND (relative where values exceed 1) with the fused kernel. Then every hook point: an edit of it must
+    move the output; and one edit does what nnsight makes it do to the original. What is compared is the logits or the
+    image embedding; for a model without a head its pooled features, which are the tokens of the last hidden state that
+    the family's classifier reads where the class pools nothing, or by a learned tanh pooler that no classifier reads.
+    Raises what `HookedViT.from_pretrained` raises for a checkpoint it refuses, and ValueError for a size that patches
+    do not cover.
     """
-    theirs = load_hf(str(name_or_path)).eval()
+    theirs = load_hf(str(name_or_path)).eval().to(device)
     ours = HookedViT.from_hf(theirs)
     sizes = [ours.cfg.image_size]
     # no family resamples the positions of another native shape, and some resample none
     if ours.cfg.grid[0] == ours.cfg.grid[1] and ours.cfg.positions != "native":
         sizes.append(foreign_size(ours))
     generator = torch.Generator().manual_seed(seed)
-    batches = [torch.randn(n_images, ours.cfg.n_channels, *size, generator=generator) for size in sizes]
+    if image_size is not None:
+        ours.layout_for(image_size, image_size)
+        sizes = [(image_size, image_size)]
+    batches = [torch.randn(n_images, ours.cfg.n_channels, *size, generator=generator).to(device) for size in sizes]
     assert ours.cfg.hf_class is not None
     eager_bound = architectures.for_class(ours.cfg.hf_class).eager_bound(ours.cfg)
     rows = [

@@ -305,7 +305,9 @@ def test_hooks_lists_every_one(checkpoint, capsys):
 def test_verify_and_its_status(checkpoint, capsys, monkeypatch):
     assert main(["verify", checkpoint]) == 0
     assert "checks hold" in capsys.readouterr().out
-    monkeypatch.setattr("hooked_vit.loading.verify.verify", lambda place: [Row("logits", 0.25, "exactly 0", False)])
+    monkeypatch.setattr(
+        "hooked_vit.loading.verify.verify", lambda place, **how: [Row("logits", 0.25, "exactly 0", False)]
+    )
     assert main(["verify", checkpoint]) == 1
     out = capsys.readouterr().out
     assert "FAILED" in out

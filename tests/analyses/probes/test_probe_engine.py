@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from analyses.data import ImageData, as_data
@@ -177,9 +180,48 @@ def test_saved_and_loaded_probes_say_the_same(kind: str, tmp_path: Path) -> None
         (probes.target, kind, probes.counts, probes.notes)
     )  # fmt: skip
     assert loaded.sites == probes.sites
-    want, got = (p.evaluate(model("dinov2"), data, per_image=True) for p in (probes, loaded))
+    want, got = (p.evaluate(model("dinov2"), data, per_image=True, by_heart=True) for p in (probes, loaded))
     assert want.hits == got.hits
     assert all(torch.equal(want.ranks[site], got.ranks[site]) for site in want.ranks)
+
+
+@pytest.mark.parametrize("way", ["as fitted", "read before", "saved", "an edited run", "one of several sets"])
+def test_images_that_probes_were_fitted_on_are_refused(way: str, tmp_path: Path) -> None:
+    """The same pixels under another name are the same image; by heart they may be asked, and others at any time."""
+    fitted, others = relabelled(images(40, 2), [0, 1, 2, 3, 4]), images(40, 4)
+    probes = fit_probes(model("vit"), fitted, roles=("cls",))
+    if way == "saved":
+        probes = FittedProbes.load(probes.save(tmp_path))
+    last = [picture for batch in fitted.batches(50) for picture in batch.images][-1]
+    mixed = [picture for batch in others.batches(50) for picture in batch.images]
+    data = as_data(([*mixed, last], [*others.labels.tolist(), 0]))
+    if way == "read before":
+        list(data.batches(50))
+    edit = shuffle_cls(layer=0) if way == "an edited run" else None
+    new = FittedProbes(probes.probes, probes.target, "ridge", probes.counts)
+    sets = {"new": new, "": probes} if way == "one of several sets" else {"": probes}
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"not fitted on: .*40.* has the pixels of an image these probes"):
+            evaluate_probes(model("vit"), sets, data, edit, batch_size=7)
+    assert probes.evaluate(model("vit"), data, edit, by_heart=True).n == 41
+    assert probes.evaluate(model("vit"), others, edit).n == 40
+    assert new.evaluate(model("vit"), data, edit).n == 41  # nothing is left of the refusals
+
+
+def test_probes_saved_without_the_images_they_were_fitted_on_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probes = fit_probes(model("vit"), images(40, 2), roles=("cls",))
+    FittedProbes(probes.probes, probes.target, "ridge", probes.counts, 0, probes.model).save(tmp_path)
+    tensors = load_file(tmp_path / "probes.safetensors")
+    del tensors["seen"]
+    content = save(tensors)
+    (tmp_path / "probes.safetensors").write_bytes(content)
+    about = json.loads((tmp_path / "probes.json").read_text())
+    (tmp_path / "probes.json").write_text(json.dumps(about | {"checksum": hashlib.sha256(content).hexdigest()}))
+    loaded = FittedProbes.load(tmp_path)
+    assert loaded.evaluate(model("vit"), images(40, 2)).n == 40
+    assert "which is not known of these" in capsys.readouterr().err
 
 
 def test_one_wrong_byte_in_saved_probes_is_found(tmp_path: Path) -> None:
@@ -318,7 +360,7 @@ def test_a_site_that_is_the_same_in_every_image_predicts_the_most_frequent_class
     probes = fit_probes(model("vit"), data, probe=kind, roles=("cls",), layers=(EMBEDDING,), training=Training())
     (note,) = probes.notes
     assert note.startswith("cls@embedding: the features do not vary")
-    said = probes.evaluate(model("vit"), data)
+    said = probes.evaluate(model("vit"), data, by_heart=True)
     assert said.hits["cls@embedding"] == int((data.labels == 1).sum())
     assert said.accuracy("cls", EMBEDDING) == said.chance
 
@@ -339,7 +381,7 @@ def test_fewer_images_than_classes(kind: str) -> None:
 def test_a_class_probes_do_not_know_is_refused() -> None:
     probes = fit_probes(model("vit"), images(40, 2), roles=("cls",))
     with pytest.raises(ValueError, match="knows classes 0 to 4"):
-        probes.evaluate(model("vit"), relabelled(images(40, 2), [0, 1, 2, 3, 9]))
+        probes.evaluate(model("vit"), relabelled(images(40, 4), [0, 1, 2, 3, 9]))
 
 
 @pytest.mark.parametrize("kind", ["ridge", "mlp"])
@@ -350,7 +392,7 @@ def test_features_that_are_no_numbers_are_refused_with_the_site(kind: str) -> No
         fit_probes(broken, images(40, 2), probe=kind, roles=("cls",))
     probes = fit_probes(model("vit"), images(40, 2), roles=("cls",))
     with pytest.raises(ValueError, match=r"'cls@1' hold NaN or infinity in 40 of 40"):
-        probes.evaluate(broken, images(40, 2))
+        probes.evaluate(broken, images(40, 4))
 
 
 def test_images_of_one_class_only() -> None:

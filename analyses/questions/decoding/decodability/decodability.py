@@ -230,7 +230,7 @@ class _Study:
         if "memorised" in self.controls:
             dealt = self.fitted.with_permutations(self.permutations, self.seed)
             columns = {key: 1 + i for i, key in enumerate(permuted)}
-            own = self._apply(model, permuted, dealt, f"{name}: permuted labels by heart", columns)
+            own = self._apply(model, permuted, dealt, f"{name}: permuted labels by heart", columns, by_heart=True)
             yield from _beyond_memorised(said["probe"], [own[key] for key in permuted], n_fit)
         for i in range(self.random_models):
             drawn = self.seed * 1000 + i
@@ -253,11 +253,10 @@ class _Study:
 
     def _apply(
         self, model: HookedViT, probes: Mapping[Any, FittedProbes], data: TargetData, what: str, columns: Any = None,
-        per_image: bool = False,
+        per_image: bool = False, by_heart: bool = False,
     ) -> dict[Any, Evaluation]:  # fmt: skip
-        return evaluate_probes(
-            model, probes, data, columns=columns, batch_size=self.batch_size, per_image=per_image, what=what
-        )
+        how: dict[str, Any] = {"per_image": per_image, "by_heart": by_heart, "what": what}
+        return evaluate_probes(model, probes, data, columns=columns, batch_size=self.batch_size, **how)
 
 
 def _rows(said: Evaluation, n_fit: int) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from PIL import Image
 from analyses.questions.looking.explorer.effects import patch_kinds
 from analyses.questions.looking.explorer.view import TOP, read_view
 from analyses.running.files import check_writable, write_whole
+from analyses.running.places import page_path
 from hooked_vit import HookedViT
 from hooked_vit.loading.progress import tqdm
 from interventions import Intervention
@@ -32,8 +33,8 @@ class Explorer:
     html: str
 
     def save(self, path: str | Path) -> Path:
-        """Write the page into a file, whole or not at all. Returns its path."""
-        path = Path(path).expanduser()
+        """Write the page into a file, whole or not at all. Returns its path, as `page_path` understands it."""
+        path = page_path(path, "explorer.html")
         check_writable(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: file.write_text(self.html, encoding="utf-8"))
