@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class UnsupportedModelError(ValueError):
@@ -37,3 +38,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def token_indices(tokens: Any) -> list[int]:
+    """Indices of tokens, one or several, as whole numbers.
+
+    >>> token_indices(3), token_indices(range(2))
+    ([3], [0, 1])
+
+    Raises TypeError for anything else: a slice or a mask says where tokens stand in one layout, which in another one,
+    as of images of another size, is where others do.
+    """
+    held = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    found = list(held) if isinstance(held, Iterable) else [held]
+    if any(isinstance(t, bool) or not hasattr(t, "__index__") for t in found):
+        raise TypeError(
+            "tokens are a role such as 'patches', 'all', or the indices they have in a run without edits, wherever "
+            f"they are now; a slice or a mask says where they stand in one layout alone: got {tokens!r}"
+        )
+    return [int(t) for t in found]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hooked_vit.config import Role
 from hooked_vit.config.showing import Displayed
+from hooked_vit.errors import token_indices
 
 ROLES: tuple[Role, ...] = ("cls", "dist", "registers", "patches", "inserted")
 ABSENT = -1
@@ -125,18 +126,17 @@ class TokenLayout(Displayed):
     def mask(self, tokens: Tokens, *, missing_ok: bool = False) -> Bool[Tensor, "*b t"]:
         """True at the tokens addressed: a role, "all", or original indices (negative from the end).
 
-        Raises ValueError for a role there is not, and for an index that is out of range or was removed.
+        Raises ValueError for a role or an index there is not, or one that was removed; TypeError for a slice or a mask.
         """
         if isinstance(tokens, str):
             return self._role_mask(tokens, missing_ok)
-        wanted = [tokens] if isinstance(tokens, int) else [int(t) for t in tokens]
+        wanted = token_indices(tokens)
         n = self.n_native
         if bad := [t for t in wanted if not -n <= t < n]:
             raise ValueError(f"token indices {bad} are out of range: there are {n} tokens, 0 to {n - 1}")
-        wanted = [t % n for t in wanted]
-        if not missing_ok and (gone := [t for t in wanted if not (self.ids == t).any(-1).all()]):
+        if not missing_ok and (gone := [t % n for t in wanted if not (self.ids == t % n).any(-1).all()]):
             raise ValueError(f"tokens {gone} were removed earlier in this run; address tokens that are still there")
-        return torch.isin(self.ids, torch.tensor(wanted, dtype=self.ids.dtype, device="cpu"))
+        return torch.isin(self.ids, torch.tensor([t % n for t in wanted], dtype=self.ids.dtype, device="cpu"))
 
     def _role_mask(self, role: str, missing_ok: bool) -> Tensor:
         if role == "all":

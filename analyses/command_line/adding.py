@@ -42,12 +42,13 @@ def add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--model", metavar="M", nargs="+", action=Once, type=model, help=what)
     what = "scenes:SPLIT, hf:NAME:SPLIT, imagefolder:PATH, parquet:PATH or imagenet-s:PATH"
     run.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=f"{what} (default: %(default)s)")
-    add_number(run, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
-    what = "images to fit on, drawn from --fit-data (default: as many as --n; of scenes 2000)"
+    what = "images, drawn at random; what has to be fitted is fitted on half of them where --fit-data names no others "
+    add_number(run, "--n", "N", COUNT, f"{what}(default: all; 1000 scenes, and others to fit on)")
+    what = "images to fit on, drawn from --fit-data, which it needs (default: as many as --n; of scenes 2000)"
     add_number(run, "--n-fit", "N", COUNT, what)
     add_number(run, "--seed", "S", SEED, "seed of the draw (default: %(default)s)", default=0)
     add_out(run, "folder for report and numbers (default: out/ANALYSIS)")
-    what = "images per forward pass; auto: the fastest here, measured at the start"
+    what = "images per forward pass, within which tokens are exchanged; auto: the fastest here, measured at the start"
     run.add_argument("--batch-size", metavar="B", action=Once, type=Number(COUNT, int, (AUTO,)), help=what)
     run.add_argument("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
     _add_processes(run)

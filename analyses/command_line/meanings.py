@@ -5,7 +5,7 @@ By name, as one thing has one name everywhere; where two analyses ask for it in 
 
 from __future__ import annotations
 
-from analyses.running.arguments import Option
+from analyses.running.arguments import PLACES, READ_FROM, Option
 
 MEANINGS = {
     "activations": "folders of `hooked-vit cache` to read from, where the models would be run",
@@ -124,6 +124,8 @@ def what_it_may_be(option: Option) -> str:
 
 def default_of(option: Option) -> str:
     """What holds if the option is not given."""
+    if option.name in (*PLACES, *READ_FROM):
+        return "default: none"
     if option.default in (None, ()):
         return "the analysis chooses if it is not given"
     return f"default: {' '.join(map(str, option.default)) if option.many else option.default}"

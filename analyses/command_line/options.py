@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from typing import Any
 
 from analyses.command_line.meanings import default_of, meaning, what_it_may_be
@@ -12,13 +13,19 @@ from analyses.command_line.values import Choice, Number, Once, data, path, text
 from analyses.running.arguments import CHOICES, FORMER, PLACES, READ_FROM, Option, flag_of, former_names, options_of
 from analyses.running.catalogue import Source, as_key
 
-PREFIX = "option_"
+PREFIX, BATCH = "option_", "batch_size"
 SHORT = 50
 """Letters of choices that are shown behind an option; longer ones stand in its help alone."""
 
 
 def add_options(parser: argparse.ArgumentParser, function: Callable, reserved: set[str]) -> None:
-    """Give a parser the options of an analysis, but those the command has for every analysis."""
+    """Give a parser the options of an analysis, but those the command has for every analysis.
+
+    The batch size is one of these, and has a default of its own in each.
+    """
+    if BATCH in reserved and (batches := signature(function).parameters.get(BATCH)) is not None:
+        (action,) = (action for action in parser._actions if action.dest == BATCH)
+        action.help = f"{action.help} (default: {batches.default})"
     group = parser.add_argument_group("options of this analysis")
     analysis = as_key(function.__name__) if function.__module__.startswith("analyses.") else None
     for former in former_names(function):

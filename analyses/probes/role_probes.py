@@ -20,8 +20,18 @@ def read_role(model: HookedViT, tokens: str = "cls") -> Callable[[Float[Tensor, 
 
     >>> read_role(model, "patches")(model(pixels, stop_at_layer=3)).shape  # doctest: +SKIP
     torch.Size([8, 768])
+
+    Called, it raises ValueError for a stream of other tokens than those of the run in progress or, where there is none,
+    of images of the usual size.
     """
-    return lambda resid: resid[:, model.tokens.where(tokens)].mean(1)
+
+    def read(resid: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
+        layout = model.tokens
+        if resid.shape[1] != layout.n_tokens:
+            raise ValueError(f"this stream holds {resid.shape[1]} tokens, and {layout} is another")
+        return resid[:, layout.where(tokens)].mean(1)
+
+    return read
 
 
 def check_role(name: str, model: HookedViT, tokens: str, what: str) -> None:

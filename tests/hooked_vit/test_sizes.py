@@ -7,7 +7,9 @@ import torch
 import transformers
 
 from analyses.activations.sites import SiteReader, check_roles
+from analyses.probes.role_probes import read_role
 from hooked_vit import TokenLayout
+from hooked_vit.errors import token_indices
 from interventions import apply, freeze_attention, insert_token, shuffle_tokens, zero_tokens
 from tests.tiny import make, pixels, processor_of, tiny
 
@@ -62,6 +64,32 @@ def test_the_layout_of_pixels(model):
         model.layout_for(x[0])
     with pytest.raises(ValueError, match="must be multiples of the patch size 8, or the native 32 x 32, got 16 x None"):
         model.layout_for(16)
+
+
+def test_a_cache_says_which_tokens_a_run_of_another_size_held(model):
+    """What `model.tokens` says outside a run is of other images, and its places are not taken for the run's."""
+    _, cache = model.run_with_cache(pixels(model))
+    assert (cache.tokens("resid_post", 1).grid, model.tokens.grid) == ((4, 4), GRID)
+    for role in model.tokens.roles:
+        whole = cache["resid_post", 1]
+        assert torch.equal(cache.at("resid_post", 1, tokens=role), whole[:, cache.tokens("resid_post", 1).where(role)])
+    mask = model.tokens.mask("patches")
+    for places in (model.tokens.patches, mask, mask.tolist(), 1.0, True):
+        with pytest.raises(TypeError, match="tokens are a role such as 'patches', 'all', or the indices they have"):
+            token_indices(places)
+        for asked in (
+            lambda places: cache.at("resid_post", 1, tokens=places),
+            lambda places: cache.at("pattern", 1, queries=places),
+            lambda places: cache.at("pattern", 1, keys=places),
+            lambda places: zero_tokens(layer=0, tokens=places).hooks(model),
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                asked(places)
+    read = read_role(model, "patches")
+    with pytest.raises(ValueError, match="this stream holds 20 tokens"):
+        read(cache["resid_post", 1])
+    with model.running(cache.tokens("resid_post", 1)):
+        assert torch.equal(read(cache["resid_post", 1]), cache.at("resid_post", 1, tokens="patches").mean(1))
 
 
 def test_hooks_are_described_at_the_processors_size(model):

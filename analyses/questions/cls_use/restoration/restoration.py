@@ -154,18 +154,22 @@ def shuffled_streams(
 
         return in_pieces(block, model.cfg, model.hook_points(), resid)
 
+    def read_here(stream: Tensor) -> Tensor:
+        with model.running(layout):
+            return read(stream)
+
     if known is None:
         with torch.no_grad():
             resid = model(pixels, stop_at_layer=0)
     for layer in range(model.cfg.n_layers):
         resid = through(resid, layer) if known is None else known(layer).to(pixels.device)
-        yield None, None, layer, read(resid)
+        yield None, None, layer, read_here(resid)
         for seed, order in orders.items():
             other = torch.where(mask, resid[order.to(resid.device)], resid)
-            yield layer, seed, layer, read(other)
+            yield layer, seed, layer, read_here(other)
             for later in range(layer + 1, model.cfg.n_layers):
                 other = through(other, later)
-                yield layer, seed, later, read(other)
+                yield layer, seed, later, read_here(other)
 
 
 class _Matrix:

@@ -60,6 +60,16 @@ def test_walking_on_from_the_shared_prefix_is_running_under_the_shuffle(name: st
         assert torch.equal(walked[0, 0, 0], clean[0][orders[0]])
 
 
+def test_tokens_are_read_of_the_images_that_run_whatever_size_they_are_of() -> None:
+    """A processor that keeps a picture's shape makes other sizes than the native one, which `model.tokens` is of."""
+    vit = make("vit", torch.float32)
+    x = torch.randn(4, 3, 16, 24)
+    (*_, (*place, last)) = shuffled_streams(vit, x, "patches", {}, read_role(vit, "patches"))
+    _, cache = vit.run_with_cache(x)
+    assert place == [None, None, 1]
+    assert torch.equal(last, cache.at("resid_post", 1, tokens="patches").mean(1))
+
+
 def test_columns_before_the_shuffled_layer_are_exactly_the_row_without_a_shuffle(result: Result) -> None:
     assert [cell(result, 1, 0, seed) for seed in range(SEEDS)] == [cell(result, None, 0)] * SEEDS
     assert cell(result, 1, 1) < cell(result, None, 1)
