@@ -44,7 +44,7 @@ def add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=f"{what} (default: %(default)s)")
     what = "images, drawn at random; what has to be fitted is fitted on half of them where --fit-data names no others "
     add_number(run, "--n", "N", COUNT, f"{what}(default: all; 1000 scenes, and others to fit on)")
-    what = "images to fit on, drawn from --fit-data, which it needs (default: as many as --n; of scenes 2000)"
+    what = "images to fit on, drawn from --fit-data (default: as many as --n; of scenes 2000)"
     add_number(run, "--n-fit", "N", COUNT, what)
     add_number(run, "--seed", "S", SEED, "seed of the draw (default: %(default)s)", default=0)
     add_out(run, "folder for report and numbers (default: out/ANALYSIS)")

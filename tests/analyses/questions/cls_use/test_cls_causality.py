@@ -90,6 +90,17 @@ def test_the_same_call_gives_the_same_numbers(result: Result) -> None:
     pd.testing.assert_frame_equal(again.frame, first)
 
 
+def test_some_layers_alone_have_the_numbers_they_have_among_all(result: Result) -> None:
+    models = {name: model(name) for name in MODELS[:2]}
+    some = cls_causality(
+        models, coloured(90, 1), fit_data=coloured(120, 2), seeds=3, batch_size=30, layers=(-1,)
+    )  # fmt: skip
+    whole = result.frame[result.frame.model.isin(models) & (result.frame.layer.isna() | (result.frame.layer == 1))]
+    pd.testing.assert_frame_equal(some.frame, whole.reset_index(drop=True), atol=1e-6)
+    assert "Only layers -1 were measured: a first layer is the first of these." in some.meta["notes"]
+    assert len(summary_table(some)) == 2
+
+
 def test_probes_on_permuted_labels_sit_at_chance() -> None:
     data = coloured(200, 1)
     images, rng = [i for b in data.batches(50) for i in b.images], np.random.default_rng(5)
