@@ -50,7 +50,7 @@ class Recipe:
         n: int | None = None,
         steps: Sequence[str] = (),
         without: Sequence[str] = (),
-        dtype: str = "float32",
+        dtype: str | None = None,
         image_size: int | None = None,
     ) -> Recipe:
         """The same with other checkpoints or data, at most `n` images of each, only some steps, without some models,
@@ -94,11 +94,11 @@ class Recipe:
             *(f"{m} is {kept[m].checkpoint}" for m in kept if kept[m].checkpoint != self.models[m].checkpoint),
             *(f"{d} is {images[d].spec}" for d in images if images[d].spec != self.data[d].spec),
             *(f"of {d} only {images[d].n} images" for d in images if images[d].n != self.data[d].n),
-            *([f"models compute in {dtype}"] if dtype != self.dtype else []),
+            *([f"models compute in {dtype}"] if dtype not in (None, self.dtype) else []),
             *([f"images are {image_size} × {image_size} pixels"] if image_size is not None else []),
         ]
         said = {"models": kept, "data": images, "steps": tuple(left), "changes": (*self.changes, *changes)}
-        return replace(self, **said, dtype=dtype, image_size=image_size or self.image_size)
+        return replace(self, **said, dtype=dtype or self.dtype, image_size=image_size or self.image_size)
 
 
 def _instead(checkpoint: str, given: str | None) -> str:

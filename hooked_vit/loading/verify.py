@@ -40,8 +40,8 @@ def verify(
     >>> all(row.ok for row in verify("google/vit-base-patch16-224"))  # doctest: +SKIP
     True
 
-    At the native image size and at another one, or only at squares of `image_size`, on `device`: the output and every
-    hidden state, 0.0 apart with transformers' eager attention where the family does not say that it rounds otherwise,
+    At the native image size and at another one, squares of `image_size` if it is given, on `device`: the output and
+    every hidden state, 0.0 apart with transformers' eager attention where the family does not say that it rounds otherwise,
     at most SDPA_BOUND (relative where values exceed 1) with the fused kernel. Then every hook point: an edit of it must
     move the output; and one edit does what nnsight makes it do to the original. What is compared is the logits or the
     image embedding; for a model without a head its pooled features, which are the tokens of the last hidden state that
@@ -53,12 +53,12 @@ def verify(
     ours = HookedViT.from_hf(theirs)
     sizes = [ours.cfg.image_size]
     # no family resamples the positions of another native shape, and some resample none
-    if ours.cfg.grid[0] == ours.cfg.grid[1] and ours.cfg.positions != "native":
-        sizes.append(foreign_size(ours))
-    generator = torch.Generator().manual_seed(seed)
     if image_size is not None:
         ours.layout_for(image_size, image_size)
-        sizes = [(image_size, image_size)]
+        sizes += [(image_size, image_size)] if (image_size, image_size) not in sizes else []
+    elif ours.cfg.grid[0] == ours.cfg.grid[1] and ours.cfg.positions != "native":
+        sizes.append(foreign_size(ours))
+    generator = torch.Generator().manual_seed(seed)
     batches = [torch.randn(n_images, ours.cfg.n_channels, *size, generator=generator).to(device) for size in sizes]
     assert ours.cfg.hf_class is not None
     eager_bound = architectures.for_class(ours.cfg.hf_class).eager_bound(ours.cfg)
