@@ -90,7 +90,9 @@ def _numbered(i: int, image: Any, channels: str | None) -> Image.Image:
     try:
         return upright_rgb(_as_picture(image, channels))
     except Exception as error:  # a damaged file makes Pillow raise anything from OSError to IndexError
-        raise ValueError(f"image {i} cannot be read: {why_unreadable(error)}") from error
+        why = why_unreadable(error)
+        named = f"{image}: " if isinstance(image, (str, Path)) and str(image) not in why else ""
+        raise ValueError(f"image {i} cannot be read: {named}{why}") from error
 
 
 def why_unreadable(error: Exception) -> str:

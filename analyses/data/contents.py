@@ -114,6 +114,7 @@ class Remembering:
     _keep: NDArray[np.int64] | None
     _contents: Contents
     _apart: tuple[Apart, ...]
+    _refused: tuple[Apart, ...] = ()
 
     def note(self, index: Sequence[int], pixels: Sequence[bytes | None]) -> None:
         """Remember digests of pixels, None for known ones. Raises ValueError for one in a set that is kept apart."""
@@ -123,9 +124,9 @@ class Remembering:
     def note_marks(self, positions: Sequence[int], marks: Sequence[int]) -> None:
         """`note`, of the digests' marks."""
         self._contents.put(positions, marks)
-        self._refuse(positions, marks, self._apart)
+        self._check(positions, marks, (*self._apart, *self._refused))
 
-    def _refuse(self, positions: Sequence[int], marks: Sequence[int], apart: Sequence[Apart]) -> None:
+    def _check(self, positions: Sequence[int], marks: Sequence[int], apart: Sequence[Apart]) -> None:
         for other in apart:
             for i in np.flatnonzero(other.contents.holds(marks)).tolist():
                 there = other.told(other.contents.first(marks[i]))
@@ -134,15 +135,20 @@ class Remembering:
     def _as_apart(self) -> Apart:
         return Apart(self._contents, lambda place: f"{self.name_of(place)} of {self.name}; take it out of one of them")
 
+    def refuse(self, *apart: Apart) -> None:
+        """From here on an image that is among these is an error: at once where it was read before, or as it is read."""
+        self._check(*self._contents.known(self._keep), apart)
+        self._refused += apart
+
     @contextmanager
     def refusing(self, *apart: Apart) -> Iterator[None]:
-        """Meanwhile an image that is among these is an error: at once where it was read before, or as it is read."""
-        self._refuse(*self._contents.known(self._keep), apart)
-        before, self._apart = self._apart, (*self._apart, *apart)
+        """`refuse`, as long as this lasts."""
+        before = self._refused
         try:
+            self.refuse(*apart)
             yield
         finally:
-            self._apart = before
+            self._refused = before
 
     def marks_read(self) -> UInt64[np.ndarray, "k"]:
         """The marks of those images that were read."""

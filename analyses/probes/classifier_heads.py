@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analyses.data import ImageData, as_data, map_labels
+from analyses.data.contents import Apart
 from analyses.data.labels import UnknownLabelsError
 from analyses.data.sets import count_classes
 from analyses.probes.ridge import GramRidge, RidgeProbe
@@ -19,6 +20,8 @@ from hooked_vit import HookedViT, architectures
 from hooked_vit.config import ViTConfig
 
 HEADS = ("auto", "own", "ridge")
+SEEN = "_head_seen"
+"""Where a model remembers which head was fitted on what: how it was made, and the marks of its images."""
 AUTO, OWN = "auto", "own"
 """What a ridge head reads: what the checkpoint's classifier does, or what the model gives out; else tokens by name."""
 
@@ -60,7 +63,15 @@ def own_head(model: HookedViT, data: ImageData, head: str = "auto") -> Answers |
         if head == "auto" and not error.n_known:
             return None
         raise ValueError(f"{error}. A ridge head can be fitted instead: head='ridge' (--head ridge)") from error
+    _refuse_fitted_on(model, data)
     return Answers(model, ids, cfg.head_set or "its own head", fitted=False)
+
+
+def _refuse_fitted_on(model: HookedViT, data: ImageData) -> None:
+    """Have the images refused that a head which was fitted here, and is still there, was fitted on."""
+    made, seen = getattr(model, SEEN, ("", None))
+    if seen is not None and made == model.cfg.head_set:
+        data.refuse(Apart.fitted_on(seen, "an image that the head of this model was fitted on; give others"))
 
 
 def _classifies(cfg: ViTConfig) -> bool:
@@ -123,6 +134,7 @@ def head_of_probe(pooling: HookedViT, probe: RidgeProbe, data: ImageData) -> Ans
     made = f"a ridge head (fitted on {probe.n} images, penalty {probe.alpha:g}{', behind the projection' * projected})"
     dtype = pooling.embed.patch.weight.dtype
     pooling.set_head_(weight.to(dtype), bias.to(dtype), names, made)
+    setattr(pooling, SEEN, (made, data.marks_read()))
     return Answers(pooling, torch.arange(len(weight)), made, fitted=True)
 
 
@@ -148,7 +160,8 @@ def with_ridge_head(model: HookedViT, fit_data: Any, *, reads: str = AUTO, batch
     >>> model = with_ridge_head(model, load_data("imagefolder:photos/train"))  # doctest: +SKIP
     >>> model(model.preprocess(images)).argmax(-1)  # doctest: +SKIP
 
-    `reads` as in `ready_for_head`. Results of the copy say whose head it is. Raises ValueError for images of fewer
+    `reads` as in `ready_for_head`. Results of the copy say whose head it is, and an analysis that asks it about an
+    image it was fitted on, to the pixel, is refused. Raises ValueError for images of fewer
     than two classes, and for a role the model has not.
     """
     data = as_data(fit_data)

@@ -41,11 +41,12 @@ def verify(
     True
 
     At the native image size and at another one, squares of `image_size` if it is given, on `device`: the output and
-    every hidden state, 0.0 apart with transformers' eager attention where the family does not say that it rounds otherwise,
-    at most SDPA_BOUND (relative where values exceed 1) with the fused kernel. Then every hook point: an edit of it must
-    move the output; and one edit does what nnsight makes it do to the original. What is compared is the logits or the
-    image embedding; for a model without a head its pooled features, which are the tokens of the last hidden state that
-    the family's classifier reads where the class pools nothing, or by a learned tanh pooler that no classifier reads.
+    every hidden state, 0.0 apart with transformers' eager attention where the family does not say that it rounds
+    otherwise, at most SDPA_BOUND (relative where values exceed 1) with the fused kernel. Then every hook point: an edit
+    of it must move the output; and one edit does what nnsight makes it do to the original. What is compared is the
+    logits or the image embedding; for a model without a head its pooled features, which are the tokens of the last
+    hidden state that the family's classifier reads where the class pools nothing, or by a learned tanh pooler that no
+    classifier reads.
     Raises what `HookedViT.from_pretrained` raises for a checkpoint it refuses, and ValueError for a size that patches
     do not cover.
     """

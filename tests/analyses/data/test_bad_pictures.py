@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_refused_with_the_reason_by_all_of_them(name: str
         lambda: attention_map(model, path, layer=0),
     ]  # fmt: skip
     for way in ways:
-        with pytest.raises(ValueError, match=f"image 0 cannot be read: .*({why})"):
+        with pytest.raises(ValueError, match=f"image 0 cannot be read: .*{name}.*({why})"):
             way()
     with pytest.raises(UnreadableImageError, match=f"cannot read image it: .*({why})"):
         open_rgb(path, "it")

@@ -12,11 +12,13 @@ from sklearn.linear_model import Ridge
 
 import analyses
 from analyses import cls_causality, intervention_sweep, register_controls, register_neurons, with_ridge_head
-from analyses.probes.classifier_heads import fit_head, ready_for_head
+from analyses.data import as_data
+from analyses.probes.classifier_heads import fit_head, own_head, ready_for_head
 from analyses.questions.patching.paths import Receiver
 from analyses.running.results import Result
 from hooked_vit import HookedViT
 from hooked_vit.errors import NoHeadError
+from interventions import shuffle_cls
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model, values
 from tests.tiny import CLASSES, make, pixels, tiny
 
@@ -122,6 +124,24 @@ def test_one_call_gives_a_model_the_head_that_analyses_fit() -> None:
     assert inside.meta["read"]["m"].startswith("a ridge head (fitted on 100 images, penalty ")
     assert inside.meta["models"]["m"]["head_fitted"]
     assert analyses.with_ridge_head is with_ridge_head
+
+
+def test_a_head_is_not_asked_about_the_images_it_was_fitted_on() -> None:
+    fit, others = coloured(40, 2, OTHER), coloured(30, 1, OTHER)
+    headed = with_ridge_head(model("dinov2-model"), fit)
+    pictures = [p for data in (others, fit) for batch in data.batches(40) for p in batch.images]
+    mixed = as_data((pictures[:31], [*others.labels.tolist(), int(fit.labels[0])]))
+    for asked in (headed, headed.shared_copy()):
+        for run in (
+            lambda asked=asked: intervention_sweep({"m": asked}, mixed, interventions=[shuffle_cls(layer=0)]),
+            lambda asked=asked: cls_causality({"m": asked}, mixed, fit_data=coloured(40, 3, OTHER), seeds=1),
+            lambda asked=asked: own_head(asked, fit),
+        ):
+            with pytest.raises(ValueError, match=r"has the pixels of an image that the head of this model was fitted"):
+                run()
+    assert intervention_sweep({"m": headed}, others, interventions=[shuffle_cls(layer=0)]).frame.n.max() == 30
+    headed.set_head_(torch.zeros(OTHER, headed.cfg.d_pooled), torch.zeros(OTHER))
+    assert intervention_sweep({"m": headed}, mixed, interventions=[shuffle_cls(layer=0)]).frame.n.max() == 31
 
 
 def test_whose_head_it_is_goes_with_the_model() -> None:
