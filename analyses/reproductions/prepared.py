@@ -43,7 +43,7 @@ def load_step(
         parameter: load_data(recipe.data[name].spec, recipe.data[name].n, seed=recipe.data[name].seed)
         for parameter, name in step.data.items()
     }
-    how = {"device": device, "dtype": recipe.dtype, "image_size": recipe.image_size}
+    how: dict[str, Any] = {"device": device, "dtype": recipe.dtype, "image_size": recipe.image_size}
     load = partial(load_entry, class_names=images["data"].class_names, **how)
     models = {name: load(recipe.models[name]) for name in step.models}
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in step.options.items()}

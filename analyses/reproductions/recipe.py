@@ -97,7 +97,12 @@ class Recipe:
             *([f"models compute in {dtype}"] if dtype not in (None, self.dtype) else []),
             *([f"images are {image_size} × {image_size} pixels"] if image_size is not None else []),
         ]
-        said = {"models": kept, "data": images, "steps": tuple(left), "changes": (*self.changes, *changes)}
+        said: dict[str, Any] = {
+            "models": kept,
+            "data": images,
+            "steps": tuple(left),
+            "changes": (*self.changes, *changes),
+        }
         return replace(self, **said, dtype=dtype or self.dtype, image_size=image_size or self.image_size)
 
 
