@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ def load_step(
         for parameter, name in step.data.items()
     }
     how: dict[str, Any] = {"device": device, "dtype": recipe.dtype, "image_size": recipe.image_size}
-    load = partial(load_entry, class_names=images["data"].class_names, **how)
-    models = {name: load(recipe.models[name]) for name in step.models}
+    how |= {"class_names": images["data"].class_names}
+    models = {name: load_entry(recipe.models[name], **how) for name in step.models}
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in step.options.items()}
     return models, images, options
 
