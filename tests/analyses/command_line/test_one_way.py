@@ -36,7 +36,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_every_command_of_a_model_is_known_here() -> None:
     takes = {name for name, parser in COMMANDS.items() if any(a.dest == "said_model" for a in parser._actions)}
     assert takes == set(OF_A_MODEL)
-    assert {name for name, parser in COMMANDS.items() if "--model" in flags_of(parser)} == takes | {"run", "reproduce"}
+    assert {name for name, parser in COMMANDS.items() if "--model" in flags_of(parser)} == takes | {
+        "run",
+        "reproduce",
+        "demo",
+    }
 
 
 @pytest.mark.parametrize("command", OF_A_MODEL)
@@ -58,8 +62,8 @@ def test_a_model_behind_an_analysis_is_told_where_to_stand(capsys: pytest.Captur
 
 def test_how_a_model_computes_can_be_said_wherever_one_is_run() -> None:
     """A comparison with the original is made in the numbers its bounds are for, and shapes have no numbers."""
-    said = {name: [flag for flag in COMPUTES if flag in flags_of(COMMANDS[name])] for name in (*OF_A_MODEL, "run")}
-    said |= {"reproduce": [flag for flag in COMPUTES if flag in flags_of(COMMANDS["reproduce"])]}
+    commands = (*OF_A_MODEL, "run", "reproduce", "demo")
+    said = {name: [flag for flag in COMPUTES if flag in flags_of(COMMANDS[name])] for name in commands}
     less = {"hooks": ["--image-size"], "verify": ["--device", "--image-size"]}
     assert said == {name: less.get(name, list(COMPUTES)) for name in said}
 
