@@ -127,13 +127,9 @@ def restoration(
 
 
 def shuffled_streams(
-    model: HookedViT,
-    pixels: Float[Tensor, "b c h w"],
-    tokens: str,
-    orders: Mapping[int, Int[Tensor, "b"]],
-    read: Any,
+    model: HookedViT, pixels: Float[Tensor, "b c h w"], tokens: str, orders: Mapping[int, Int[Tensor, "b"]], read: Any,
     known: Callable[[int], Float[Tensor, "b t d"]] | None = None,
-) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
+) -> Iterator[tuple[int | None, int | None, int, Tensor]]:  # fmt: skip
     """Walk the network once and, behind every block, on from its output with tokens of a role exchanged.
 
     >>> for shuffled, seed, probed, x in shuffled_streams(model, pixels, "cls", orders, read): ...  # doctest: +SKIP
