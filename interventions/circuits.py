@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hooked_vit import HookedViT
-from hooked_vit.config.showing import Displayed, one_line
+from hooked_vit.config.showing import Displayed, counted, one_line
 from hooked_vit.errors import nearest
 
 Edge = tuple[str, str]
@@ -165,8 +165,11 @@ class Circuit(Displayed):
         Raises ValueError for another model than the circuit's, and for an edge there is not.
         """
         if dict(self.model) != (here := identity(model)):
-            told = [f"{of['name']} ({of['n_layers']} layers, {of['n_heads']} heads, weights {of['weights']})"
-                    for of in (self.model, here)]  # fmt: skip
+            told = [
+                f"{of['name']} ({counted(of['n_layers'], 'layer')}, {counted(of['n_heads'], 'head')}, "
+                f"weights {of['weights']})"
+                for of in (self.model, here)
+            ]
             raise ValueError(
                 f"this circuit was found in {told[0]}, and the model is {told[1]}; if its edges are meant to be those "
                 "of this model, use circuit.moved_to(model)"
@@ -223,4 +226,4 @@ class Circuit(Displayed):
         return {"model": self.model["name"], "edges": len(self), **edges}
 
     def __repr__(self) -> str:
-        return one_line(f"<circuit of {len(self)} edges in {self.model['name']}>")
+        return one_line(f"<circuit of {counted(len(self), 'edge')} in {self.model['name']}>")

@@ -6,6 +6,7 @@ import argparse
 
 from analyses.command_line import terminal
 from analyses.command_line.computing import computing
+from hooked_vit.config.showing import counted
 
 
 def cache(args: argparse.Namespace) -> int:
@@ -41,7 +42,7 @@ def cache(args: argparse.Namespace) -> int:
         hook, _, role = name.rpartition(".") if name.startswith("blocks.") else (name, "", "")
         by_hook.setdefault(hook, []).append(f"{role} {'×'.join(map(str, shape))}".strip())
     rows = [[hook, ", ".join(held)] for hook, held in by_hook.items()]
-    terminal.print_table(console, ["hook", "of an image"], rows, f"{store.n} images of {data.name}")
+    terminal.print_table(console, ["hook", "of an image"], rows, f"{counted(store.n, 'image')} of {data.name}")
     total = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     terminal.say(
         console, f"{size(total)} of {store.about['dtype']}; an analysis reads them with --activations {folder}"

@@ -14,6 +14,7 @@ from analyses.running.places import page_path
 from analyses.running.report import escape, html_page, told
 from analyses.running.results import ABOUT, Result
 from analyses.running.text import visible
+from hooked_vit.config.showing import counted
 
 
 def saved_below(folder: str | Path) -> Iterator[Path]:
@@ -142,7 +143,7 @@ def _model(name: str, about: Any) -> str:
 def _data(about: Any) -> str:
     if not isinstance(about, Mapping):
         return "" if about is None else str(about)
-    n = "" if about.get("n") is None else f", {about['n']} images"
+    n = "" if about.get("n") is None else f", {counted(about['n'], 'image')}"
     more = [f"{_words(k)} {_value(v)}" for k, v in about.items() if k not in ("name", "n") and _is_short(v)]
     return f"{about.get('name', '')}{n}{''.join(f', {fact}' for fact in more)}"
 

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
+from hooked_vit.config.showing import counted
+
 DRAWS = 4999
 LEVEL = Fraction(1, 1000)
 """How often labels in a random order may be refused."""
@@ -108,9 +110,10 @@ class ClassMix:
     def refusal(self) -> str:
         """What an error says of data in such an order."""
         return (
-            f"images of a batch exchange tokens, so batches have to mix classes: in {len(self.sizes)} batches of up to "
-            f"{max(self.sizes)} images of {self.name} two images are of one class with probability {self.within:.1%}, "
-            f"in batches dealt at random with {self.expected:.1%}, and so much less than once in a thousand times"
+            "images of a batch exchange tokens, so batches have to mix classes: in "
+            f"{counted(len(self.sizes), 'batch', 'batches')} of up to {counted(max(self.sizes), 'image')} of "
+            f"{self.name} two images are of one class with probability {self.within:.1%}, in batches dealt at random "
+            f"with {self.expected:.1%}, and so much less than once in a thousand times"
         )
 
 

@@ -19,7 +19,7 @@ from analyses.data.batches import Batch, Opened, as_labels, batch_sizes, grouped
 from analyses.data.contents import Apart, Contents, Remembering, pixel_digest
 from analyses.data.images import UnreadableImageError, find_unreadable, open_plain, open_rgb, refuse_unreadable
 from analyses.data.sources import CHUNK, Row, Source, StreamSource
-from hooked_vit.config.showing import Displayed, one_line, some
+from hooked_vit.config.showing import Displayed, counted, one_line, some
 from hooked_vit.loading.digests import digest
 from hooked_vit.loading.progress import tqdm
 
@@ -89,8 +89,9 @@ class ImageData(Remembering, Displayed):
         return self.n
 
     def __repr__(self) -> str:
-        named = "unnamed" if self.class_names is None else len(self.class_names)
-        return one_line(f"<{self.name}: {'?' if self.n is None else self.n} images, {named} classes>")
+        names = self.class_names
+        named = "unnamed classes" if names is None else counted(len(names), "class", "classes")
+        return one_line(f"<{self.name}: {'? images' if self.n is None else counted(self.n, 'image')}, {named}>")
 
     def _rows(self) -> dict[str, object]:
         named = "unnamed" if self.class_names is None else f"{len(self.class_names)}: {some(self.class_names)}"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hooked_vit.config.showing import counted
 from hooked_vit.loading.files import why_no_file
 from hooked_vit.processing import picture_of, upright_rgb, why_unreadable
 
@@ -75,8 +76,9 @@ def refuse_unreadable(bad: Sequence[str], name: str, n: int | None, skip_bad: bo
     """Raises UnreadableImageError, naming up to five, unless `skip_bad`; then only where nothing of `n` is left."""
     if not skip_bad:
         named = "; ".join(bad[:5]) + ("; …" if len(bad) > 5 else "")
-        count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-        raise UnreadableImageError(f"{name}: cannot read {count}: {named}. Mend or skip with skip_bad (--skip-bad)")
+        raise UnreadableImageError(
+            f"{name}: cannot read {counted(len(bad), 'image')}: {named}. Mend or skip with skip_bad (--skip-bad)"
+        )
     if len(bad) == n:
         raise UnreadableImageError(f"{name}: none of the {n} images can be read; the first: {bad[0]}")
 

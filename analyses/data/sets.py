@@ -12,6 +12,7 @@ from torch import Tensor
 from analyses.data import ImageData, as_data, load_data
 from analyses.data.batches import Batch
 from analyses.data.contents import APART
+from hooked_vit.config.showing import counted
 
 FIT_IMAGES = 2000  # built-in scenes for fitting probes, where none are given
 
@@ -139,7 +140,7 @@ def common_names(*data: ImageData) -> list[str] | None:
 
 def _few(data: ImageData) -> str:
     names = data.class_names or []
-    return f"{len(names)} classes, {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+    return f"{counted(len(names), 'class', 'classes')}, {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
 
 
 def count_classes(*data: ImageData) -> int:

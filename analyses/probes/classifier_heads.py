@@ -18,6 +18,7 @@ from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.running.notes import about_model, progress_batches
 from hooked_vit import HookedViT, architectures
 from hooked_vit.config import ViTConfig
+from hooked_vit.config.showing import counted
 
 HEADS = ("auto", "own", "ridge")
 SEEN = "_head_seen"
@@ -131,7 +132,8 @@ def head_of_probe(pooling: HookedViT, probe: RidgeProbe, data: ImageData) -> Ans
     if projected:
         bias = bias + weight @ pooling.b_U.to(weight)
         weight = weight @ pooling.W_U.to(weight).T
-    made = f"a ridge head (fitted on {probe.n} images, penalty {probe.alpha:g}{', behind the projection' * projected})"
+    where = ", behind the projection" * projected
+    made = f"a ridge head (fitted on {counted(probe.n, 'image')}, penalty {probe.alpha:g}{where})"
     dtype = pooling.embed.patch.weight.dtype
     pooling.set_head_(weight.to(dtype), bias.to(dtype), names, made)
     setattr(pooling, SEEN, (made, data.marks_read()))

@@ -30,7 +30,7 @@ from analyses.running.notice import notice
 from analyses.statistics.intervals import RATE, mean_row, rate_row
 from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
-from hooked_vit.config.showing import Displayed, some
+from hooked_vit.config.showing import Displayed, counted, some
 
 FORMAT = 1
 FILES = ("probes.json", "probes.safetensors")
@@ -112,7 +112,7 @@ class FittedProbes(Displayed):
     def _rows(self) -> dict[str, object]:
         roles = dict.fromkeys(site.role for site in self.sites)
         reads = f"{len(self.probes)} of {', '.join(roles)}"
-        asked = f"{self.target.spec}: {self.target.n_classes} classes"
+        asked = f"{self.target.spec}: {counted(self.target.n_classes, 'class', 'classes')}"
         about = {"kind": self.kind, "of": self.model.get("name", ""), "sites": reads, "target": asked}
         return {**about, "images": sum(self.counts), "notes": "; ".join(self.notes)}
 
@@ -130,7 +130,11 @@ class FittedProbes(Displayed):
         notes = [f"{sites}: {note}" for note, sites in sites_by_note(self.probes).items()]
         unmet = [name for name, n in zip(self.target.classes, self.counts, strict=True) if not n]
         if unmet:
-            few = f", as there are {sum(self.counts)} images" if sum(self.counts) < len(self.counts) else ""
+            few = (
+                f"; only {counted(sum(self.counts), 'image was', 'images were')} there"
+                if sum(self.counts) < len(self.counts)
+                else ""
+            )
             notes.append(f"without an image to fit on, and so never predicted: {some(unmet)}{few}")
         return notes
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from analyses.running.locks import scratch_folder
 from analyses.running.places import check_room, full_disk_named
+from hooked_vit.config.showing import counted
 
 MEMORY = 2**30
 """Bytes of features kept in memory; more of them go to disk."""

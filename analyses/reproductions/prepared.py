@@ -13,6 +13,7 @@ from analyses.reproductions.recipe import Recipe
 from analyses.running.catalogue import get_analysis
 from analyses.running.models import load_model, locate
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 from hooked_vit.loading.described import config_json
 
 STREAMED = "hf"
@@ -89,4 +90,4 @@ def _too_deep(step: Step, name: str, n_layers: int) -> Iterator[str]:
     for value in (v for v in step.published if name in v.values):
         deep = -min((at for at, _ in value.pairs(name) if at is not None), default=0)
         if deep > n_layers:
-            yield f"{value.what}: {name} has {n_layers} layers, and values are of the last {deep}"
+            yield f"{value.what}: {name} has {counted(n_layers, 'layer')}, and values are of the last {deep}"

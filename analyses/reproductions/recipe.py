@@ -18,6 +18,7 @@ from analyses.running.arguments import PLACES, check_options, former_names
 from analyses.running.catalogue import get_analysis
 from analyses.running.models import PUBLISHED, ZOO
 from analyses.running.text import check_component, check_seen
+from hooked_vit.config.showing import counted
 from hooked_vit.errors import nearest
 
 FOLDER = "recipes"

@@ -22,6 +22,7 @@ from analyses.running.notice import notice
 from analyses.running.report import Section, write_report
 from analyses.running.results import Result
 from analyses.statistics.small import said_small
+from hooked_vit.config.showing import counted
 
 NOT_ALL_THERE = "this machine lacks what the recipe needs, and nothing was run"
 
@@ -165,9 +166,9 @@ def _in_words(frame: pd.DataFrame) -> Iterator[str]:
         worst = part.loc[part["difference"].abs().idxmax()]
         at = worst["model"] if pd.isna(worst["at"]) else f"{worst['model']} at {worst['by']} {worst['at']}"
         yield (
-            f"{what} ({step}): {int(part['agrees'].sum())} of {len(part)} published values lie in our intervals, each "
-            f"by itself; the "
-            f"largest difference is {worst['difference']:+.3f} ({at}: {worst['published']:.3f} published, "
+            f"{what} ({step}): {int(part['agrees'].sum())} of "
+            f"{counted(len(part), 'published value lies', 'published values lie')} in our intervals, each by itself; "
+            f"the largest difference is {worst['difference']:+.3f} ({at}: {worst['published']:.3f} published, "
             f"{worst['value']:.3f} here)."
         )
     for row in frame[claimed].to_dict("records"):

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from analyses.processes.group import leads
+from hooked_vit.config.showing import counted
 
 NAMED = 3
 """Images left out that a note names; the result has all."""
@@ -67,12 +68,9 @@ def _of(about: Any) -> Iterator[str]:
     name = about.get("name")
     if skipped := about.get("skipped"):
         more = "; …" if len(skipped) > NAMED else ""
-        yield f"{name}: {_counted(len(skipped), 'was', 'were')} left out: {'; '.join(skipped[:NAMED])}{more}."
+        out = counted(len(skipped), "image was", "images were")
+        yield f"{name}: {out} left out: {'; '.join(skipped[:NAMED])}{more}."
     if copies := about.get("duplicates"):
-        yield f"{name}: {_counted(copies, 'is a copy of another', 'are copies of others')}, to the pixel."
+        yield f"{name}: {counted(copies, 'image is a copy of another', 'images are copies of others')}, to the pixel."
     if drawn := about.get("drawn"):
         yield f"{name}: {drawn}."
-
-
-def _counted(n: int, one: str, several: str) -> str:
-    return f"{n} {'image ' + one if n == 1 else 'images ' + several}"

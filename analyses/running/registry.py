@@ -15,6 +15,7 @@ from analyses.running.notice import data_notes, heard_remarks, notice, remark
 from analyses.running.results import Result, computing, environment
 from analyses.running.shown import drawn_plain, finding_first
 from analyses.statistics.small import said_small
+from hooked_vit.config.showing import counted
 
 P = ParamSpec("P")
 
@@ -142,8 +143,11 @@ def _with_batch(named: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:
     models: Any = args[0] if args else named.get("models")
     check_models(models)
     found = done_once(lambda: min(map(fitting_batch, models.values())))  # processes share batches of one size
-    remark(f"Batches of {found} images, the fastest here: shuffles draw within them, so name it to draw them again.")
-    notice(f"batches of {found} images")
+    remark(
+        f"Batches of {counted(found, 'image')}, the fastest here: shuffles draw within them, so name it to draw them "
+        "again."
+    )
+    notice(f"batches of {counted(found, 'image')}")
     return {**named, "batch_size": found}
 
 

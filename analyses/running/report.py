@@ -21,6 +21,7 @@ from analyses.pages.style import STYLE
 from analyses.running.files import check_writable
 from analyses.running.results import REPORT, Result
 from analyses.running.text import visible
+from hooked_vit.config.showing import counted
 
 ROWS = 60
 TOLD = {"summary", "notes", "read", "table", "analysis", "versions", "small", "corrected", PICTURES}
@@ -90,7 +91,7 @@ def key_numbers(result: Result, limit: int = ROWS) -> tuple[list[str], list[list
     by_column = [_column([row.get(column) for row in table]) for column in columns]
     rows = [list(row) for row in zip(*by_column, strict=True)][:limit]
     total = len(result.meta.get("table") or result.frame)
-    remark = f"The first {limit} of {total} rows; all are in result.parquet." if total > limit else ""
+    remark = f"The first {limit} of {counted(total, 'row')}; all are in result.parquet." if total > limit else ""
     return [column.replace("_", " ") for column in columns], rows, remark
 
 
@@ -130,9 +131,11 @@ def _text(value: Any, whole: bool = False) -> str:
 
 
 def _page(result: Result, title: str, intro: str, sections: Sequence[Section]) -> str:
+    n = len(result.frame)
     footer = (
-        f"<footer>All {len(result.frame)} measurements are in <code>result.parquet</code> beside this file, what ran "
-        "is in <code>result.json</code>; in Python: <code>Result.load(folder)</code>.</footer>"
+        f"<footer>{'All ' * (n != 1)}{counted(n, 'measurement is', 'measurements are')} in "
+        "<code>result.parquet</code> beside this file, what ran is in <code>result.json</code>; in Python: "
+        "<code>Result.load(folder)</code>.</footer>"
     )
     head = [f'<p class="kind">hooked-vit{_kind(result.meta)}</p>', f"<h1>{escape(title)}</h1>"]
     return html_page(title, [*head, *told(result, intro, sections), footer])

@@ -26,7 +26,7 @@ from analyses.processes.group import leads
 from analyses.running.catalogue import get_analysis
 from analyses.running.files import check_writable, committed, write_together, write_whole
 from analyses.running.parts import join_frames, part_frame
-from hooked_vit.config.showing import Displayed, one_line, visible
+from hooked_vit.config.showing import Displayed, counted, one_line, visible
 
 PACKAGES = (
     *("hooked-vit", "torch", "transformers", "transformer-lens", "nnsight", "datasets", "pillow"),
@@ -63,7 +63,9 @@ class Result(Displayed):
 
     def __repr__(self) -> str:
         columns = ", ".join(map(str, self.frame.columns))
-        return one_line(f"Result({self.meta.get('analysis', 'of no analysis')}: {len(self.frame)} rows of {columns})")
+        return one_line(
+            f"Result({self.meta.get('analysis', 'of no analysis')}: {counted(len(self.frame), 'row')} of {columns})"
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the sentence of the result, its first rows, and where the rest is."""

@@ -32,6 +32,7 @@ from analyses.statistics.situations import (
     images_of_classes,
     numerator_and_denominator,
 )
+from hooked_vit.config.showing import counted
 
 NOMINAL, LEAST = 0.95, 0.90
 LEVEL, MOST = 0.05, 0.10
@@ -150,7 +151,7 @@ def classes(draws: int, seed: int) -> Iterator[Tried]:
             for _ in range(draws):
                 values, labels = images_of_classes(rng, k, per_class)
                 found.append(comparisons.class_mean_intervals({0: values}, labels, bounds=RATE)[0])
-            where = f"{k} classes of about {per_class} images"
+            where = f"{counted(k, 'class', 'classes')} of about {counted(per_class, 'image')}"
             yield covered(where, k * per_class, [f.low for f in found], [f.high for f in found], 0.5)
 
 
@@ -171,7 +172,7 @@ def more_draws(draws: int, seed: int) -> Iterator[Tried]:
             hits = rng.binomial(n, rng.beta(10, 90, (draws, k + 1)))
             found = [comparisons.another_rate(h[1:].tolist(), n) for h in hits]
             inside = [f.low - 1e-9 <= h[0] / n <= f.high + 1e-9 for f, h in zip(found, hits, strict=True)]
-            yield Tried("", f"one more after {k} draws", str(n), float(np.mean(inside)), draws)
+            yield Tried("", f"one more after {counted(k, 'draw')}", str(n), float(np.mean(inside)), draws)
 
 
 def flips(draws: int, seed: int) -> Iterator[Tried]:
@@ -230,7 +231,7 @@ def families(adjust: Callable[[list[float]], list[float]]) -> Callable[[int, int
         rng = np.random.default_rng(seed)
         for m in (1, 12, 48):
             least = [min(adjust(p)) for p in rng.random((4 * draws, m)).tolist()]
-            yield Tried("", f"any of {m} tests", str(m), float(np.mean(np.array(least) <= LEVEL)), 4 * draws)
+            yield Tried("", f"any of {counted(m, 'test')}", str(m), float(np.mean(np.array(least) <= LEVEL)), 4 * draws)
 
     return trial
 

@@ -10,13 +10,18 @@ import pandas as pd
 from analyses.statistics.intervals import wilson
 from analyses.statistics.moments import FEW
 from analyses.statistics.significance import MODERATE
+from hooked_vit.config.showing import counted
 
 WIDE = 0.1
 """An interval that reaches further than this on either side does not tell a tenth of all images from none.
 
 Published differences between layers and models are of that size, so below 93 images a share says it is small."""
-COUNTS = {"n": "images", "n_right": "images answered rightly", "n_wrong": "images answered wrongly"}
-COUNTS |= {"n_groups": "groups of images"}
+COUNTS = {
+    "n": ("image, pair or class", "images, pairs or classes"),
+    "n_right": ("image answered rightly", "images answered rightly"),
+    "n_wrong": ("image answered wrongly", "images answered wrongly"),
+    "n_groups": ("group of images", "groups of images"),
+}
 
 
 def said_small(frame: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
@@ -54,17 +59,17 @@ def _images(frame: pd.DataFrame, meta: Mapping[str, Any]) -> int | None:
 def _of_images(n: int) -> Iterator[str]:
     if (reach := half_width(n)) > WIDE:
         also = "".join(f" {sentence}" for sentence in _widened(n))
-        yield f"Small: {n} images. A share of them, as an accuracy, is known to ±{reach:.2f} at best.{also}"
+        yield f"Small: {counted(n, 'image')}. A share of them, as an accuracy, is known to ±{reach:.2f} at best.{also}"
 
 
 def _of_parts(frame: pd.DataFrame, n: int) -> Iterator[str]:
     """Numbers that rest on fewer images, pairs or classes than there are images."""
-    for column, name in COUNTS.items():
+    for column, names in COUNTS.items():
         counts = _counts(frame, column)
         least = int(counts.min()) if len(counts) else n
         if least < n and least <= MODERATE:
-            what = name if column != "n" else "images, pairs or classes"
-            yield f"Small: some numbers rest on {least} {what} (column {column}). {' '.join(_widened(least))}"
+            on = counted(least, *names)
+            yield f"Small: some numbers rest on {on} (column {column}). {' '.join(_widened(least))}"
 
 
 def _counts(frame: pd.DataFrame, column: str) -> pd.Series:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, get_args
 
 from hooked_vit.config.checks import ELSEWHERE, MOST_PARAMETERS, wrong_values
-from hooked_vit.config.showing import Displayed, one_line, told
+from hooked_vit.config.showing import Displayed, counted, one_line, told
 
 Role = Literal["cls", "dist", "registers", "patches", "inserted"]
 
@@ -186,7 +186,8 @@ class ViTConfig(Displayed):
             ),
             (
                 self.class_names is None or len(self.class_names) == self.n_classes,
-                f"{len(self.class_names or ())} class names for {self.n_classes} classes",
+                f"{counted(len(self.class_names or ()), 'class name')} for "
+                f"{counted(self.n_classes or 0, 'class', 'classes')}",
             ),
         ]
         for holds, message in rules:
@@ -197,7 +198,7 @@ class ViTConfig(Displayed):
 
     def __repr__(self) -> str:
         pixels = "{} x {} pixels in patches of {}".format(*self.image_size, self.patch_size)
-        sizes = f"{self.n_layers} layers, {self.n_heads} heads, d_model {self.d_model}, {pixels}"
+        sizes = f"{counted(self.n_layers, 'layer')}, {counted(self.n_heads, 'head')}, d_model {self.d_model}, {pixels}"
         return one_line(f"ViTConfig({self.name or self.architecture}: {sizes})")
 
     def _rows(self) -> dict[str, object]:

@@ -54,13 +54,13 @@ def one_line(text: object, longest: int = LINE) -> str:
     return f"{line[:head]}...{line[head + 3 - longest :]}"
 
 
-def counted(n: int, what: str) -> str:
-    """A number of things, in words.
+def counted(n: int, one: str, several: str | None = None) -> str:
+    """A number of things in words, one of them or several; without a word for several, that with an s.
 
-    >>> counted(1, "image"), counted(2, "image")
-    ('1 image', '2 images')
+    >>> counted(1, "image"), counted(2, "image"), counted(1, "class was", "classes were")
+    ('1 image', '2 images', '1 class was')
     """
-    return f"{n} {what}{'s' * (n != 1)}"
+    return f"{n} {one if n == 1 else several or one + 's'}"
 
 
 def bare(dtype: object) -> str:

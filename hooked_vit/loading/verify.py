@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_vit import architectures
+from hooked_vit.config.showing import counted
 from hooked_vit.errors import UnsupportedModelError
 from hooked_vit.hook_table import layer_of, without_layer
 from hooked_vit.loading.checkpoints import load_hf
@@ -223,4 +224,4 @@ def _effect(model: HookedViT, name: str, x: Tensor, start: int | None, generator
 
 
 def _places(kind: str, effects: list[float]) -> str:
-    return f", in each of {len(effects)} blocks" if kind.startswith("blocks.") else ""
+    return f", in each of {counted(len(effects), 'block')}" if kind.startswith("blocks.") else ""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_vit.config.showing import Displayed, one_line
+from hooked_vit.config.showing import Displayed, counted, one_line
 from hooked_vit.errors import nearest
 from interventions.storing import digest
 
@@ -205,7 +205,7 @@ class Sae(Displayed):
     def __repr__(self) -> str:
         where = "" if self.site is None else f", layer={self.layer}, site={self.site!r}"
         kind = self.activation if self.k is None else f"{self.activation} of {self.k}"
-        return one_line(f"Sae({self.n_features} features of width {self.width}, {kind}{where})")
+        return one_line(f"Sae({counted(self.n_features, 'feature')} of width {self.width}, {kind}{where})")
 
     def _rows(self) -> dict[str, object]:
         about = {"features": self.n_features, "width": self.width, "activation": self.activation, "k": self.k or ""}

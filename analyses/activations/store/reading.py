@@ -16,7 +16,7 @@ from torch import Tensor
 from analyses.activations.store.manifest import MANIFEST, read_manifest
 from analyses.activations.store.plan import DTYPES, digest_of_mark
 from analyses.data.digests import file_digest
-from hooked_vit.config.showing import Displayed, one_line
+from hooked_vit.config.showing import Displayed, counted, one_line
 from hooked_vit.errors import nearest
 from hooked_vit.loading.files import why_no_file
 
@@ -58,7 +58,10 @@ class Store(Displayed):
         return self.n
 
     def __repr__(self) -> str:
-        return one_line(f"Store({self.folder}: {len(self.shapes)} tensors of {self.n} images of {self.about['data']})")
+        return one_line(
+            f"Store({self.folder}: {counted(len(self.shapes), 'tensor')} of {counted(self.n, 'image')} of "
+            f"{self.about['data']})"
+        )
 
     def _rows(self) -> dict[str, object]:
         shapes = {name: list(shape) for name, shape in self.shapes.items()}

@@ -23,6 +23,7 @@ from analyses.running.fingerprint import Fingerprint
 from analyses.running.notice import remark
 from analyses.running.registry import meanwhile
 from hooked_vit import HookedViT, TokenLayout
+from hooked_vit.config.showing import counted
 from hooked_vit.loading.digests import pooling_digest
 
 _USED: ContextVar[InUse | None] = ContextVar("activations an analysis reads", default=None)

@@ -41,6 +41,7 @@ from analyses.running.notice import notice
 from analyses.running.places import check_room, size
 from hooked_vit import HookedViT
 from hooked_vit.loading.files import why_no_file
+from hooked_vit.config.showing import counted
 from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, apply
 

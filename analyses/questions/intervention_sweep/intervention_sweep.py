@@ -19,9 +19,11 @@ from torch import Tensor
 
 from analyses.controls.shuffle_floors import check_exchange, exchange_batches
 from analyses.data import ImageData
+from analyses.data.batches import Batch
 from analyses.data.sets import one_set
 from analyses.drawing.colours import MODELS
 from analyses.drawing.panels import bars, panels, place
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import answering
 from analyses.processes.group import leads
@@ -34,6 +36,7 @@ from analyses.running.results import Result
 from analyses.statistics.intervals import wilson
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 from interventions import Intervention, grid, readout, shuffle_cls, sweep
 from interventions.catalogue.shuffling import BY_CLASS
 
@@ -44,11 +47,11 @@ CLEAN = "unperturbed"
 def bars_figure(result: Result) -> go.Figure:
     """Accuracy under every intervention, with its interval."""
     frame, explained = result.frame, "Share of images answered right, with its 95 % Wilson interval"
-    counted = f" over {int(frame.n.iloc[0])} images" if frame.n.nunique() == 1 and len(frame) else ""
+    over = f" over {counted(int(frame.n.iloc[0]), 'image')}" if frame.n.nunique() == 1 and len(frame) else ""
     fig = panels(
         [""],
         "What does each of these interventions cost?",
-        explained + counted,
+        explained + over,
         x="intervention",
         y="accuracy",
         columns=1,
@@ -95,15 +98,18 @@ def intervention_sweep(
     models = {name: its.model for name, its in answers.items()}  # a fitted head is one of the weights
     mark = fingerprint(models, {"data": data}, {"interventions": chosen, "batch size": batch_size})
     rows = []
+    pictures: list[dict[str, Any]] = []
     path = None if file is None else Path(file).expanduser()
     with hold_file(path, "--file") if path is not None and leads() else nullcontext():
         journal = Journal(path, mark)
         for name, model in models.items():
-            counts = _counts(name, model, answers[name], data, chosen[name], journal, batch_size, among)
+            album = Album(name, model.cfg.class_names, data.name_of, len(models))
+            counts = _counts(name, model, answers[name], data, chosen[name], journal, batch_size, among, album)
             for intervention, (n, hits, changed) in counts.items():
                 accuracy, low, high = wilson(hits, n)
                 row = {"accuracy": accuracy, "low": low, "high": high, "changed": changed / n, "n": n}
                 rows.append({"model": name, "intervention": intervention, **row})
+            pictures += album.entries() if path is None else []  # what a file holds was measured without pictures
     meta = {
         "models": {name: its.about() for name, its in answers.items()},
         **found.about,
@@ -111,6 +117,7 @@ def intervention_sweep(
         "fingerprint": mark.key,
         "batch_size": batch_size,
         "notes": journal.notes,
+        "pictures": pictures,
     }
     return Result(pd.DataFrame(rows), meta)
 
@@ -124,9 +131,10 @@ def _counts(
     journal: Journal,
     batch_size: int,
     among: str | None,
+    album: Album,
 ) -> dict[str, list[int]]:
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3, int))
-    what, into = f"{name}: sweep", [totals]
+    what, into = f"{name}: sweep", [totals, album]
     batches = (
         progress_batches(data, batch_size, what, into=into)
         if among is None
@@ -135,7 +143,7 @@ def _counts(
     for batch in batches:
         rows = journal.batch(name, batch.number, batch, _names(interventions))
         if rows is None:
-            rows = _measure(name, batch.number, model, answers, batch, interventions)
+            rows = _measure(name, model, answers, batch, interventions, album)
             journal.add(batch, rows)
         for row in rows:
             totals[row["intervention"]] += [row[count] for count in COUNTS]
@@ -143,7 +151,7 @@ def _counts(
 
 
 def _measure(
-    name: str, index: int, model: HookedViT, answers: Answers, batch: Any, interventions: list[Intervention]
+    name: str, model: HookedViT, answers: Answers, batch: Batch, interventions: list[Intervention], album: Album
 ) -> list[dict[str, Any]]:
     labels = answers.labels(batch.labels)
     rows: list[dict[str, Any]] = []
@@ -151,11 +159,15 @@ def _measure(
     named = zip(_names(interventions), sweep(model, model.preprocess(batch.images), interventions), strict=True)
     for what, (_, logits) in named:
         logits = logits.cpu()
-        clean = logits if clean is None else clean  # the first variant is the model as it is
+        if clean is None:  # the first variant is the model as it is
+            clean = logits
+            album.open(batch.images, batch.index, labels, logits)
+        else:
+            album.compare(logits, what)
         rows.append(
             {
                 "model": name,
-                "batch": index,
+                "batch": batch.number,
                 "intervention": what,
                 "n": len(labels),
                 "correct": int(correct(rank(logits, labels)).sum()),

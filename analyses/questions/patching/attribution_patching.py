@@ -37,6 +37,7 @@ from analyses.questions.patching.patching_metrics import (
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, resolve
 
@@ -111,7 +112,7 @@ def attribution_patching(
     meta = {
         "model": model.cfg.name or model.cfg.architecture,
         "n_pairs": len(clean),
-        "method": f"integrated gradients along the {along}, {steps} steps" if steps else "first order",
+        "method": f"integrated gradients along the {along}, {counted(steps, 'step')}" if steps else "first order",
         "agreement": agreed,
         "classes": "the model's predictions" if classes is None else "given",
         "eps": eps,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from analyses.questions.patching.patching_metrics import EPS, Metric, Reference, measure
 from analyses.statistics.intervals import RATE, mean_intervals
+from hooked_vit.config.showing import counted
 
 
 def check_eps(eps: float) -> None:
@@ -119,7 +120,7 @@ def dropped_notes(frame: pd.DataFrame) -> list[str]:
         if worst := int(rows.n_dropped.max()):
             total = int((rows.n + rows.n_dropped).max())
             notes.append(
-                f"{name}: for {worst} of {total} pairs both runs have the same value, so that there is nothing to "
-                "recover; they are left out."
+                f"{name}: for {worst} of {counted(total, 'pair')} both runs have the same value, so that there is "
+                "nothing to recover; they are left out."
             )
     return notes

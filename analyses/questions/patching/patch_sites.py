@@ -11,6 +11,7 @@ from torch import Tensor
 
 from analyses.activations.token_groups import Groups
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 from hooked_vit.errors import nearest
 from interventions.vocabulary import heads_of
 
@@ -133,5 +134,5 @@ def _first_difference(first: Any, second: Any) -> str:
     if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         i = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
         return f"{first[i]} and {second[i]} in pair {i}"
-    shown = [f"{len(s)} images" if isinstance(s, list) else str(s) for s in (first, second)]
+    shown = [counted(len(s), "image") if isinstance(s, list) else str(s) for s in (first, second)]
     return " and ".join(shown)

@@ -17,6 +17,7 @@ from analyses.reproductions.real_models.tables import SHOWN
 from analyses.reproductions.recipe import load_recipe
 from analyses.running.files import write_whole
 from analyses.running.results import ABOUT, Result
+from hooked_vit.config.showing import counted
 
 NOT_TRIED = ("Other checkpoints: CLIP and SigLIP with their texts, models with trained registers.",)
 
@@ -55,8 +56,8 @@ def _checkpoint(measured: Mapping[str, Any]) -> Iterator[str]:
     yield "## The checkpoint"
     yield ""
     yield (
-        f"`{measured['model']}`, a `{model['class']}` of {model['n_layers']} layers, run in {model['dtype']}. "
-        f"{measured['provenance']}".rstrip()
+        f"`{measured['model']}`, a `{model['class']}` of {counted(model['n_layers'], 'layer')}, run in "
+        f"{model['dtype']}. {measured['provenance']}".rstrip()
     )
     yield ""
     for name, digest in measured["files"].items():
@@ -72,8 +73,9 @@ def _overview(found: Mapping[str, Result]) -> Iterator[str]:
     for name, result in found.items():
         m = result.meta[MEASURED]
         pairs = result.meta.get("n_pairs")
-        on = f"{m['data']['n']} images" if pairs is None else f"{pairs} pairs"
-        cells = [_pixels(m), on, f"{m['fit_data']['n']} images", f"{m['seconds']:.0f}", f"{m['processor_seconds']:.0f}"]
+        on = counted(m["data"]["n"], "image") if pairs is None else counted(pairs, "pair")
+        fitted = counted(m["fit_data"]["n"], "image")
+        cells = [_pixels(m), on, fitted, f"{m['seconds']:.0f}", f"{m['processor_seconds']:.0f}"]
         cells += [f"{m['peak_memory'] / 2**30:.2f} GiB", str(result.meta["computing"]["threads"])]
         cells += [m["code"] or f"version {result.meta['versions'].get('hooked-vit', 'unknown')}"]
         yield f"| `{name}` | {' | '.join(cells)} |"

@@ -70,22 +70,29 @@ def attention_knockouts(
         raise ValueError(f"{', '.join(empty)}: none of the knockouts {', '.join(names)} exists without its tokens")
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
 
+    pictures: list[dict[str, Any]] = []
+
     def measured(subject: Subject) -> list[dict[str, Any]]:
         possible, _, places = plans[subject.name]
-        return measure_knockouts(
+        album = subject.album(subjects.data, len(models))
+        rows = measure_knockouts(
             subject.model,
-            subject.labelled(subjects.data, batch_size, "cutting attention"),
+            subject.batches(subjects.data, batch_size, "cutting attention"),
             possible,
             places=places,
             rules=subject.rules,
             draws=draws,
             published=repro,
             seed=seed,
+            album=album,
         )
+        pictures.extend(album.entries())
+        return rows
 
     whole = dict.fromkeys(("layer_first", "layer_last", "head", "seed"), "Int64")
+    frame = pd.DataFrame(subjects.rows(measured)).astype(whole)
     result = Result(
-        pd.DataFrame(subjects.rows(measured)).astype(whole),
+        frame,
         {
             **subjects.about,
             "seeds": list(range(seed, seed + draws)),
@@ -94,6 +101,7 @@ def attention_knockouts(
                 dict.fromkeys(repr(v.knockout()) for possible, *_ in plans.values() for v in possible.values())
             ),
             "repro": repro,
+            "pictures": pictures,
         },
     )
     result.meta["table"] = summary_table(result.frame).to_dict("records")

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.pages.album import Album
 from analyses.processes.walking import numbered
 from analyses.questions.class_space.measures.image_means import ImageMeans, interval_rows
 from analyses.questions.class_space.measures.last_block import Ending, read_ending
@@ -132,10 +133,16 @@ class Run(NamedTuple):
     seed: int | None
     place: Place
 
+    def said(self, n_layers: int) -> str:
+        """The run in words."""
+        first, last, head = self.place
+        layers = "" if (first, last) == (0, n_layers - 1) else f" in layers {first} to {last}"
+        return f"{self.variant.replace('_', ' ')}{layers}{'' if head is None else f', head {head}'}"
+
 
 def measure_knockouts(
     model: HookedViT,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, ...]],
     variants: Mapping[str, Variant],
     *,
     places: Sequence[Place] | None = None,
@@ -143,6 +150,7 @@ def measure_knockouts(
     draws: int = 1,
     published: bool = False,
     seed: int = 0,
+    album: Album | None = None,
 ) -> list[dict[str, Any]]:
     """Rate, identifiability and accuracy under every variant and its random control, beside the untouched run.
 
@@ -152,7 +160,8 @@ def measure_knockouts(
     first and last layer, head, tokens, value, low, high, n. `rate_change` is the paired difference to the clean run,
     with p of a sign-flip test over images, `accuracy_change` has McNemar's; both are adjusted over variants by Holm.
     `attention_mass` is the share of the queries' attention, in the clean run, that a variant cuts. `published` counts
-    CLS among the tokens of a knockout but not of the clean run, as the code of Vilas et al. 2023 does.
+    CLS among the tokens of a knockout but not of the clean run, as the code of Vilas et al. 2023 does. With an `album`,
+    which is shown every knockout and no control, batches are (pixels, classes, the `Batch` they were made of).
     """
     n_classes = check_rules(model, rules)
     places = places_of(model) if places is None else places
@@ -172,12 +181,19 @@ def measure_knockouts(
                 rates.add((run, kind), ending.rate(here[None]))
                 values.add((run, kind), ending.identifiability(here[None], n_classes))
 
-    for i, _, (pixels, labels) in numbered(batches, rates, values, mass, right):
+    albums = [] if album is None else [album]
+    for i, _, (pixels, labels, *of) in numbered(batches, rates, values, mass, right, *albums):
         with torch.no_grad(), model.hooks(_mass_hooks(model, variants, places, mass)):
-            note(Run("none", "clean", None, everywhere), read_ending(model, pixels, labels, rules))
+            ending = read_ending(model, pixels, labels, rules)
+        note(Run("none", "clean", None, everywhere), ending)
+        for one in albums:
+            one.open(of[0].images, of[0].index, labels, ending.scores)
         for run, intervention in _runs(variants, places, draws, seed, i):
             with apply(model, intervention):
-                note(run, read_ending(model, pixels, labels, rules))
+                ending = read_ending(model, pixels, labels, rules)
+            note(run, ending)
+            for one in albums if run.control == "knockout" else []:
+                one.compare(ending.scores, run.said(model.cfg.n_layers))
     return list(_rows(rates, values, mass, right, seed))
 
 

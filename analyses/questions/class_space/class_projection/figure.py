@@ -13,6 +13,7 @@ from analyses.drawing.colours import DARK_BLUE, MODELS, NAMES, TOKENS
 from analyses.drawing.panels import bars, boxes, curve, each_panel, level, model_panels, panels, place, stars
 from analyses.drawing.rows import LEVEL, over_seeds, picked
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 ENDS = {"value": "", "low": "_low", "high": "_high"}
 NORMALISED = 12
@@ -170,7 +171,7 @@ def in_words(result: Result) -> list[str]:
         )
         if row["at_least_one_when_wrong"] is not None:
             sentences.append(
-                f"{row['model']}: of the {row['n_wrong']} images it answers wrongly, "
+                f"{row['model']}: of the {counted(row['n_wrong'], 'image')} it answers wrongly, "
                 f"{row['at_least_one_when_wrong']:.1%} hold an image token that names the right class."
             )
         if told := _tested(result.frame, row["model"]):

@@ -11,6 +11,7 @@ from analyses.drawing.colours import CHANCE, LIGHT_PARTS, NAMES, PART_NAMES, PAR
 from analyses.drawing.panels import add, curve, each_panel, level, model_panels, stars
 from analyses.drawing.rows import LEVEL, head_notes
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 
 def agreement_figure(result: Result) -> go.Figure:
@@ -132,7 +133,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     for row in summary_table(result):
         above = ""
         if row["layers_above_random"] is not None:
-            above = f"; {row['layers_above_random']} of {row['layers']} layers are above random weights"
+            of = counted(row["layers"], "layer is", "layers are")
+            above = f"; {row['layers_above_random']} of {of} above random weights"
         found.append(
             f"{row['model']}, {PART_NAMES[row['part']]}, class vectors that read {NAMES[row['tokens']]}: agreement is "
             f"highest in layer {row['at_layer']} with {row['highest']:.2f} (random directions "
@@ -170,5 +172,5 @@ def _sentence(key: tuple[Any, ...], promoted: str, agreeing: int, shown: int) ->
     model, layer, part, memory = key
     return (
         f"{model}: the clearest value vector is memory {memory} of the {PART_NAMES[part]} of layer {layer}, which "
-        f"promotes {promoted}; {agreeing} of the {shown} images in which it is most active show that class."
+        f"promotes {promoted}; {agreeing} of the {counted(shown, 'image')} in which it is most active show that class."
     )

@@ -9,6 +9,7 @@ from analyses.drawing.colours import BLUE, ORANGE, PART_NAMES, PARTS
 from analyses.drawing.panels import boxes, curve, each_panel, level, model_panels, stars
 from analyses.drawing.rows import LEVEL, over_seeds
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 GROUPS = {"context": BLUE, "class": ORANGE}
 LAYERS = "layer (−1: embedding)"
@@ -124,7 +125,7 @@ def in_words(result: Result) -> list[str]:
         sentences.append(
             f"{row['model']}: class tokens are more identifiable than context tokens {where} (−1 is the embedding); "
             f"the difference is largest at layer {row['at_layer']}, {row['largest_difference']:+.3f} of r, over "
-            f"{row['with_both']} images with both."
+            f"{counted(row['with_both'], 'image')} with both."
         )
         if row["class_below_context"]:
             sentences.append(f"{row['model']}: they are less identifiable in layers {row['class_below_context']}.")
@@ -151,9 +152,10 @@ def _of_changes(result: Result, model: str) -> list[str]:
 def notes(result: Result) -> list[str]:
     """What was left out, and what to keep in mind."""
     found = [
-        f"{row['model']}: {row['without_class_tokens']} of {row['images']} images have no class token and "
-        f"{row['without_context_tokens']} no context token at this resolution; {row['class_share_of_tokens']:.0%} of "
-        f"the tokens lie on the class, {row['unlabelled_share_of_tokens']:.0%} have no label."
+        f"{row['model']}: {row['without_class_tokens']} of {counted(row['images'], 'image has', 'images have')} no "
+        f"class token and {row['without_context_tokens']} no context token at this resolution; "
+        f"{row['class_share_of_tokens']:.0%} of the tokens lie on the class, {row['unlabelled_share_of_tokens']:.0%} "
+        "have no label."
         for row in result.meta["table"]
     ]
     if result.meta["repro"]:

@@ -11,6 +11,7 @@ from analyses.drawing.colours import CHANCE, LIGHT_PARTS, NAMES, PART_NAMES, PAR
 from analyses.drawing.panels import add, curve, each_panel, level, model_panels, note, panels, stars
 from analyses.drawing.rows import LEVEL, by_model, head_notes, last_layer
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 
 def agreement_figure(result: Result) -> go.Figure:
@@ -152,7 +153,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
 
 
 def _of_difference(name: str, rows: pd.DataFrame, repro: bool) -> str:
-    sizes = f"{int(rows.n_right.iloc[0])} images right and {int(rows.n_wrong.iloc[0])} wrong"
+    sizes = f"{counted(int(rows.n_right.iloc[0]), 'image')} right and {int(rows.n_wrong.iloc[0])} wrong"
     known = rows[rows.tokens != "all"].dropna(subset=["value"])
     if known.empty:
         return f"{name}: {sizes}, so that there is nothing to compare."

@@ -20,11 +20,15 @@ from hooked_vit import HookedViT, TokenLayout
 
 
 class Ending(NamedTuple):
-    """Of each image whether the answer is right; of each token the rank of the image's class; which token is which."""
+    """Of each image whether the answer is right; of each token the rank of the image's class; which token is which.
+
+    `scores` are those of the classes, from which the answer is.
+    """
 
     right: Bool[Tensor, "b"]
     pos: Float64[Tensor, "b t"]
     layout: TokenLayout
+    scores: Float[Tensor, "b c"]
 
     def rate(self, here: Bool[Tensor, "#b t"]) -> Float64[Tensor, "b"]:
         """Share of these tokens of each image that put its class first; NaN where an image has none of them."""
@@ -59,4 +63,4 @@ def read_ending(
     last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     scores = class_answers(model, model.run_with_hooks(pixels, fwd_hooks=[(last, see)]), rules)
     (pos, layout) = seen[0]
-    return Ending(correct(rank(scores, labels.to(scores.device))).cpu(), pos, layout)
+    return Ending(correct(rank(scores, labels.to(scores.device))).cpu(), pos, layout, scores)

@@ -13,6 +13,7 @@ from torch import Tensor
 from analyses.data import ImageData
 from analyses.data.batches import Batch
 from analyses.data.sets import count_classes, one_set
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers, own_head
 from analyses.probes.opening import Answering, answering
 from analyses.processes.walking import Step, Walk
@@ -50,6 +51,11 @@ class Subject:
     def labelled(self, data: ImageData, batch_size: int, what: str) -> Walk[tuple[Tensor, Tensor]]:
         """(pixels, classes of the head), with a progress bar."""
         return self.batches(data, batch_size, what).map(lambda seen: seen[:2])
+
+    def album(self, data: ImageData, n_models: int) -> Album:
+        """An empty album of these images, under the names of the classes it answers with."""
+        own = self.rules.prototypes is None
+        return Album(self.name, self.model.cfg.class_names if own else data.class_names, data.name_of, n_models)
 
     def about(self) -> dict[str, Any]:
         """What a result's `meta` says of it."""

@@ -62,6 +62,7 @@ from analyses.running.results import Result
 from analyses.statistics.intervals import CHANGE, RATE, mean_intervals, paired_difference, rate_row
 from analyses.statistics.significance import corrected, holm, sign_flip_test
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 
 ORDERS = ("gradient", "chefer", "rollout", "attention_last", "attention_mean", "projection", "probe")
 OPTIONAL = ("lrp",)
@@ -131,7 +132,7 @@ def perturbation_tests(
     meta = {
         "models": {name: its.about() for name, its in answers.items()},
         **found.about,
-        "fit_data": None if few is None else about_data(few, f"{shots} images per class from: {note}"),
+        "fit_data": None if few is None else about_data(few, f"{counted(shots, 'image')} per class from: {note}"),
         "n_classes": n_classes,
         "orders": [*orders, RANDOM],
         **{"site": site, "repro": repro, "seeds": list(range(seeds)), "batch_size": batch_size},

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from analyses.drawing.colours import DARK_BLUE, SOFT_GREY
 from analyses.drawing.panels import bars, each_panel, model_panels
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 BARS = {
     "clean": ("untouched image", DARK_BLUE),
@@ -81,7 +82,8 @@ def in_words(result: Result) -> list[str]:
 def notes(result: Result) -> list[str]:
     """What was left out, and what to keep in mind."""
     found = [
-        f"{row['model']}: {row['skipped']} images were skipped, which have no {row['kept']} token or nothing else."
+        f"{row['model']}: {counted(row['skipped'], 'image was', 'images were')} skipped, with no {row['kept']} "
+        "token or with no other."
         for row in result.meta["table"]
         if row["skipped"]
     ]

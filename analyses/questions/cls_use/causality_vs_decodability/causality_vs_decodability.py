@@ -18,6 +18,9 @@ from torch import Tensor
 from analyses.activations.streams import read_stream
 from analyses.controls.shuffle_floors import batch_seed, check_shuffles, exchange_batches, expected_hits
 from analyses.data import ImageData
+from analyses.data.batches import Batch
+from analyses.drawing.colours import NAMES
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.opening import open_study
 from analyses.probes.ridge import RidgeProbe
@@ -76,14 +79,17 @@ def causality_vs_decodability(
         check_role(name, model, tokens, "shuffle")
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
+    pictures: list[dict[str, Any]] = []
     for name, model in models.items():
         probes, answers = fit_role_probes(name, model, opening, batch_size, tokens)
-        study = _Study(answers, probes, tokens, among, seeds)
-        what, into = f"{name}: shuffling {tokens}", (study.columns, study.shuffled, study.labels)
+        album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
+        study = _Study(answers, probes, tokens, among, seeds, album)
+        what, into = f"{name}: shuffling {tokens}", (study.columns, study.shuffled, study.labels, album)
         for batch in exchange_batches(opening.measured, batch_size, what, among, into=into):
-            study.add(batch.number, batch.images, batch.labels)
+            study.add(batch)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = answers.about()
+        pictures += album.entries()
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "seed": "Int64"})
     meta = {
         "models": about,
@@ -93,6 +99,7 @@ def causality_vs_decodability(
         "batch_size": batch_size,
         "among": among,
         "interventions": [f"shuffle_tokens(layer=…, tokens={tokens!r}, among={among!r}, seed=…)"],
+        "pictures": pictures,
     }
     result = Result(frame, meta)
     result.meta["table"] = summary_table(result).to_dict("records")
@@ -104,18 +111,22 @@ def causality_vs_decodability(
 class _Study:
     """One model: right or wrong per image, for every probe and under every shuffle."""
 
-    def __init__(self, answers: Answers, probes: list[RidgeProbe], tokens: str, among: str, seeds: int) -> None:
+    def __init__(
+        self, answers: Answers, probes: list[RidgeProbe], tokens: str, among: str, seeds: int, album: Album
+    ) -> None:
         self.answers, self.probes, self.tokens, self.among, self.seeds = answers, probes, tokens, among, seeds
+        self.album = album
         self.layers = range(answers.model.cfg.n_layers)
         self.columns: dict[tuple[str, int | None], list[Tensor]] = defaultdict(list)
         self.shuffled: dict[tuple[int, int], int] = defaultdict(int)
         self.labels: list[Tensor] = []
 
-    def add(self, index: int, images: Any, labels: Tensor) -> None:
+    def add(self, batch: Batch) -> None:
         """Take in one batch."""
-        model = self.answers.model
-        pixels, heads_labels = model.preprocess(images), self.answers.labels(labels)
+        model, labels = self.answers.model, batch.labels
+        pixels, heads_labels = model.preprocess(batch.images), self.answers.labels(labels)
         logits, at_layer = read_stream(model, pixels, read_role(model, self.tokens))
+        self.album.open(batch.images, batch.index, heads_labels, logits)
         clean = correct(rank(logits.cpu(), heads_labels))
         self._keep("clean", None, clean)
         self._keep("shuffle_floor", None, expected_hits(logits.argmax(-1), heads_labels, self.among))
@@ -124,10 +135,11 @@ class _Study:
             scores = self.probes[layer].scores(x).cpu()
             self._keep("decodability", layer, correct(rank(scores, labels)))
             self._keep("probe_floor", layer, expected_hits(scores.argmax(-1), labels, self.among))
-        variants = {(layer, seed): self._shuffle(layer, seed, index, labels) for layer, seed in self._cells()}
+        variants = {(layer, seed): self._shuffle(layer, seed, batch.number, labels) for layer, seed in self._cells()}
         lost = {layer: clean.float() for layer in self.layers}
         for (layer, seed), (_, out) in zip(variants, sweep(model, pixels, variants.values()), strict=True):
             right = correct(rank(out.cpu(), heads_labels))
+            self.album.compare(out, f"{NAMES.get(self.tokens, self.tokens)} exchanged behind layer {layer}")
             self.shuffled[layer, seed] += int(right.sum())
             lost[layer] = lost[layer] - right.float() / self.seeds
         for layer, loss in lost.items():

@@ -9,6 +9,7 @@ from analyses.drawing.rows import ranges
 from analyses.questions.cls_use.random_readouts.arms import BELOW, ENDED, SETTLED
 from analyses.questions.cls_use.random_readouts.tokens import ARMS, BASE, TOKENS
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 LOWER_BOUNDS = (
     "All trained readouts, null too, are lower bounds: a longer or better training could read more, so that one reads "
@@ -47,7 +48,7 @@ def _against_own(rows: pd.DataFrame, mode: str) -> str:
 def _trained(rows: pd.DataFrame) -> str:
     each = rows[(rows.measure == "accuracy") & (rows.split == "test") & rows.status.ne("closed form")]
     unsettled = each[each.status.ne(SETTLED)]
-    told = f"{len(each) - len(unsettled)} of {len(each)} trained readouts are settled"
+    told = f"{len(each) - len(unsettled)} of {counted(len(each), 'trained readout is', 'trained readouts are')} settled"
     for status, why in (
         (BELOW, "read less than a closed form they could have come to"),
         (ENDED, "had not stopped improving when their epochs were used up"),
@@ -71,8 +72,8 @@ def about_readouts(result: Result, fit_data: ImageData, validation_data: ImageDa
     meta, training = result.meta, result.meta["training"]
     fit, validation = len(fit_data), len(validation_data)
     notes = [
-        f"Closed forms are read by a ridge probe fitted on all {fit + validation} fit images; nothing of them depends "
-        f"on an optimiser. Random tokens are drawn with {len(meta['seeds'])} seed{'s' * (len(meta['seeds']) > 1)}.",
+        f"Closed forms are read by a ridge probe fitted on all {counted(fit + validation, 'fit image')}; nothing of "
+        f"them depends on an optimiser. Random tokens are drawn with {counted(len(meta['seeds']), 'seed')}.",
         "What is read is the block's output at the token in CLS's place, with augment at the one that was added. A "
         "token reaches it along the skip path too, so noise drawn for every image is read with it; one draw for all "
         "images (one_normal, one_gaussian) is not noise to the probe.",
@@ -82,8 +83,8 @@ def about_readouts(result: Result, fit_data: ImageData, validation_data: ImageDa
     if meta["modes"]["trained"]:
         notes.append(LOWER_BOUNDS)
         notes.append(
-            f"Readouts were trained on {fit} images and chosen on {validation} others: at learning rate"
-            f"{'s' * (len(training['lr']) > 1)} {', '.join(f'{lr:g}' for lr in training['lr'])}, until "
+            f"Readouts were trained on {counted(fit, 'image')} and chosen on {counted(validation, 'other')}: at "
+            f"learning rate{'s' * (len(training['lr']) > 1)} {', '.join(f'{lr:g}' for lr in training['lr'])}, until "
             f"{training['patience']} epochs brought nothing better, {training['epochs']} at the most. Validation "
             "accuracy chose epoch and rate, so it flatters a little; test accuracy did not."
         )
@@ -95,10 +96,13 @@ def about_readouts(result: Result, fit_data: ImageData, validation_data: ImageDa
         rates = result.frame[result.frame.measure == "learning_rate"]
         if len(training["lr"]) > 1 and (at_end := int((rates.value == max(training["lr"])).sum())):
             notes.append(
-                f"{at_end} of {len(rates)} trained readouts were best at the highest learning rate that was tried; "
-                "a higher `lr` may read more."
+                f"{at_end} of {counted(len(rates), 'trained readout was', 'trained readouts were')} best at the "
+                "highest learning rate that was tried; a higher `lr` may read more."
             )
     labels = fit_data.labels
     if labels is not None and (missing := meta["n_classes"] - len(labels.unique())):
-        notes.append(f"{missing} of {meta['n_classes']} classes have no training image, so no readout can name them.")
+        notes.append(
+            f"{missing} of {counted(meta['n_classes'], 'class has', 'classes have')} no training image, so no readout "
+            "can name them."
+        )
     return notes

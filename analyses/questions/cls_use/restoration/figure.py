@@ -11,6 +11,7 @@ from analyses.drawing.panels import curve, each_panel, model_panels, panels, pla
 from analyses.drawing.rows import by_model
 from analyses.running.results import Result
 from analyses.running.shown import drawn_plain
+from hooked_vit.config.showing import counted
 
 NONE = "none"
 WRITTEN = 10  # up to so many layers a cell has room for its number
@@ -113,7 +114,10 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     left_out = len(cells) - int((result.frame.measure == "restoration").sum())
     notes = [kind[result.meta["probe_fit"]]]
     if left_out:
-        notes.append(f"{left_out} cells have no restoration: the shuffle costs their probe less than five points.")
+        notes.append(
+            f"{counted(left_out, 'cell has', 'cells have')} no restoration: the shuffle costs their probe less than "
+            "five points."
+        )
     return found, notes
 
 

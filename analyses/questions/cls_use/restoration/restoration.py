@@ -22,6 +22,7 @@ from analyses.activations.store.serving import Tokens, stored_tokens
 from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches, expected_hits
 from analyses.data import ImageData
 from analyses.data.batches import Batch
+from analyses.drawing.colours import NAMES
 from analyses.pages.album import Album
 from analyses.probes.opening import open_study
 from analyses.probes.passes import read_images
@@ -240,7 +241,7 @@ class _Matrix:
             album.open(batch.images, batch.index, batch.labels, dict(last)[None])
             for shuffled, scores in last:
                 if shuffled is not None:
-                    album.compare(scores, f"{self.tokens} exchanged behind layer {shuffled}")
+                    album.compare(scores, f"{NAMES.get(self.tokens, self.tokens)} exchanged behind layer {shuffled}")
 
     def _exchanging(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Batch]:
         return exchange_batches(data, self.batch_size, what, self.among, into=into)

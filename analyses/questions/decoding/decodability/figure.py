@@ -14,6 +14,7 @@ from analyses.drawing.colours import BLUE, BROWN, CYAN, GREEN, MIDGREY, OLIVE, O
 from analyses.drawing.panels import Place, add, band, curve, each_panel, level, model_panels, place
 from analyses.drawing.rows import picked, value_of
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 COLOURS = {**READ_FROM, "random_patch": BROWN}
 MORE = (PINK, MIDGREY, OLIVE, CYAN, RED)
@@ -62,7 +63,7 @@ def control_figure(result: Result) -> go.Figure:
         _chance(fig, rows, at)
         for measure, label, colour, dash in (
             ("accuracy", "accuracy on new images", BLUE, "solid"),
-            ("pca", f"the same from {k} principal components", BLUE, "dash"),
+            ("pca", f"the same from {counted(k, 'principal component')}", BLUE, "dash"),
             ("control_task", "accuracy on the control task, on new images", BROWN, "solid"),
             ("selectivity", "selectivity: accuracy − control task", GREEN, "solid"),
             ("memorised", "random labels by heart, on the images it was fitted on", ORANGE, "solid"),
@@ -135,7 +136,7 @@ def in_words(result: Result) -> list[str]:
         level = permuted.model.map(chance)
         # A probe that can only guess is as often right as one of its guesses is frequent: between these two.
         outside = permuted[(permuted.low > level.clip(lower=uniform)) | (permuted.high < level.clip(upper=uniform))]
-        within = f"{len(permuted) - len(outside)} of {len(permuted)} sites"
+        within = f"{len(permuted) - len(outside)} of {counted(len(permuted), 'site')}"
         sentence = f"Probes of permuted labels are at chance, within their single intervals, at {within}"
         places = [f"{r.model} {_name(r.role)} layer {r.layer}" for r in outside.head(5).itertuples()]
         sentences.append(sentence + (f"; not at {', '.join(places)}." if places else "."))

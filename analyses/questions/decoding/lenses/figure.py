@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from analyses.drawing.colours import BLUE, DARK, ORANGE, PURPLE, UNTRAINED
 from analyses.drawing.panels import add, curve, each_panel, level, model_panels
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 READERS = {
     "probe": ("the layer's own ridge probe", "solid", BLUE),
@@ -146,8 +147,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         if about["head_fitted"]
     ]
     notes += [
-        f"{name}: the head chooses among {about['classes_of_the_head']} classes, the probe among the "
-        f"{result.meta['n_classes']} of the data."
+        f"{name}: the head chooses among {counted(about['classes_of_the_head'], 'class', 'classes')}, the probe among "
+        f"the {result.meta['n_classes']} of the data."
         for name, about in models.items()
         if about["classes_of_the_head"] != result.meta["n_classes"]
     ]

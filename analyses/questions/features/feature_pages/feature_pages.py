@@ -20,6 +20,7 @@ from analyses.drawing.pictures import as_url
 from analyses.questions.features.feature_pages.tops import Seen, Tops, Use, top_images, use_by_role
 from analyses.running.files import check_writable, write_together
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 from interventions import Sae, splice
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -42,7 +43,7 @@ class FeaturePages:
         return folder / "index.html"
 
     def __repr__(self) -> str:
-        return f"FeaturePages({len(self.pages) - 1} features; .save(folder))"
+        return f"FeaturePages({counted(len(self.pages) - 1, 'feature')}; .save(folder))"
 
 
 def feature_pages(
@@ -106,7 +107,8 @@ def _index(chosen: list[int], where: str, sae: Sae, data: ImageData, use: dict[s
         shown.append(f'<figure><a href="{_file(f)}">{picture}feature {f}</a></figure>')
     body = (
         f"<h1>Features at {escape(where)}</h1>\n<p>{escape(repr(sae))}, {escape(sae.source or 'of unknown origin')}; "
-        f"{dead} of {sae.n_features} are never active on the {escape(str(data.n or 'many'))} images of "
+        f"{dead} of {sae.n_features} are never active on the {counted(data.n, 'image') if data.n else 'many images'} "
+        "of "
         f"{escape(str(data.name))}. Each picture is the one the feature is largest in. {RED}</p>\n"
         f'<div class="row">{"".join(shown)}</div>'
     )

@@ -12,6 +12,7 @@ from analyses.drawing.panels import add, curve, each_panel, model_panels, panels
 from analyses.drawing.rows import by_model, picked, value_of
 from analyses.questions.features.head_words.study import OTHER, RANDOM, TEXTS, UNTRAINED
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 COLOURS = {TEXTS: BLUE, RANDOM: ORANGE, UNTRAINED: MIDGREY}
 
@@ -50,7 +51,7 @@ def explained_figure(result: Result) -> go.Figure:
         result,
         "How much of what a head says do a few words explain?",
         f"Share of the variance of a head's outputs over images, mean over the heads of the last "
-        f"{result.meta['last_layers']} layers; bars: the middle half of the heads",
+        f"{counted(result.meta['last_layers'], 'layer')}; bars: the middle half of the heads",
         x="words", y="share of variance",
     )  # fmt: skip
     for at, _, rows in each_panel(fig, result):
@@ -130,7 +131,10 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         by_k = explained[explained.k == explained.k.max()].groupby("variant").value.mean()
         if TEXTS in by_k:
             told = ", ".join(f"{by_k[v]:.0%} by {spoken}" for v, spoken in _SPOKEN.items() if v in by_k)
-            found.append(f"{name}: the first {explained.k.max()} directions explain of a head's variance {told}.")
+            found.append(
+                f"{name}: the first {counted(int(explained.k.max()), 'direction explains', 'directions explain')} of a "
+                f"head's variance {told}."
+            )
         if (on := value_of(rows, "on_object", variant=TEXTS)) is not None:
             other, untrained = (value_of(rows, "on_object", variant=v) for v in (OTHER, UNTRAINED))
             found.append(

@@ -11,6 +11,7 @@ from analyses.drawing.colours import BLUE, MIDGREY, NAMES, ORANGE
 from analyses.drawing.panels import bars, panels, place
 from analyses.drawing.rows import by_model, picked
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 COLOURS = {"examined": BLUE, "principal components": ORANGE, "random directions": MIDGREY}
 DIRECTIONS = {"own": BLUE, "random": MIDGREY}
@@ -96,7 +97,9 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         "A feature that is never active on these images may be active on others: dead is said of these images.",
     ]
     if n:
-        notes.append(f"In {n} of {len(dropped)} cases ablation does not move the answer: there is no loss to recover.")
+        notes.append(
+            f"In {n} of {counted(len(dropped), 'case')} ablation does not move the answer: there is no loss to recover."
+        )
     if result.meta["dictionary"] != "given":
         notes.append(
             "No dictionary was given: principal components of the stream stand in for one. They are a base that a "

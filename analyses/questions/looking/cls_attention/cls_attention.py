@@ -37,6 +37,7 @@ from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 
 COLUMNS = ("model", "architecture", "measure", "variant", "layer", "claim", "part", "value", "low", "high", "n")
 READ = "CLS: where it looks among the patches in every block, and probes fitted here on the values it gathers there"
@@ -115,8 +116,8 @@ def cls_attention(
     result = Result(frame, meta)
     result.meta["summary"], result.meta["notes"] = in_words(result)
     result.meta["corrected"] = [
-        f"Verdicts: intervals that hold together at 95 % (Bonferroni) over the {n_tests} parts of all claims and "
-        "models; every other interval stands alone.",
+        f"Verdicts: intervals that hold together at 95 % (Bonferroni) over the {counted(n_tests, 'part')} of all "
+        "claims and models; every other interval stands alone.",
     ]
     return result
 

@@ -19,6 +19,7 @@ from analyses.drawing.pictures import as_url, colours_of
 from analyses.questions.looking.explorer.effects import Readings, layer_effects, patch_effects
 from hooked_vit import ActivationCache, HookedViT, TokenLayout
 from hooked_vit.components.image_embeds import TEXTS
+from hooked_vit.config.showing import counted
 from hooked_vit.errors import NoHeadError
 from interventions import Intervention, apply
 
@@ -70,7 +71,8 @@ def read_view(
     return {
         "name": name,
         "title": title,
-        "about": f"{model.cfg.hf_class or 'HookedViT'}, {model.cfg.n_layers} layers, {model.cfg.n_heads} heads",
+        "about": f"{model.cfg.hf_class or 'HookedViT'}, {counted(model.cfg.n_layers, 'layer')}, "
+        f"{counted(model.cfg.n_heads, 'head')}",
         "picture": as_url(colours_of(model, model.covered(pixels[0]))),
         "grid": list(layout.grid),
         "tokens": _tokens(whole, [cache[name].shape[1] for name in stream]),

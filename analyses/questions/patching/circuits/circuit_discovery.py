@@ -38,6 +38,7 @@ from analyses.running.results import Result
 from analyses.statistics.intervals import mean_intervals
 from analyses.statistics.ranks import rank_correlation
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 from hooked_vit.loading.progress import tqdm
 from interventions.circuits import Circuit, Graph, identity
 from interventions.vocabulary import check_choice
@@ -95,7 +96,7 @@ def circuit_discovery(
     meta = {
         "model": identity(model),
         "ablation": ablation,
-        "method": f"integrated gradients along the {along}, {steps} steps" if steps else "edge attribution",
+        "method": f"integrated gradients along the {along}, {counted(steps, 'step')}" if steps else "edge attribution",
         "metric": study.metric.name,
         "classes": "the model's predictions" if classes is None else "given",
         "n_pairs": len(pairs.clean),

@@ -13,6 +13,7 @@ from analyses.drawing.colours import BLUE, CHANCE, GREEN, MIDGREY, ORANGE, RED
 from analyses.drawing.panels import curve, level, panels, place
 from analyses.drawing.rows import picked
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 ORDERS = {
     "score": ("by score", BLUE),
@@ -123,7 +124,9 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     notes = ["Faithfulness may exceed 1 or fall between two sizes: edges that work against the answer are edges too."]
     if meta["n_dropped"]:
         all_pairs = meta["n_pairs"] + meta["n_dropped"]
-        notes.append(f"for {meta['n_dropped']} of {all_pairs} pairs cutting every edge changes nothing: left out.")
+        notes.append(
+            f"for {meta['n_dropped']} of {counted(all_pairs, 'pair')} cutting every edge changes nothing: left out."
+        )
     return found, notes
 
 
@@ -133,4 +136,6 @@ def _enough(table: pd.DataFrame, order: str, n_edges: int) -> str:
     if rows.empty:
         return f"{label}: no number of edges tried brings back {ENOUGH:.0%}."
     first = rows.sort_values("edges").iloc[0]
-    return f"{label}: {int(first.edges)} of {n_edges} edges are the fewest tried that bring back {ENOUGH:.0%}."
+    return (
+        f"{label}: {int(first.edges)} of {counted(n_edges, 'edge')} are the fewest tried that bring back {ENOUGH:.0%}."
+    )

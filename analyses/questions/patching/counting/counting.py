@@ -10,31 +10,36 @@ methods section 24, after Huang & Chang 2025 (arXiv 2510.09794).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from analyses.activations.streams import read_stream
-from analyses.activations.token_groups import aligned_masks, object_groups
 from analyses.data import ImageData
-from analyses.data.sets import two_sets
+from analyses.pages.album import Album
 from analyses.probes.ridge import GramRidge, RidgeProbe
-from analyses.questions.patching.counting.figure import cumulative_figure, in_words, main_figure, summary_table
+from analyses.questions.patching.counting.figure import (
+    GROUPS,
+    cumulative_figure,
+    in_words,
+    main_figure,
+    summary_table,
+)
+from analyses.questions.patching.counting.scenes import SceneBatch, Scenes, count_ids, mean_of, paired_sets
 from analyses.questions.patching.pair_tally import Tally
-from analyses.questions.patching.patch_sites import list_patches, pair_pixels
+from analyses.questions.patching.patch_sites import list_patches
 from analyses.questions.patching.patched_runs import patched_runs
 from analyses.questions.patching.patching_metrics import EPS, METRICS, reference
-from analyses.running.notes import about_data, about_model, progress_batches
+from analyses.running.notes import about_data, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import mean_intervals, rate_row
 from hooked_vit import HookedViT, zoo
 
-COLUMNS = ("mask", "pair", "removed", "count")
 MEASURES = ("recovery", "flip_rate", "expected_value")
 WAYS = [(way, cumulative) for way in ("denoise", "noise") for cumulative in (False, True)]
 
@@ -73,18 +78,22 @@ def counting(
     left out of its rows. Raises ValueError for data without pairs, pairs of two shapes, and models that do not count.
     """
     models = {"vit-count": zoo.load("vit-count")} if models is None else dict(models)
-    data, fit_data, split_note = _paired_sets(data, fit_data)
+    data, fit_data, split_note = paired_sets(data, fit_data)
     if max_pairs < 1:
         raise ValueError(f"patching needs pairs: max_pairs is at least 1, got {max_pairs}")
     ids = {name: count_ids(model, name) for name, model in models.items()}
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
+    pictures: list[dict[str, Any]] = []
     for name, model in models.items():
-        study = _Study(name, model, ids[name], threshold, eps, seed)
+        scenes = Scenes(name, model, ids[name], threshold, seed)
+        album = Album(name, model.cfg.class_names, data.name_of, len(models))
+        study = _Study(scenes, eps, album)
         study.fit_probes(fit_data, batch_size)
         study.measure(data, batch_size, max_pairs)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = study.describe()
+        pictures += study.pictures()
     frame = pd.DataFrame(rows).astype({"depth": "Int64", "cumulative": "boolean"})
     meta = {
         "models": about,
@@ -96,6 +105,7 @@ def counting(
         "seeds": [seed],
         "batch_size": batch_size,
         "site": "the residual stream, depth 0 (behind the embedding) to n_layers (behind the last block)",
+        "pictures": pictures,
     }
     result = Result(frame, meta)
     result.meta["summary"], result.meta["notes"] = in_words(result)
@@ -104,51 +114,13 @@ def counting(
     return result
 
 
-def count_ids(model: HookedViT, name: str = "the model") -> dict[int, int]:
-    """Count -> class of the head: by class names where they are numbers, by class number otherwise.
-
-    Raises ValueError for a model whose head answers nothing.
-    """
-    if model.cfg.is_feature_model or model.cfg.n_classes is None or model.cfg.outputs != "classes":
-        raise ValueError(
-            f"{name} has no classifier, so it counts nothing; use a counting model, such as zoo:vit-count, "
-            "or fit a head to images labelled by their count: analyses.with_ridge_head(model, images)"
-        )
-    names = model.cfg.class_names or ()
-    if names and all(n.strip().isdigit() for n in names):
-        return {int(n): i for i, n in enumerate(names)}
-    return {i: i for i in range(model.cfg.n_classes)}
-
-
-def _paired_sets(data: Any, fit_data: Any) -> tuple[ImageData, ImageData, str]:
-    """What to measure on, and what to fit probes on; both with masks and pairs."""
-    measured, fitted, note = two_sets(data, fit_data)
-    for part, columns in ((measured, COLUMNS), (fitted, ("mask", "removed", "count"))):
-        if missing := [c for c in columns if c not in part.columns]:
-            raise ValueError(
-                f"the counting study needs the columns {', '.join(columns)}, as digit_scenes has them; {part.name} "
-                f"lacks {', '.join(missing)}"
-            )
-    return measured, fitted, note
-
-
-class _Batch(NamedTuple):
-    """A batch: clean and corrupt pixels, counts, and token groups."""
-
-    clean: Float[Tensor, "b c h w"]
-    corrupt: Float[Tensor, "b c h w"] | None
-    counts: Int[Tensor, "b"]
-    groups: dict[str, Bool[Tensor, "b t"]]
-    inside: float
-    first: int
-
-
 class _Study:
     """One model: probes, then patches, gathered batch by batch."""
 
-    def __init__(self, name: str, model: HookedViT, ids: dict[int, int], threshold: int, eps: float, seed: int) -> None:
-        self.name, self.model, self.ids, self.threshold, self.seed = name, model, ids, threshold, seed
-        self.n_counts = max(ids) + 1
+    def __init__(self, scenes: Scenes, eps: float, album: Album) -> None:
+        self.scenes, self.name, self.model = scenes, scenes.name, scenes.model
+        self.n_counts = max(scenes.ids) + 1
+        self.answered, self.patched_ones = album, album.fresh()
         self.tally = Tally([METRICS[m] for m in MEASURES], eps)
         self.probes: dict[str, list[RidgeProbe]] = {}
         self.errors: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
@@ -158,36 +130,14 @@ class _Study:
         self.sizes: dict[str, list[float]] = defaultdict(list)
         self.inside: list[float] = []
 
-    def walk(self, data: ImageData, batch_size: int, what: str, into: Sequence[Any], paired: bool) -> Iterator[_Batch]:
-        extra = COLUMNS if paired else ("mask", "removed", "count")
-        for batch in progress_batches(data, batch_size, f"{self.name}: {what}", extra=extra, into=into):
-            counts = torch.tensor(batch.extra["count"])
-            if strange := set((counts - 1).clamp(min=0).tolist() + counts.tolist()) - set(self.ids):
-                raise ValueError(f"{self.name} knows the counts {sorted(self.ids)}; {data.name} has {sorted(strange)}")
-            if paired:
-                clean, corrupt = pair_pixels(self.model, batch.images, batch.extra["pair"])
-            else:
-                clean, corrupt = self.model.preprocess(batch.images), None
-            objects = aligned_masks(self.model, batch.extra["mask"])
-            groups = object_groups(
-                objects,
-                torch.tensor(batch.extra["removed"]),
-                self.model.layout_for(*clean.shape[2:]),
-                threshold=self.threshold,
-                seed=self.seed,
-                index=batch.index,
-            )
-            inside = float("nan") if corrupt is None else _inside(clean - corrupt, groups["removed"], self.model)
-            yield _Batch(clean, corrupt, counts, groups, inside, batch.first)
-
     def fit_probes(self, data: ImageData, batch_size: int) -> None:
         """A ridge probe of the count for every group and depth, from one pass over clean scenes."""
         ridges: dict[str, GramRidge] = {}
-        for scenes in self.walk(data, batch_size, "fitting probes", [ridges], False):
+        for scenes in self.scenes.walk(data, batch_size, "fitting probes", [ridges], False):
             _, streams = read_stream(self.model, scenes.clean, embedding=True)
             for group, mask in scenes.groups.items():
                 rows = mask.any(1)
-                means = {str(depth): _mean(x, mask)[rows] for depth, x in enumerate(streams)}
+                means = {str(depth): mean_of(x, mask)[rows] for depth, x in enumerate(streams)}
                 ridge = ridges.setdefault(group, GramRidge(self.n_counts, name=f"{self.name}, {group} by depth"))
                 ridge.update(means, scenes.counts[rows])
         for group, ridge in ridges.items():
@@ -196,14 +146,15 @@ class _Study:
 
     def measure(self, data: ImageData, batch_size: int, max_pairs: int) -> None:
         """Probes on every clean scene, patches on the pairs whose members are both counted right."""
-        into = (self.errors, self.counts, self.right, self.right_pairs)
-        for scenes in self.walk(data, batch_size, "probing", into, True):
+        into = (self.errors, self.counts, self.right, self.right_pairs, self.answered)
+        for scenes in self.scenes.walk(data, batch_size, "probing", into, True):
             assert scenes.corrupt is not None
             logits, streams = read_stream(self.model, scenes.clean, embedding=True)
             for group, mask in scenes.groups.items():
                 self._probe(group, mask, streams, scenes.counts)
             self.counts += scenes.counts.tolist()
             classes = self._classes(scenes.counts)
+            self.answered.open(scenes.images, scenes.index, classes[0], logits)
             self.right.append(right := logits.argmax(-1).cpu() == classes[0])
             with torch.no_grad():
                 self.right_pairs.append(right & (self.model(scenes.corrupt).argmax(-1).cpu() == classes[1]))
@@ -217,28 +168,30 @@ class _Study:
 
     def _patch_pairs(self, data: ImageData, batch_size: int, pairs: Int[Tensor, "n"]) -> None:
         """Patch the pairs of these numbers: which they are is known once all have been counted."""
-        into = (self.tally, self.sizes, self.inside)
-        for scenes in self.walk(data, batch_size, "patching", into, True):
+        into = (self.tally, self.sizes, self.inside, self.patched_ones)
+        for scenes in self.scenes.walk(data, batch_size, "patching", into, True):
             assert scenes.corrupt is not None
             here = (pairs >= scenes.first) & (pairs < scenes.first + len(scenes.counts))
             if len(chosen := pairs[here] - scenes.first):
                 self.inside.append(scenes.inside)
                 groups = {group: mask[chosen] for group, mask in scenes.groups.items()}
                 classes = [c[chosen] for c in self._classes(scenes.counts)]
-                self._patch(scenes.clean[chosen], scenes.corrupt[chosen], classes, groups)
+                self._patch(scenes, chosen, classes, groups)
         self.patched = len(pairs)
 
     def _classes(self, counts: Int[Tensor, "b"]) -> list[Tensor]:
         """The head's classes of these counts, and of one less."""
-        return [torch.tensor([self.ids[int(k)] for k in counts - less]) for less in (0, 1)]
+        return [torch.tensor([self.scenes.ids[int(k)] for k in counts - less]) for less in (0, 1)]
 
     def _probe(self, group: str, mask: Tensor, streams: list[Tensor], counts: Tensor) -> None:
         rows = mask.any(1)
         for depth, x in enumerate(streams):
-            predicted = self.probes[group][depth].predict(_mean(x, mask)[rows]).cpu()
+            predicted = self.probes[group][depth].predict(mean_of(x, mask)[rows]).cpu()
             self.errors[group, depth].append((predicted - counts[rows]).abs())
 
-    def _patch(self, clean: Tensor, corrupt: Tensor, classes: list[Tensor], groups: dict[str, Tensor]) -> None:
+    def _patch(self, scenes: SceneBatch, chosen: Tensor, classes: list[Tensor], groups: dict[str, Tensor]) -> None:
+        assert scenes.corrupt is not None
+        clean, corrupt = scenes.clean[chosen], scenes.corrupt[chosen]
         n_removed = groups["removed"].sum(1)
         left_out = {group: ~mask.any(1) for group, mask in groups.items()}
         left_out["random"] |= groups["random"].sum(1) < n_removed  # too few other patches to draw from
@@ -247,8 +200,18 @@ class _Study:
         patches = list_patches(self.model, "resid", None, groups)
         for way, cumulative in WAYS:
             base, donor = (corrupt, clean) if way == "denoise" else (clean, corrupt)
+            shown: slice | None = None
             for run in patched_runs(self.model, base, donor, patches, groups, cumulative=cumulative):
                 part = classes[0][run.images], classes[1][run.images]
+                if way == "noise" and not cumulative:
+                    if run.images != shown:
+                        shown, here = run.images, chosen[run.images]
+                        images = [scenes.images[i] for i in here.tolist()]
+                        self.patched_ones.open(images, scenes.index[here], part[0], run.base)
+                    self.patched_ones.compare(
+                        run.logits,
+                        f"{GROUPS.get(run.patch.group, run.patch.group)} of the other scene at depth {run.patch.layer}",
+                    )
                 key = (run.patch.group, run.patch.layer, way, cumulative)
                 ref = reference(way, run.base, run.donor, part)
                 self.tally.add(key, run.logits, ref, left_out[run.patch.group][run.images])
@@ -277,6 +240,10 @@ class _Study:
             **{"value": constant, "low": constant, "high": constant, "n": len(counts)},
         }
 
+    def pictures(self) -> list[dict[str, Any]]:
+        """Of the patched scenes those that moved most, of all those counted wrongly."""
+        return [*self.patched_ones.entries(), *self.answered.entries()]
+
     def describe(self) -> dict[str, Any]:
         right, right_pairs = (float(torch.cat(parts).double().mean()) for parts in (self.right, self.right_pairs))
         return {
@@ -285,15 +252,3 @@ class _Study:
             "tokens_per_group": {group: sum(sizes) / len(sizes) for group, sizes in self.sizes.items() if sizes},
             "change_inside_removed": sum(self.inside) / len(self.inside),
         }  # fmt: skip
-
-
-def _mean(x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
-    weight = mask.to(x)
-    return torch.einsum("btd,bt->bd", x, weight) / weight.sum(1, keepdim=True).clamp(min=1)
-
-
-def _inside(change: Float[Tensor, "b c h w"], removed: Bool[Tensor, "b t"], model: HookedViT) -> float:
-    """Share of the squared pixel difference of pairs that lies in the removed object's patches."""
-    layout, p = model.layout_for(*change.shape[2:]), model.cfg.patch_size
-    energy = torch.nn.functional.avg_pool2d(change.square().sum(1, keepdim=True), p).flatten(1).cpu()
-    return float((energy * removed[:, layout.mask("patches")]).sum() / energy.sum().clamp(min=1e-12))

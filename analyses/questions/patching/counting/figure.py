@@ -12,6 +12,7 @@ from analyses.drawing.colours import BLUE, ORANGE
 from analyses.drawing.panels import curve, level, panels, place
 from analyses.drawing.rows import ranges
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 LIGHT = "#fdbf6f"
 GROUPS = {
@@ -72,8 +73,9 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     for name, about in result.meta["models"].items():
         rows = {row["group"]: row for row in summary_table(result).query("model == @name").to_dict("records")}
         found.append(
-            f"{name} counts {about['accuracy']:.1%} of {about['scenes']} scenes right, and {about['pairs_right']:.1%} "
-            f"of the pairs on both sides; {about['pairs_patched']} such pairs were patched, at depth 0 to "
+            f"{name} counts {about['accuracy']:.1%} of {counted(about['scenes'], 'scene')} right, and "
+            f"{about['pairs_right']:.1%} of the pairs on both sides; "
+            f"{counted(about['pairs_patched'], 'such pair was', 'such pairs were')} patched, at depth 0 to "
             f"{about['n_layers']}."
         )
         told = [group for group in ("removed", "cls", "random") if group in rows]
@@ -114,7 +116,9 @@ def _at_the_end(result: Result, name: str) -> str:
 
 
 def _cautions(result: Result, name: str, about: dict[str, Any]) -> list[str]:
-    notes = [f"{name} is a model of {about['n_layers']} blocks with its own training; other models may differ."]
+    notes = [
+        f"{name} is a model of {counted(about['n_layers'], 'block')} with its own training; other models may differ."
+    ]
     if "vit-count" in (name, Path(str(about["checkpoint"])).name):
         notes = [
             f"{name} is a small model trained for nothing but counting digit scenes; Huang & Chang (2025) studied "
@@ -129,7 +133,9 @@ def _cautions(result: Result, name: str, about: dict[str, Any]) -> list[str]:
         )
     rows = result.frame[(result.frame.model == name) & (result.frame.measure == "recovery")]
     if dropped := int(rows.n_dropped.max()):
-        notes.append(f"{name}: up to {dropped} pairs per patch had no difference to recover and are left out.")
+        notes.append(
+            f"{name}: up to {counted(dropped, 'pair')} per patch had no difference to recover and are left out."
+        )
     sane = rows[(rows.group == "all") & ~rows.cumulative.astype(bool)]
     if not (sane.value == 1).all():
         notes.append(

@@ -12,6 +12,7 @@ from analyses.drawing.panels import add, curve, level, panels, place
 from analyses.drawing.rows import by_model, head_notes, model_names, picked, value_of
 from analyses.questions.patching.head_ablation.ablation import WAYS
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 COLOURS = "RdBu_r"
 SPOKEN = {"zero": "zero", "mean": "mean over images", "resample": "another image's"}
@@ -140,7 +141,7 @@ def _sentence(row: dict[str, Any]) -> str:
     held = told("stability", "; two halves of the images agree on the order with {}")
     direct = told("direct", "; total and direct effect with {}")
     return (
-        f"{row['model']}: the head that matters most is {row['most']}{drop}{held}{direct}; {row['heads']} heads set to "
-        f"their mean leave an accuracy of {row['ranked']:.1%} in that order and {row['random']:.1%} at random "
-        f"(untouched {row['accuracy']:.1%})."
+        f"{row['model']}: the head that matters most is {row['most']}{drop}{held}{direct}; "
+        f"{counted(row['heads'], 'head')} set to the mean: an accuracy of {row['ranked']:.1%} in that order and "
+        f"{row['random']:.1%} at random (untouched {row['accuracy']:.1%})."
     )

@@ -38,6 +38,7 @@ from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import rate_row
 from hooked_vit import HookedViT
+from hooked_vit.config.showing import counted
 from hooked_vit.loading.progress import tqdm
 from hooked_vit.tokens import Tokens
 from interventions.vocabulary import check_tokens, layer_of
@@ -130,7 +131,7 @@ def aligned_subspace(
         "bases": bases,
         "losses": losses,
         "interventions": ["patch_subspace"],
-        "notes": [f"{n_dropped} of {len(clean)} pairs have the target as their answer already: left out."]
+        "notes": [f"{n_dropped} of {counted(len(clean), 'pair')} had the target as an answer already: left out."]
         * (n_dropped > 0),
     }
     result = Result(frame, meta)
@@ -224,8 +225,9 @@ def _in_words(frame: pd.DataFrame) -> list[str]:
     of = frame.groupby(["subspace", "dims"], dropna=False).value.mean()
     whole = float(frame[frame.subspace == "whole"].value.iloc[0])
     return [
-        f"{k} dimensions make {of['learned', k]:.0%} of unseen answers the target (the whole token {whole:.0%}); "
-        f"learned with shuffled answers {of['shuffled', k]:.0%}, at random {of['random', k]:.0%}, at random with as "
-        f"long a change {of['random_same_length', k]:.0%}, where the runs differ most {of['differences', k]:.0%}."
+        f"{counted(k, 'dimension makes', 'dimensions make')} {of['learned', k]:.0%} of unseen answers the target (the "
+        f"whole token {whole:.0%}); learned with shuffled answers {of['shuffled', k]:.0%}, at random "
+        f"{of['random', k]:.0%}, at random with as long a change {of['random_same_length', k]:.0%}, where the runs "
+        f"differ most {of['differences', k]:.0%}."
         for k in sorted(frame.dims.dropna().unique())
     ]

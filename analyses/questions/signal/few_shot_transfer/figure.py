@@ -12,6 +12,7 @@ from analyses.drawing.colours import BLUE, ORANGE, READ_FROM
 from analyses.drawing.panels import bars, each_panel, level, model_panels
 from analyses.drawing.rows import between, by_model, over_seeds, picked, value_of
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 SHOWN = {
     "learned": "learned",
@@ -114,9 +115,13 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     for domain, out in meta["left_out"].items():
         if out["classes"]:
             each = meta["shots"] + meta["queries"]
-            notes.append(f"{domain}: classes with fewer than {each} images are left out: {_listed(out['classes'])}.")
+            notes.append(
+                f"{domain}: classes with fewer than {counted(each, 'image')} are left out: {_listed(out['classes'])}."
+            )
         if out["copies"]:
-            notes.append(f"{domain}: {out['copies']} images have the pixels of another one and are left out.")
+            notes.append(
+                f"{domain}: {counted(out['copies'], 'image has', 'images have')} the pixels of another one: left out."
+            )
     return found, notes
 
 

@@ -12,6 +12,7 @@ from analyses.drawing.colours import BLUE, BROWN, DARK, ORANGE, READ_FROM, RED, 
 from analyses.drawing.panels import bars, curve, each_panel, level, model_panels
 from analyses.drawing.rows import between, by_model, or_undefined, picked, value_of
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 COLOURS = {**READ_FROM, "random_patch": BROWN}
 FILTERS = {"low": ("low-pass", "solid"), "high": ("high-pass", "dot")}
@@ -177,8 +178,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         meets, specific = _verdict(rows)
         found.append(
             f"{name}: that CLS holds low frequencies better than the mean patch is supported at {len(meets)} of "
-            f"{n_layers} blocks ({_blocks(meets)}), and at {len(specific)} of them ({_blocks(specific)}) for low "
-            "frequencies more than for high ones."
+            f"{counted(n_layers, 'block')} ({_blocks(meets)}), and at {len(specific)} of them ({_blocks(specific)}) "
+            "for low frequencies more than for high ones."
         )
         found.append(
             f"{name}, last block, CLS minus mean patch: cosine to the whole picture's token {cosine['low']} after a "

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analyses.controls.shuffle_floors import check_shuffles
 from analyses.data import ImageData
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import AUTO, fit_head, ready_for_head
 from analyses.probes.opening import open_study
 from analyses.questions.signal.register_controls.figure import cosine_figure, in_words, main_figure, summary_table
@@ -57,19 +58,23 @@ def register_controls(
     check_shuffles(opening.measured, batch_size, seeds, "batch")
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
+    pictures: list[dict[str, Any]] = []
     for name, model in models.items():
         own = opening.heads[name]
         answers = own or fit_head(name, model, opening.fitted, opening.n_classes, batch_size, reads)
-        study = ReplacedTokens(name, answers, seeds, seed)
+        album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
+        study = ReplacedTokens(name, answers, seeds, seed, album)
         study.fit(opening.fitted, batch_size)
         study.measure(opening.measured, batch_size, opening.n_classes)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = {**answers.about(), "prefix": list(model.cfg.prefix), "targets": study.targets}
+        pictures += album.entries()
     meta = {
         "models": about,
         **opening.about(),
         **{"reads": reads, "seeds": list(range(seeds)), "seed": seed, "batch_size": batch_size},
         "interventions": ["zero_tokens", "mean_tokens", "set_tokens", "shuffle_tokens"],
+        "pictures": pictures,
     }
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"seed": "Int64", "n": "Int64"})
     result = Result(frame, meta)

@@ -17,6 +17,8 @@ from torch import Tensor
 from analyses.activations.streams import read_stream
 from analyses.controls.shuffle_floors import batch_seed, exchange_batches
 from analyses.data import ImageData
+from analyses.drawing.colours import NAMES
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers
 from analyses.running.notes import progress_batches
 from analyses.statistics.intervals import mean_intervals, rate_row
@@ -26,7 +28,8 @@ from interventions import Intervention, apply, mean_tokens, set_tokens, shuffle_
 from interventions.vocabulary import generator_of
 
 CONTROL = "as many patches"
-WAYS = ("zero", "mean", "noise", "shuffle")
+PUT = {"zero": "zero", "mean": "their mean", "noise": "noise", "shuffle": "those of other images"}
+WAYS = tuple(PUT)
 DRAWN = ("noise", "shuffle")
 Case = tuple[str, str, int | None]
 """Which tokens, what is put in their place, and which draw of it."""
@@ -35,8 +38,9 @@ Case = tuple[str, str, int | None]
 class ReplacedTokens:
     """The measurements of `register_controls` on one model."""
 
-    def __init__(self, name: str, answers: Answers, seeds: int, seed: int) -> None:
+    def __init__(self, name: str, answers: Answers, seeds: int, seed: int, album: Album) -> None:
         self.name, self.answers, self.model, self.seeds, self.seed = name, answers, answers.model, seeds, seed
+        self.album = album
         self.layers = range(self.model.cfg.n_layers)
         self.targets: dict[str, list[int]] = {}
         self.hits: dict[Case, int] = defaultdict(int)
@@ -90,16 +94,18 @@ class ReplacedTokens:
     def measure(self, data: ImageData, batch_size: int, n_classes: int) -> None:
         """Answers and patches of every case."""
         self.counts = np.zeros(n_classes, int)
-        into = (self.counts, self.clean, self.hits, self.cosines)
+        into = (self.counts, self.clean, self.hits, self.cosines, self.album)
         for batch in exchange_batches(data, batch_size, f"{self.name}: replacing tokens", into=into):
             pixels, labels = self.model.preprocess(batch.images), self.answers.labels(batch.labels)
             self.counts += np.bincount(batch.labels.numpy(), minlength=n_classes)
             logits, before = self._run(pixels)
             self.clean.append(_hits(logits, labels))
+            self.album.open(batch.images, batch.index, labels, logits)
             for case in self.cases():
                 with apply(self.model, self.edit(case, batch.number, len(pixels))):
                     logits, after = self._run(pixels)
                 self.hits[case] += _hits(logits, labels)
+                self.album.compare(logits, f"{NAMES.get(case[0], case[0])} replaced by {PUT[case[1]]}")
                 alike = F.cosine_similarity(after, before, dim=-1)
                 # patches that were themselves replaced say nothing of the others
                 alike = alike[:, [p for p in range(alike.shape[1]) if p not in self._own_patches(case[0])]]

@@ -12,6 +12,7 @@ from analyses.drawing.panels import bars, curve, each_panel, model_panels
 from analyses.drawing.rows import by_model, head_notes, picked, value_of
 from analyses.questions.signal.register_neurons.study import EMPTY, MOVED, OFF, RANDOM, UNTOUCHED
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 COLOURS = {UNTOUCHED: MIDGREY, MOVED: RED, RANDOM: BLUE, EMPTY: GREEN, OFF: PURPLE}
 ADDED = "inserted"
@@ -23,7 +24,8 @@ def main_figure(result: Result) -> go.Figure:
         result,
         "Do the patches lose their outliers when a few neurons write elsewhere?",
         f"The largest norm among an image's patches behind each layer, in medians of the untouched patches; "
-        f"{result.meta['neurons']} neurons; 95 % intervals over images, of random neurons the widest of several draws",
+        f"{counted(result.meta['neurons'], 'neuron')}; 95 % intervals over images, of random neurons the widest of "
+        "several draws",
         y="largest norm (medians)", y_range=None, shared=False,
     )  # fmt: skip
     for at, _, rows in each_panel(fig, result):

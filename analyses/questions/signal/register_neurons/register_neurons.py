@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analyses.data import ImageData
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import fit_head
 from analyses.probes.opening import open_study
 from analyses.questions.signal.register_neurons.figure import (
@@ -71,12 +72,14 @@ def register_neurons(
     opening = open_study(models, data, fit_data, head, n=N, n_fit=N_FIT)
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
+    pictures: list[dict[str, Any]] = []
     for name, model in models.items():
         answers = opening.heads[name] or fit_head(name, model, opening.fitted, opening.n_classes, batch_size)
         search = Search(
             name, answers.model, opening.fitted, z=float(z), cutoff=cutoff, n=calibration, batch_size=batch_size
         )
-        study = MovedNeurons(name, answers, search, neurons, n_registers, seeds, seed)
+        album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
+        study = MovedNeurons(name, answers, search, neurons, n_registers, seeds, seed, album)
         study.fit(opening.fitted, opening.n_classes, batch_size)
         study.measure(opening.measured, batch_size)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
@@ -85,12 +88,14 @@ def register_neurons(
             **{"prefix": list(model.cfg.prefix), "layer": search.layer},
             **{"has_outliers": search.outliers, "neurons": search.top(neurons)},
         }
+        pictures += album.entries()
     meta = {
         "models": about,
         **opening.about(),
         "rule": f"a norm above {cutoff:g}" if cutoff is not None else f"a robust z above {z:g}",
         **{"neurons": neurons, "n_registers": n_registers, "calibration": calibration, "seeds": list(range(seeds))},
         **{"seed": seed, "batch_size": batch_size, "interventions": ["add_registers", "ablate_neurons"]},
+        "pictures": pictures,
     }
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     result = Result(frame.astype(dict.fromkeys(("layer", "neuron", "rank", "seed", "n"), "Int64")), meta)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from analyses.activations.streams import read_stream
 from analyses.data import ImageData
+from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.signal.norms import token_norms
@@ -22,6 +23,8 @@ from analyses.statistics.ranks import correct, rank
 from interventions import Intervention, ablate_neurons, add_registers, apply
 
 UNTOUCHED, MOVED, RANDOM, EMPTY, OFF = "untouched", "register neurons", "random neurons", "empty token", "switched off"
+SAID = {MOVED: "register neurons moved", RANDOM: "random neurons moved", EMPTY: "an empty token added"}
+SAID |= {OFF: "register neurons switched off"}
 Variant = tuple[str, int | None]
 """What is done, and which draw of it."""
 
@@ -30,10 +33,10 @@ class MovedNeurons:
     """The measurements of `register_neurons` on one model."""
 
     def __init__(
-        self, name: str, answers: Answers, search: Search, k: int, n_registers: int, seeds: int, seed: int
+        self, name: str, answers: Answers, search: Search, k: int, n_registers: int, seeds: int, seed: int, album: Album
     ) -> None:
         self.name, self.answers, self.model = name, answers, answers.model
-        self.search, self.k, self.seed = search, k, seed
+        self.search, self.k, self.seed, self.album = search, k, seed, album
         top = search.top(k)
         self.variants: dict[Variant, Intervention | None] = {
             (UNTOUCHED, None): None,
@@ -81,13 +84,18 @@ class MovedNeurons:
 
     def measure(self, data: ImageData, batch_size: int) -> None:
         """Norms, answers and probes on every image."""
-        into = (self.columns, self.hits, self.labels)
+        into = (self.columns, self.hits, self.labels, self.album)
         for batch in progress_batches(data, batch_size, f"{self.name}: moving neurons", into=into):
             pixels = self.model.preprocess(batch.images)
             self.labels.append(batch.labels)
             for variant in self.variants:
                 logits, norms, vectors = self.run(pixels, variant)
-                self._hit(("accuracy", None, variant), logits, self.answers.labels(batch.labels))
+                classes = self.answers.labels(batch.labels)
+                self._hit(("accuracy", None, variant), logits, classes)
+                if variant[0] == UNTOUCHED:
+                    self.album.open(batch.images, batch.index, classes, logits)
+                else:
+                    self.album.compare(logits, SAID.get(variant[0], variant[0]))
                 for role, x in vectors.items():
                     scores = self.probes[_site(variant, role)].scores(x)
                     self._hit(("probe", role, variant), scores, batch.labels)

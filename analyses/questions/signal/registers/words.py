@@ -8,6 +8,7 @@ import pandas as pd
 
 from analyses.drawing.rows import by_model, picked, value_of
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 ROLES = ("cls", "dist", "registers", "patches")
 
@@ -43,7 +44,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
             found.append(f"{name}: {told}")
         elif busiest(rows) is not None:
             notes.append(
-                f"{name}: behind the layer with the most outliers fewer than {result.meta['min_images']} images "
+                f"{name}: behind the layer with the most outliers fewer than "
+                f"{counted(result.meta['min_images'], 'image')} "
                 "have one to fit on, or to measure on, so that no probes compare them with other patches."
             )
         if "registers" in about["prefix"]:
@@ -75,9 +77,9 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         )
     notes.append(
         f"Outlier: {result.meta['rule']}, of image tokens, per model and layer, with the median and MAD of the first "
-        f"{result.meta['calibration']} images that probes are fitted on. The rule is one of spread, not of a second "
-        "mode: a long tail has outliers too, and so may random weights; look at the histogram before speaking of a "
-        "kind of token."
+        f"{counted(result.meta['calibration'], 'image')} that probes are fitted on. The rule is one of spread, not of "
+        "a second mode: a long tail has outliers too, and so may random weights; look at the histogram before "
+        "speaking of a kind of token."
     )
     return found, notes
 
