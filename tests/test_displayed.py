@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,7 +23,7 @@ from analyses.probes.fitting import fit_probes
 from analyses.probes.ridge import GramRidge
 from analyses.running.results import Result
 from hooked_vit import published, zoo
-from hooked_vit.config.showing import LINE, ROWS, Displayed
+from hooked_vit.config.showing import LINE, ROWS, Displayed, counted
 from interventions import Circuit, Intervention, Sae, apply, collect_stats, shuffle_cls, steer
 from tests.tiny import pixels, tiny
 
@@ -157,3 +160,38 @@ def test_a_model_loads_without_a_word(capfd: pytest.CaptureFixture[str]) -> None
     for name in ("vit", "clip"):
         zoo.load(name)
     assert capfd.readouterr() == ("", "")
+
+
+SEVERAL = (
+    "images|groups|pairs|scenes|classes|layers|heads|blocks|features|draws|cells|rows|models|batches|steps|edges|sites|"
+    "cases|components|neurons|directions|dimensions|readouts|measurements|parts|tests|registers|seeds|files|results"
+)
+WORDS = ("split", "self._split", "order", "BUFFER", "told('l0')")
+"""What stands in front of such a word and is no count of things."""
+
+
+def not_counted(source: str) -> Iterator[str]:
+    """What texts that are no errors say of several things, whether there are several or one."""
+    tree = ast.parse(source)
+    errors = {id(node) for raised in ast.walk(tree) if isinstance(raised, ast.Raise) for node in ast.walk(raised)}
+    for text in ast.walk(tree):
+        if isinstance(text, ast.JoinedStr) and id(text) not in errors:
+            for value, after in zip(text.values, text.values[1:], strict=False):
+                if isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant):
+                    of = re.match(rf" (?!of |and |that |for |two |both )(?:\w+ )?({SEVERAL})\b", str(after.value))
+                    if of and value.format_spec is None and ast.unparse(value.value) not in WORDS:
+                        yield f"{value.lineno}: {{{ast.unparse(value.value)}}}{of.group()}"
+
+
+@pytest.mark.parametrize("room", ["analyses", "hooked_vit", "interventions"])
+def test_one_thing_is_not_called_several(room: str) -> None:
+    """`counted` says "1 group" and "2 groups"."""
+    found = {str(path): [*not_counted(path.read_text("utf-8"))] for path in sorted(Path(room).rglob("*.py"))}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_a_text_that_calls_one_thing_several_is_found() -> None:
+    assert [*not_counted('f"{n} images"')] == ["1: {n} images"]
+    assert [*not_counted("f'{counted(n, 1)} of {x:.1%} of images'")] == []
+    assert counted(1, "class", "classes") == "1 class"
+    assert counted(0, "class", "classes") == "0 classes"

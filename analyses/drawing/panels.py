@@ -13,13 +13,16 @@ from plotly.subplots import make_subplots
 from analyses.drawing.colours import CHANCE, SHAPES
 from analyses.drawing.rows import by_model, last_layer, model_names, over_seeds
 from analyses.running.results import Result
+from analyses.running.shown import in_lines, small
 
 Place = dict[str, Any]
 
 WIDTH = 1080
 GAP = 88  # pixels between two rows of panels: tick labels, title of the axis, title of the next panel
 LINE = 22  # pixels of a line of the explanation
-ENTRY = 20  # pixels of a line of the legend
+TITLE_LINE, TITLE_LETTER = 18, 8  # pixels of a line of a panel's title, and of one of its letters
+LEGEND_LETTER = 6.4
+ENTRY, KEY = 20, 50  # pixels of a line of the legend, and of the mark in front of an entry
 BOX = ("whisker_low", "quartile_low", "median", "quartile_high", "whisker_high")
 
 
@@ -46,7 +49,11 @@ def panels(
     """
     columns = max(1, min(columns, len(titles)))
     rows = max(1, -(-len(titles) // columns))
-    area = rows * (height - GAP) + (rows - 1) * GAP
+    room = (WIDTH - left - right) / columns - 16
+    titles = [in_lines(title, int(room / TITLE_LETTER)) for title in titles]
+    more = TITLE_LINE * max((title.count("<br>") for title in titles), default=0)
+    gap = GAP + more
+    area = rows * (height - GAP) + (rows - 1) * gap
     cell = {"secondary_y": second_axis}
     fig = make_subplots(
         rows=rows,
@@ -54,7 +61,7 @@ def panels(
         subplot_titles=list(titles),
         shared_yaxes=shared and not second_axis,
         horizontal_spacing=0.1 if second_axis else 0.035 if shared else 0.08,
-        vertical_spacing=GAP / area if rows > 1 else 0,
+        vertical_spacing=gap / area if rows > 1 else 0,
         specs=[[cell if r * columns + c < max(1, len(titles)) else None for c in range(columns)] for r in range(rows)],
     )
     fig.update_xaxes(title_text=x, title_standoff=8, showgrid=False, zeroline=False)
@@ -67,14 +74,14 @@ def panels(
     fig.update_annotations(font_size=14)
     # fits also where a wider font stands in for plotly's
     lines = wrap(explained.replace("95 %", "95\u00a0%"), 160, break_on_hyphens=False)
-    top = 62 + LINE * len(lines)
+    top = 70 + LINE * len(lines) + more
     fig.update_layout(
         template="plotly_white",
         width=WIDTH,
         height=top + area + 60,
         margin={"l": left, "r": right, "t": top, "b": 60},
         title={
-            "text": "<br>".join([*wrap(question, 115), *(f"<sup>{line}</sup>" for line in lines)]),
+            "text": "<br>".join([*wrap(question, 115), *map(small, lines)]),
             **{"x": 0.01, "yref": "container", "yanchor": "top", "font": {"size": 17}},
         },
         legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "x": 0, "tracegroupgap": 0},
@@ -223,9 +230,15 @@ def sentence(text: str) -> go.Figure:
 
 
 def add(fig: go.Figure, at: Place, drawn: Any, label: str | None) -> None:
-    """Of all with one label the first stands in the legend, for which room is made below the panels."""
-    new = label is not None and not any(trace.name == label for trace in fig.data)
-    fig.add_trace(drawn.update(name=label, legendgroup=label, showlegend=new), **at)
+    """Of all with one label the first stands in the legend, for which room is made below the panels.
+
+    A label longer than the legend is wide loses its middle.
+    """
+    new = label is not None and not any(trace.legendgroup == label for trace in fig.data)
+    margin = fig.layout.margin
+    letters = int((fig.layout.width - margin.l - margin.r - KEY) / LEGEND_LETTER)
+    name = None if label is None else in_lines(label, letters, most=1)
+    fig.add_trace(drawn.update(name=name, legendgroup=label, showlegend=new), **at)
     if new:
         _fit(fig)
 
@@ -236,7 +249,7 @@ def _fit(fig: go.Figure) -> go.Figure:
     room, used, lines = fig.layout.width - margin.l - margin.r, 0.0, 0
     for trace in fig.data:
         if getattr(trace, "showlegend", None):
-            wide = 50 + 6.4 * len(trace.name)
+            wide = KEY + LEGEND_LETTER * len(trace.name)
             if not lines or used + wide > room:
                 used, lines = 0.0, lines + 1
             used += wide

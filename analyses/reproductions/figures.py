@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, CHANCE, ORANGE
 from analyses.drawing.panels import curve, panels, place
-from analyses.running.shown import plain, plain_frame
+from analyses.running.shown import plain, plain_frame, small
 
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:
@@ -37,7 +37,7 @@ def comparison_figure(frame: pd.DataFrame) -> go.Figure:
     figure.add_scatter(x=edges, y=edges, mode="lines", line=CHANCE, name="equal", hoverinfo="skip")
     figure.update_layout(
         title="Do we find what was published? On the dashed line both are equal"
-        "<br><sup>bars: our 95 % interval over images, and how exactly the published number could be read</sup>",
+        "<br>" + small("bars: our 95 % interval over images, and how exactly the published number could be read"),
         xaxis_title="published",
         yaxis_title="ours",
         template="simple_white",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
+from html import unescape
 from textwrap import wrap
 from typing import Any
 
@@ -14,12 +15,15 @@ import plotly.graph_objects as go
 from analyses.pages.album import PICTURES
 from analyses.running.results import Result
 from analyses.running.text import visible
+from hooked_vit.config.showing import one_line
 
+SMALL_TAG = '<span style="font-size:12px">'
 SMALL_LINE = 22  # pixels of a line on what is small
 LETTER = 7.8  # pixels that a bold letter takes in it, in the widest of the fonts that browsers put in
 TOP = 100  # plotly's own margin
 TITLE, BELOW = 105, 160  # letters of a line of the title, and of what stands below it, in a figure 1080 pixels wide
 MOST_LINES = 3  # of a finding; a longer one is read above the figure
+PIECE = re.compile(r"[^\s/_\-.,:]*(?:[\s/_\-.,:]|$)")  # of a name, up to where it may be broken
 WRITTEN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
 
 
@@ -30,6 +34,46 @@ def plain(text: object) -> str:
     "&lt;a href='https://x.org'&gt;cat&lt;/a&gt; &#37;{x}"
     """
     return visible(text).translate(WRITTEN).replace("%{", "&#37;{")
+
+
+def small(line: str) -> str:
+    """A line of a figure's title that explains: of smaller letters, as far from the line above it as any other.
+
+    >>> small("95 % intervals")
+    '<span style="font-size:12px">95 % intervals</span>'
+    """
+    return f"{SMALL_TAG}{line}</span>"
+
+
+def in_lines(name: str, letters: int, most: int = 3) -> str:
+    """A name, made plain already, in lines of so many letters, broken where a name has joints; its middle is cut out
+    where it has more lines than `most`.
+
+    >>> in_lines("google/vit-base-patch16-224", 14)
+    'google/vit-<br>base-patch16-<br>224'
+
+    What holds markup of its own stays as it is.
+    """
+    told = unescape(name)
+    if "<" in name or len(told) <= letters:
+        return name
+    lines = _broken(told, letters)
+    if len(lines) > most:
+        cut = one_line(told, most * letters)
+        lines = [cut[i : i + letters] for i in range(0, len(cut), letters)]
+    return "<br>".join(plain(line.strip()) for line in lines)
+
+
+def _broken(text: str, letters: int) -> list[str]:
+    lines = [""]
+    for piece in PIECE.findall(text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > letters:
+            lines.append("")
+        while len(piece) > letters:
+            lines[-1:] = [piece[:letters], ""]
+            piece = piece[letters:]
+        lines[-1] += piece
+    return [line for line in lines if line.strip()]
 
 
 class Shown(Result):
@@ -94,21 +138,21 @@ def the_finding(meta: Mapping[str, Any]) -> str | None:
 def _titled(fig: go.Figure, finding: str) -> go.Figure:
     """The figure with the finding as its title and the former title, which asks, below; as it is where that is long."""
     lines = str(fig.layout.title.text or "").split("<br>")
-    asked = [line for line in lines if not line.startswith("<sup>")]
+    asked = [line for line in lines if not line.startswith(SMALL_TAG)]
     by = (fig.layout.width or 1080) / 1080
     found = wrap(finding, int(TITLE * by), break_on_hyphens=False)
     if not any(asked) or len(found) > MOST_LINES:
         return fig
-    small = [f"<sup>{line}</sup>" for line in wrap(" ".join(asked), int(BELOW * by), break_on_hyphens=False)]
-    return _grown(fig, [*found, *small, *lines[len(asked) :]], len(found) + len(small) - len(asked))
+    below = [small(line) for line in wrap(" ".join(asked), int(BELOW * by), break_on_hyphens=False)]
+    return _grown(fig, [*found, *below, *lines[len(asked) :]], len(found) + len(below) - len(asked))
 
 
-def _warned(fig: go.Figure, small: list[str]) -> go.Figure:
+def _warned(fig: go.Figure, too_small: list[str]) -> go.Figure:
     """The figure with what is small below its title, so that whoever copies the picture copies it too."""
-    if not small:
+    if not too_small:
         return fig
     wide = int((fig.layout.width or 1080) / LETTER)
-    lines = [f"<sup><b>{line}</b></sup>" for sentence in small for line in wrap(sentence, wide)]
+    lines = [small(f"<b>{line}</b>") for sentence in too_small for line in wrap(sentence, wide)]
     return _grown(fig, [*filter(None, [fig.layout.title.text]), *lines], len(lines))
 
 

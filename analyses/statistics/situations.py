@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hooked_vit.config.showing import counted
+
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 
 
@@ -59,7 +61,7 @@ def _rate(p: float) -> Kind:
 _WIDE = Kind("", lambda rng, size: rng.beta(0.5, 0.5, size), 0.5)
 _NARROW = Kind("", lambda rng, size: rng.beta(10, 10, size), 0.5)
 GROUPS = tuple(
-    Groups(f"{name}, {a} right and {b} wrong images", (a, b), kinds)
+    Groups(f"{name}, {a} right and {counted(b, 'wrong image')}", (a, b), kinds)
     for name, kinds in (
         ("rate .05", (_rate(0.05),) * 2),
         ("rate .5", (_rate(0.5),) * 2),

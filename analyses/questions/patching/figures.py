@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from analyses.drawing.colours import BLUE
 from analyses.running.results import Result
-from analyses.running.shown import drawn_plain
+from analyses.running.shown import drawn_plain, small
 
 COLOURS = "RdBu_r"
 
@@ -46,7 +46,7 @@ def patching_map(
     what = "heads" if across == "head" else "tokens"
     title = f"At which layers and {what} does patching {shown['site']} move the answer?"
     said = f"{shown['direction']}; colour: {shown['metric']}, white: as in the run that is patched"
-    return fig.update_layout(template="plotly_white", title=f"{title}<br><sup>{said}</sup>", height=440, width=860)
+    return fig.update_layout(template="plotly_white", title=f"{title}<br>{small(said)}", height=440, width=860)
 
 
 @drawn_plain

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from html import unescape
+
 import pandas as pd
+import pytest
 
 from analyses.drawing.colours import BLUE
-from analyses.drawing.panels import curve, each_panel, model_panels
+from analyses.drawing.panels import GAP, WIDTH, curve, each_panel, model_panels
 from analyses.running.results import Result
+from analyses.running.shown import SMALL_LINE, finding_first, in_lines, plain, shown
 
 
 def test_every_model_has_the_ticks_of_its_own_depth() -> None:
@@ -19,3 +23,58 @@ def test_every_model_has_the_ticks_of_its_own_depth() -> None:
     assert [axis.dtick for axis in axes] == [1, 1, 2, 4]
     assert [axis.range or axis.matches for axis in axes] == [None] * 4  # each as wide as its own layers ask for
     assert [len(line.x) for line in fig.data] == [4, 12, 24, 40]
+
+
+LONG = "facebook/dinov2-with-registers-base-imagenet1k-1-layer-finetuned"
+NAMES = ("vit", LONG, f"{LONG} <b>&amp; $x$ %{{y}}", "n" * 300)
+
+
+def test_long_names_stand_in_lines_no_wider_than_their_panel() -> None:
+    """They make room for themselves, in every row of panels, and are text still; so are entries of the legend."""
+    rows = [{"model": name, "layer": layer, "value": 0.5} for name in NAMES for layer in range(3)]
+    result = shown(Result(pd.DataFrame(rows)))
+    fig, short = (model_panels(part, "How?", y="value") for part in (result, _only(result, "vit")))
+    titles = [note.text for note in fig.layout.annotations]
+    assert titles[0] == "vit"
+    assert titles[1].replace("<br>", "") == LONG
+    lines = [unescape(line) for title in titles for line in title.split("<br>")]
+    assert max(map(len, lines)) * 8 <= (WIDTH - 90) / 3
+    assert "<b>" not in "".join(titles)
+    assert titles[3].count("<br>") == 2
+    more = fig.layout.margin.t - short.layout.margin.t
+    assert more == 18 * max(title.count("<br>") for title in titles)
+    lower, upper = fig.layout.yaxis4.domain[1], fig.layout.yaxis.domain[0]
+    area = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
+    assert (upper - lower) * area == pytest.approx(GAP + more)
+    for at, name, mine in each_panel(fig, result):
+        curve(fig, at, mine, name, BLUE)
+    entries = [line.name for line in fig.data]
+    assert entries[:2] == ["vit", LONG]
+    assert len(entries[3]) * 6 < WIDTH
+    assert len({line.legendgroup for line in fig.data}) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_in_lines_is_the_name(name: str) -> None:
+    for letters in (5, 20, 400):
+        lines = [unescape(line) for line in in_lines(plain(name), letters, most=100).split("<br>")]
+        assert "".join(lines).replace(" ", "") == name.replace(" ", "")
+        assert max(map(len, lines)) <= letters
+    assert len(in_lines(plain(name), 20).split("<br>")) <= 3
+
+
+def test_a_line_below_a_title_is_as_far_from_it_as_any_other() -> None:
+    """It is of smaller letters and not raised, so that a finding of two lines does not stand on the question."""
+    meta = {"models": {"vit": {}}, "summary": ["vit: " + "word " * 40 + "end."]}
+    result = Result(pd.DataFrame([{"model": "vit", "layer": 0, "value": 0.5}]), meta)
+    fig = finding_first(lambda r: model_panels(r, "How?", "Curves: how.", y="value"))(result)
+    lines = fig.layout.title.text.split("<br>")
+    assert len(lines) == 4
+    assert [line.startswith('<span style="font-size:12px">') for line in lines] == [False, False, True, True]
+    assert "<su" not in fig.layout.title.text
+    plainly = model_panels(result, "How?", "Curves: how.", y="value")
+    assert fig.layout.margin.t == plainly.layout.margin.t + 2 * SMALL_LINE
+
+
+def _only(result: Result, name: str) -> Result:
+    return Result(result.frame[result.frame.model == name])

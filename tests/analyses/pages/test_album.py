@@ -25,6 +25,7 @@ from analyses.running.report import escape, write_report
 from hooked_vit import HookedViT
 from interventions import apply, shuffle_cls
 from tests.analyses.data.photos import COLOURS, photo
+from tests.analyses.everything import results
 from tests.tiny import IMAGE, make_hf
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -184,3 +185,32 @@ def test_files_are_named_below_their_folder(model: HookedViT, tmp_path) -> None:
         assert all(one["image"].startswith(("cats/<b>", "dogs/<b>")) for one in shown)
         assert all(one["image"].startswith(one["class"]) for one in shown)
         assert "<b>0.png" not in write_report(found, tmp_path / "out").read_text(encoding="utf-8")
+
+
+SHOWING = (
+    *("attention-knockouts", "causality-vs-decodability", "cls-causality", "counting", "head-ablation"),
+    *("intervention-sweep", "register-controls", "register-neurons", "restoration"),
+)
+
+
+@pytest.mark.parametrize("name", SHOWING)
+def test_what_intervenes_on_labelled_images_shows_them(name: str, tmp_path) -> None:
+    """Each by its own name and class, with an answer and a run that are in words."""
+    found = results()[name]
+    shown = pictures_of(found.meta)
+    assert any(one["why"] == "moved" for one in shown)
+    assert all(one["of"] <= 40 for one in shown)
+    assert all(one["image"].startswith("row ") and one["class"] and one["says"] for one in shown)
+    under = [one["under"] for one in shown if one["why"] == "moved"]
+    assert all(one.strip() and ("_" not in one or name == "intervention-sweep") for one in under)
+    assert write_report(found, tmp_path).read_text("utf-8").count("<img") == len(shown)
+
+
+def test_counted_scenes_are_those_that_were_patched_and_those_counted_wrongly() -> None:
+    found = results()["counting"]
+    (about,) = found.meta["models"].values()
+    moved, wrong = ([one for one in found.meta["pictures"] if one["why"] == why] for why in ("moved", "wrong"))
+    assert {one["of"] for one in moved} == {about["pairs_patched"]}
+    assert {one["of"] for one in wrong} <= {round((1 - about["accuracy"]) * about["scenes"])}
+    assert all(one["class"] == one["says"] for one in moved)
+    assert all(one["class"] != one["says"] for one in wrong)

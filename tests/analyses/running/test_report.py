@@ -17,6 +17,7 @@ from analyses.drawing.panels import panels
 from analyses.running.registry import analysis
 from analyses.running.report import Section, key_numbers, write_report
 from analyses.running.results import Result
+from analyses.running.shown import small
 
 EVIL = "</script><script>alert('x')</script><b>&"
 
@@ -198,7 +199,7 @@ def test_the_finding_stands_above_the_question_and_the_figure_grows_by_its_lines
     result = finding_for_a_test({"a": SimpleNamespace(run_with_cache=None)}, None)
     result.meta["small"] = []
     found, plainly = result.figure(), draw(result)
-    assert found.layout.title.text == "a &lt;b&gt;: three.<br><sup>How many?</sup><br><sup>Bars: counts</sup>"
+    assert found.layout.title.text == "<br>".join(["a &lt;b&gt;: three.", small("How many?"), small("Bars: counts")])
     more = found.layout.height - plainly.layout.height
     assert more == found.layout.margin.t - plainly.layout.margin.t > 0
     below, above = (fig.layout.legend.y * fig.layout.height for fig in (found, plainly))

@@ -11,6 +11,7 @@ from analyses.drawing.colours import CHANCE, LIGHT_PARTS, NAMES, PART_NAMES, PAR
 from analyses.drawing.panels import add, curve, each_panel, level, model_panels, stars
 from analyses.drawing.rows import LEVEL, head_notes
 from analyses.running.results import Result
+from analyses.running.shown import small
 from hooked_vit.config.showing import counted
 
 
@@ -91,9 +92,9 @@ def memory_figure(result: Result) -> go.Figure:
     fig.update_layout(
         template="plotly_white", width=width, height=height, margin={"l": 0, "r": 0, "t": 0, "b": 0},
         title={
-            "text": "What do the clearest value vectors promote, and in which images are they most active?<br><sup>"
-            "Cosines with the classes promoted most, and top images by coefficient; red: the token (none: a prefix "
-            "token)</sup>", "x": 0.01, "y": 1 - 26 / height, "yanchor": "middle", "font": {"size": 16},
+            "text": "What do the clearest value vectors promote, and in which images are they most active?<br>"
+            + small("Cosines with the classes promoted most, and top images by coefficient; red: the token (none: a "
+            "prefix token)"), "x": 0.01, "y": 1 - 26 / height, "yanchor": "middle", "font": {"size": 16},
         },
     )  # fmt: skip
     return fig

@@ -19,6 +19,7 @@ from analyses.drawing.panels import curve, level, panels, place, sentence
 from analyses.drawing.rows import by_model, last_layer, value_of
 from analyses.questions.class_space.measures.explanations import overlay
 from analyses.running.results import Result
+from analyses.running.shown import small
 
 CELL = 170  # pixels of a picture in a figure
 BAR = 90  # of the scale beside the pictures
@@ -44,7 +45,7 @@ def overlay_figure(result: Result) -> go.Figure:
     _bare(fig)
     fig.update_annotations(font_size=12)
     fig.update_layout(
-        title=f"Which patches would raise a class in CLS?<br><sup>{_read_as(result)}</sup>",
+        title=f"Which patches would raise a class in CLS?<br>{small(_read_as(result))}",
         template="plotly_white", width=max(n * CELL + 40 + BAR, 640), height=3 * (CELL + 26) + 110,
         margin={"l": 20, "r": BAR, "t": 110, "b": 10},
     )  # fmt: skip
@@ -73,8 +74,8 @@ def heads_figure(result: Result) -> go.Figure:
     fig.update_annotations(font_size=12)
     of = rows.class_name.iloc[0]
     fig.update_layout(
-        title=f"Importance for class {of} by layer and head<br><sup>{name}, image {image}</sup>"
-        f"<br><sup>{_read_as(result)}</sup>",
+        title=f"Importance for class {of} by layer and head<br>{small(f'{name}, image {image}')}"
+        f"<br>{small(_read_as(result))}",
         template="plotly_white", width=max(len(columns) * 120 + 80 + BAR, 640), height=len(layers) * 120 + 130,
         margin={"l": 20, "r": 50 + BAR, "t": 110, "b": 10},
     )  # fmt: skip

@@ -18,6 +18,7 @@ from analyses.activations.relevance import attention_gradients
 from hooked_vit import ActivationCache, HookedViT
 from hooked_vit.components.block import Block
 from hooked_vit.components.norms import LayerNorm
+from hooked_vit.config.showing import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ def check_propagates(model: HookedViT, name: str = "the model") -> None:
     cfg = model.cfg
     obstacles = {
         f"reads {' and '.join(cfg.sources)}": cfg.sources != ("cls",),
-        f"has {len(cfg.heads)} heads": len(cfg.heads) != 1,
+        f"has {counted(len(cfg.heads), 'head')}": len(cfg.heads) != 1,
         "norms the pooled token": cfg.final_norm != "tokens",
         "has a gated MLP": cfg.gated_mlp,
         "adds a relative position bias to the scores": cfg.rel_pos_shared or cfg.rel_pos_per_layer,

@@ -8,12 +8,17 @@ import plotly.graph_objects as go
 
 from analyses.drawing.colours import CHANCE, DARK, MODELS
 from analyses.drawing.panels import curve, each_panel, model_panels, panels, place
-from analyses.drawing.rows import by_model
+from analyses.drawing.rows import by_model, last_layer
 from analyses.running.results import Result
 from analyses.running.shown import drawn_plain
 from hooked_vit.config.showing import counted
 
 NONE = "none"
+OF_DEPTHS = (
+    ". The models differ in depth: both layers are told by the share of the blocks passed, and of a deeper model the "
+    "probe is the first that has passed as many"
+)
+DEPTH_TICKS = {0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1.0: "100 %"}
 WRITTEN = 10  # up to so many layers a cell has room for its number
 
 
@@ -31,32 +36,39 @@ def restored_figure(result: Result) -> go.Figure:
 
 
 def panels_figure(result: Result) -> go.Figure:
-    """One panel per probed layer: accuracy against the layer shuffled; `none` is the probe without a shuffle."""
-    layers = _layers(result.frame[result.frame.measure == "accuracy"])
-    shuffles = [NONE, *map(str, layers)]
+    """One panel per probed layer: accuracy against the layer shuffled; `none` is the probe without a shuffle.
+
+    Of models that differ in depth a panel is of one share of the blocks passed, as those of the shallowest are.
+    """
+    depths = {name: last_layer(rows.assign(layer=rows.probe_layer)) + 1 for name, rows in by_model(result)}
+    least, same = min(depths.values()), len({*depths.values()}) == 1
+    shares = [(p + 1) / least for p in range(least)]
     fig = panels(
-        [f"probe behind layer {p}" for p in layers],
+        [f"probe behind layer {p}" if same else f"probe behind {shares[p]:.0%} of the blocks" for p in range(least)],
         f"Which shuffles of {_shuffled(result)} hurt what is read from {_probed(result)} later?",
         f"{_reading(result)}. Right of the dotted line the shuffle comes after the probe and cannot matter; "
-        "horizontal, dashed: chance; none: no shuffle",
-        x="layer shuffled",
+        f"horizontal, dashed: chance; none: no shuffle{'' if same else OF_DEPTHS}",
+        x="layer shuffled" if same else "blocks passed before the shuffle",
         y="accuracy",
         columns=4,
         height=260,
     )
     for k, (name, rows) in enumerate(by_model(result)):
+        n, label = depths[name], name if same else f"{name} ({counted(depths[name], 'block')})"
         cells = rows[rows.measure == "accuracy"].sort_values("shuffled_layer", na_position="first")
-        cells = cells.assign(shuffle=cells.shuffled_layer.map(str, na_action="ignore").fillna(NONE))
-        for number, p in enumerate(layers):
-            read = cells[cells.probe_layer == p]
-            curve(fig, place(fig, number), read, name, MODELS[k % len(MODELS)], x="shuffle")
+        cells = cells.assign(shuffle=(cells.shuffled_layer.fillna(-1).astype(float) + 1) / n)  # 0 is none
+        for number, share in enumerate(shares):
+            # in whole numbers, as a share of a third is none that floats hold
+            read = cells[cells.probe_layer == -(-(number + 1) * n // least) - 1]
+            curve(fig, place(fig, number), read, label, MODELS[k % len(MODELS)], x="shuffle")
+            fig.add_vline(x=share, line={"color": DARK, "dash": "dot", "width": 1}, **place(fig, number))
     chance = float(result.frame[result.frame.measure == "chance"].value.iloc[0])
-    for number, p in enumerate(layers):
-        fig.add_vline(x=p + 1, line={"color": DARK, "dash": "dot", "width": 1}, **place(fig, number))
+    for number in range(least):
         fig.add_hline(y=chance, line={**CHANCE, "width": 1}, **place(fig, number))
-    every = 1 if len(shuffles) < 10 else 2
-    fig.update_xaxes(type="category", categoryorder="array", categoryarray=shuffles, tickvals=shuffles[::every])
-    return fig.update_xaxes(tickangle=0, range=[-0.5, len(shuffles) - 0.5])
+    every = 1 if least < 9 else 2 if least < 25 else 4
+    ticks = {p / least: str(p - 1) for p in range(1, least + 1, every)} if same else DEPTH_TICKS
+    fig.update_xaxes(tickvals=[0, *ticks], ticktext=[NONE, *ticks.values()], tickangle=0)
+    return fig.update_xaxes(range=[-0.5 / least, 1 + 0.5 / least])
 
 
 def summary_table(result: Result) -> pd.DataFrame:
@@ -122,8 +134,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
 
 
 def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[str], colours: str) -> go.Figure:
-    layers = _layers(result.frame)
-    shuffles = [*extra, *map(str, layers)]
+    same = result.frame.groupby("model").probe_layer.max().nunique() == 1
     fig = model_panels(
         result,
         title,
@@ -133,8 +144,11 @@ def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[s
         y_range=None,
         height=350,
         right=110,
+        shared=same,
     )
     for at, _, rows in each_panel(fig, result):
+        layers = _layers(rows)
+        shuffles = [*extra, *map(str, layers)]
         cells = rows[rows.measure == measure]
         row = cells.shuffled_layer.map(str, na_action="ignore").fillna(NONE)
         mean = cells.assign(row=row).groupby(["row", "probe_layer"]).value.mean().unstack()

@@ -13,6 +13,7 @@ from analyses.drawing.colours import BLUE, CHANCE, GREEN, MIDGREY, ORANGE, RED
 from analyses.drawing.panels import curve, level, panels, place
 from analyses.drawing.rows import picked
 from analyses.running.results import Result
+from analyses.running.shown import small
 from hooked_vit.config.showing import counted
 
 ORDERS = {
@@ -88,7 +89,7 @@ def graph_figure(result: Result, n_edges: int = SHOWN) -> go.Figure:
     fig.update_xaxes(visible=False, range=[-0.7, n_heads + 1.2])
     fig.update_yaxes(visible=False)
     height = 160 + 62 * (n_layers + 2)
-    return fig.update_layout(template="plotly_white", title=f"{title}<br><sup>{said}</sup>", width=900, height=height)
+    return fig.update_layout(template="plotly_white", title=f"{title}<br>{small(said)}", width=900, height=height)
 
 
 def _spot(name: str, n_heads: int, n_layers: int) -> tuple[float, float]:

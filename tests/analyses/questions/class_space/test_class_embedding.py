@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 
 from analyses import Result, class_projection, load_data
+from analyses.pages.gallery import pictures_of
 from analyses.questions.class_space.class_embedding.class_embedding import PARTS, class_embedding
 from analyses.questions.class_space.class_embedding.figure import figures_of_parts
 from analyses.reproductions.beside import published_beside
 from analyses.reproductions.recipe import load_recipe
 from analyses.running.catalogue import get_analysis
+from analyses.running.report import write_report
 from tests.analyses.questions.class_space.cases import noisy, with_processor
 
 QUICK = ("class-projection", "residual-updates", "class-values", "attention-knockouts", "gradient-explanations")
@@ -38,6 +40,13 @@ def test_the_study_draws_every_part(study: Result) -> None:
     for draw in figures.values():
         assert draw(study).layout is not None
     assert len(study.figure().data) > 0
+
+
+def test_it_shows_the_images_of_its_parts(study: Result, tmp_path) -> None:
+    page = write_report(study, tmp_path).read_text("utf-8")
+    shown = pictures_of(study.meta)
+    assert {one["model"] for one in shown} == {"attention-knockouts, one"}
+    assert page.count("<img") == len(shown) > 0
 
 
 def test_its_table_is_that_of_its_parts(study: Result) -> None:

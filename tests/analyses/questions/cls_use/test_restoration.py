@@ -222,3 +222,28 @@ def test_the_heatmap_shows_the_numbers(result: Result) -> None:
     assert {a.text for a in result.figure().layout.annotations} >= {NAME}
     assert len(panels_figure(result).data) == 2
     assert result.meta["table"][0]["diagonal"] == pytest.approx(np.mean([cell(result, p, p) for p in range(2)]))
+
+
+def test_models_of_different_depth_stand_at_the_same_share_of_their_blocks() -> None:
+    """Each layer behind as many of its own blocks, the last of either at the right; of one depth, by layer."""
+    depths = {"shallow": 2, "deep": 4}
+    rows = [
+        {"model": name, "measure": "accuracy", "shuffled_layer": s, "probe_layer": p, "seed": 0,
+         "value": p + (s or 0) / 10}
+        for name, n in depths.items() for p in range(n) for s in (None, *range(n))
+    ]  # fmt: skip
+    rows += [{"model": name, "measure": "chance", "value": 0.5} for name in depths]
+    frame = pd.DataFrame(rows).astype({"shuffled_layer": "Int64", "probe_layer": "Int64", "seed": "Int64"})
+    meta = {"tokens": "cls", "probe_tokens": "cls", "probe_fit": "clean", "batch_size": 10}
+    both = panels_figure(Result(frame.assign(low=frame.value, high=frame.value), meta))
+    lines = {(line.name, line.xaxis): (list(line.x), list(line.y)) for line in both.data}
+    assert lines["shallow (2 blocks)", "x"] == ([0, 0.5, 1], [0, 0, 0.1])
+    assert lines["deep (4 blocks)", "x"] == ([0, 0.25, 0.5, 0.75, 1], [1, 1, 1.1, 1.2, 1.3])
+    assert lines["deep (4 blocks)", "x2"][1][0] == lines["deep (4 blocks)", "x2"][1][1] == 3
+    titles = [note.text for note in both.layout.annotations]
+    assert titles == ["probe behind 50% of the blocks", "probe behind 100% of the blocks"]
+    assert "differ in depth" in both.layout.title.text
+    assert both.layout.xaxis.title.text == "blocks passed before the shuffle"
+    one = panels_figure(Result(frame[frame.model == "deep"].assign(low=0, high=1), meta))
+    assert [note.text for note in one.layout.annotations] == [f"probe behind layer {p}" for p in range(4)]
+    assert list(one.layout.xaxis.ticktext) == ["none", "0", "1", "2", "3"]

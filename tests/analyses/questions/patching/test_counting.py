@@ -15,8 +15,8 @@ from analyses.activations.token_groups import aligned_masks
 from analyses.data import digit_scenes, load_data
 from analyses.probes.ridge import GramRidge
 from analyses.questions.patching.counting.counting import counting
-from analyses.questions.patching.counting.scenes import count_ids
 from analyses.questions.patching.counting.figure import cumulative_figure, summary_table
+from analyses.questions.patching.counting.scenes import count_ids
 from analyses.running.catalogue import registered_analyses
 from analyses.running.results import Result
 from hooked_vit import HookedViT
