@@ -200,7 +200,7 @@ def test_what_intervenes_on_labelled_images_shows_them(name: str, tmp_path) -> N
     shown = pictures_of(found.meta)
     assert any(one["why"] == "moved" for one in shown)
     assert all(one["of"] <= 40 for one in shown)
-    assert all(one["image"].startswith("row ") and one["class"] and one["says"] for one in shown)
+    assert all(one["image"].startswith("scene ") and one["class"] and one["says"] for one in shown)
     under = [one["under"] for one in shown if one["why"] == "moved"]
     assert all(one.strip() and ("_" not in one or name == "intervention-sweep") for one in under)
     assert write_report(found, tmp_path).read_text("utf-8").count("<img") == len(shown)

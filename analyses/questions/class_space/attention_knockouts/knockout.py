@@ -137,7 +137,7 @@ class Run(NamedTuple):
         """The run in words."""
         first, last, head = self.place
         layers = "" if (first, last) == (0, n_layers - 1) else f" in layers {first} to {last}"
-        return f"{self.variant.replace('_', ' ')}{layers}{'' if head is None else f', head {head}'}"
+        return f"attention cut, {self.variant.replace('_', ' ')}{layers}{'' if head is None else f', head {head}'}"
 
 
 def measure_knockouts(

@@ -1,6 +1,7 @@
 """What textbooks say of CLS's attention, as differences that images can settle: supported, not supported, or neither.
 
-A claim has parts, each a mean over images of a difference that is above 0 where the claim is right. The intervals of
+A claim has parts, each a mean over images of a difference that is above `LEAST` where the claim is right: attention
+with random weights differs between layers by a hundred-thousandth, and in all images the same way. The intervals of
 all parts of all claims of all models hold together (Bonferroni). methods §26.
 """
 
@@ -23,6 +24,8 @@ CLAIMS = (BROAD, OBJECTS, DISCRIMINATES)
 EARLY, MIDDLE, LATE = "early", "middle", "late"
 SUPPORTED, NOT_SUPPORTED, CANNOT_TELL = "supported", "not supported", "cannot tell"
 LEVEL = 0.05
+LEAST = 0.001
+"""A difference of shares that is no larger is called none: a tenth of a point, as far as sentences print."""
 
 At = Callable[[str, str, str], np.ndarray]
 """(measure, variant, third of the layers) -> the mean over these layers, one value per image."""
@@ -144,7 +147,7 @@ def settle(found: Mapping[Part, np.ndarray], n_tests: int) -> Iterator[Found]:
 
 
 def judge(claim: str, found: Sequence[Found], lacking: str) -> Verdict:
-    """Supported where all parts lie above 0, not supported where one lies below; `lacking`: why a part is not there.
+    """Supported where all parts lie above `LEAST`, not supported where one lies below; `lacking`: why one is not there.
 
     >>> judge(BROAD, [], "fewer than three blocks have no middle").verdict
     'cannot tell'
@@ -153,10 +156,15 @@ def judge(claim: str, found: Sequence[Found], lacking: str) -> Verdict:
     # some of its parts alone would be another claim
     if len(mine) < sum(part.claim == claim for part in PARTS):
         return Verdict(claim, CANNOT_TELL, lacking)
-    below = [one.part.what for one in mine if one.interval.high < 0]
-    open_ = [one.part.what for one in mine if not one.interval.low > 0]
+    below = [_told(one) for one in mine if one.interval.high < LEAST]
+    open_ = [_told(one) for one in mine if not one.interval.low > LEAST]
     if below:
-        return Verdict(claim, NOT_SUPPORTED, f"below 0: {'; '.join(below)}")
+        return Verdict(claim, NOT_SUPPORTED, f"not above {LEAST}: {'; '.join(below)}")
     if open_:
-        return Verdict(claim, CANNOT_TELL, f"not told from 0: {'; '.join(open_)}")
-    return Verdict(claim, SUPPORTED, "every part lies above 0")
+        return Verdict(claim, CANNOT_TELL, f"not told from {LEAST}: {'; '.join(open_)}")
+    least = min(mine, key=lambda one: one.interval.estimate)
+    return Verdict(claim, SUPPORTED, f"every part lies above {LEAST}; least: {_told(least)}")
+
+
+def _told(found: Found) -> str:
+    return f"{found.part.what} ({found.interval.estimate:+.2g})".replace("(-", "(−")

@@ -71,8 +71,8 @@ def cls_attention(
     `seed`), "uniform attention", of objects "masks of other images".
 
     Rows of measure "contrast" are the parts of each `claim`, with intervals that hold together over all parts of all
-    models; `meta["table"]` has the verdicts: "supported" where every part lies above 0, "not supported" where one lies
-    below, else "cannot tell", as of objects without masks and of fewer than three blocks.
+    models; `meta["table"]` has the verdicts: "supported" where every part lies above .001, "not supported"
+    where one lies below, else "cannot tell", as of objects without masks and of fewer than three blocks.
     Raises ValueError for a model without CLS, whose attention has no query that runs through the blocks.
     """
     labelling = Labelling(rule, tau)

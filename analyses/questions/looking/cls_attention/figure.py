@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from analyses.drawing.colours import BLUE, CHANCE, DARK, GREEN, MODELS, ORANGE, PURPLE, SHAPES
 from analyses.drawing.panels import Place, add, curve, each_panel, level, model_panels, note, panels, place
 from analyses.drawing.rows import by_model, last_layer, model_names, picked, value_of
-from analyses.questions.looking.cls_attention.claims import BROAD, CLAIMS, DISCRIMINATES, OBJECTS, thirds
+from analyses.questions.looking.cls_attention.claims import BROAD, CLAIMS, DISCRIMINATES, LEAST, OBJECTS, thirds
 from analyses.questions.looking.cls_attention.study import OTHER_MASKS, RANDOM, RANDOM_UNIFORM, TRAINED, UNIFORM
 from analyses.running.results import Result
 
@@ -61,7 +61,7 @@ def contrast_figure(result: Result) -> go.Figure:
     asked = [*dict.fromkeys(rows.part)]
     fig = panels(
         [""],
-        "What the claims compare: a claim is supported where all its parts lie above 0",
+        f"What the claims compare: a claim is supported where all its parts lie above {LEAST}",
         f"Means over images of differences of early, middle and late layers, with intervals that hold together: "
         f"all {result.meta['n_tests']} at 95 % (Bonferroni)",
         x="difference, as a share", y="", y_range=None, left=400, height=160 + 44 * max(len(asked), 1),
@@ -86,7 +86,7 @@ def contrast_figure(result: Result) -> go.Figure:
             },
         )
         add(fig, at, drawn, name)
-    fig.add_vline(x=0, line=CHANCE, **at)
+    fig.add_vline(x=LEAST, line=CHANCE, **at)
     fig.update_yaxes(tickvals=[*range(len(asked))], ticktext=asked, range=[len(asked) - 0.5, -0.5])
     return fig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analyses.drawing.rows import by_model, picked, value_of
-from analyses.questions.looking.cls_attention.claims import EARLY, LATE, MIDDLE, thirds
+from analyses.questions.looking.cls_attention.claims import EARLY, LATE, LEAST, MIDDLE, thirds
 from analyses.questions.looking.cls_attention.study import OTHER_MASKS, RANDOM, TRAINED, UNIFORM
 from analyses.running.results import Result
 
@@ -24,7 +24,9 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         if not about["cls_read"]:
             notes.append(f"{name} does not answer from CLS: its attention may serve nothing that the answer needs.")
     notes += [
-        "A verdict is of these images and of one copy with random weights; probes are fitted once.",
+        "A verdict is of these images and of one copy with random weights; probes are fitted once. A "
+        f"difference of shares counts from {LEAST} on, as far as these sentences print: with random weights all images "
+        "may differ the same way by less. How large each is stands in brackets.",
         "Tokens with outlier norms (analysis registers) are patches here as any other, and may hold much of late "
         "attention.",
         "Accuracy is that of a probe on the values CLS gathers from patches alone. What it gains over equal weights on "

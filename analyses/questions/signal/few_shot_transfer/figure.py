@@ -12,6 +12,7 @@ from analyses.drawing.colours import BLUE, ORANGE, READ_FROM
 from analyses.drawing.panels import bars, each_panel, level, model_panels
 from analyses.drawing.rows import between, by_model, over_seeds, picked, value_of
 from analyses.running.results import Result
+from analyses.statistics.moments import FEW
 from hooked_vit.config.showing import counted
 
 SHOWN = {
@@ -108,6 +109,11 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
             f"{sentence}. With random weights it is {of['random weights']:.1%}, chance {1 / meta['ways']:.1%}."
         )
     groups = picked(result.frame, measure="accuracy").n_groups
+    if (fewest := int(groups.min())) <= FEW:
+        found.append(
+            f"These intervals are over no more than {counted(fewest, 'group')} of images that share none: with so few "
+            "they are wide, and whether they hold 0 says little. More images of each class make more groups."
+        )
     notes = [
         f"Intervals are over groups of images that share none ({_counts(groups)}), with episodes drawn within each: "
         "episodes of one pool share images, and more of them say nothing more of other images.",

@@ -28,7 +28,7 @@ from interventions import Intervention, apply, mean_tokens, set_tokens, shuffle_
 from interventions.vocabulary import generator_of
 
 CONTROL = "as many patches"
-PUT = {"zero": "zero", "mean": "their mean", "noise": "noise", "shuffle": "those of other images"}
+PUT = {"zero": "zero", "mean": "the mean", "noise": "noise", "shuffle": "another image's"}
 WAYS = tuple(PUT)
 DRAWN = ("noise", "shuffle")
 Case = tuple[str, str, int | None]

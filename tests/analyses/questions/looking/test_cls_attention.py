@@ -131,7 +131,7 @@ def test_a_model_that_sees_all_alike_is_its_own_control(result: Result) -> None:
     same("class_gain", 0.0)
     verdicts = {row["claim"]: row["verdict"] for row in result.meta["table"] if row["model"] == BLIND}
     assert claims.SUPPORTED not in verdicts.values()
-    assert verdicts[claims.OBJECTS] == claims.CANNOT_TELL
+    assert verdicts[claims.OBJECTS] == claims.NOT_SUPPORTED  # what it has on them is known to be what all have
 
 
 def test_every_measure_has_its_controls_and_intervals(result: Result) -> None:
@@ -194,6 +194,23 @@ def test_a_verdict_is_what_was_planted(height: float, verdict: str) -> None:
     assert claims.judge(claims.BROAD, found, "").verdict == verdict
     # a claim of which a part is missing is no claim
     assert claims.judge(claims.BROAD, found[:2], "too few").why == "too few"
+
+
+@pytest.mark.parametrize("height", [1e-5, -1e-5])
+def test_what_is_next_to_nothing_supports_nothing_though_all_images_agree(height: float) -> None:
+    """As with random weights, whose attention is uniform: a verdict says how large its differences are."""
+    columns = {
+        ("entropy", variant, layer): 0.9 + np.full(50, height * (variant == TRAINED) * (layer < 2))
+        for variant in (TRAINED, RANDOM)
+        for layer in range(6)
+    }
+    for key in columns:
+        columns[key] = columns[key] + np.random.default_rng(0).normal(0, 1e-8, 50)
+    found = [*claims.settle(claims.differences(columns, 6), 3)]
+    assert all(one.interval.low > 0 or one.interval.high < 0 for one in found)
+    judged = claims.judge(claims.BROAD, found, "")
+    assert judged.verdict == "not supported"
+    assert judged.why.count("(+1e-05)" if height > 0 else "(−1e-05)") == 3
 
 
 def test_without_masks_nothing_is_said_of_objects() -> None:
