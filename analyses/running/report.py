@@ -24,6 +24,8 @@ from analyses.running.text import visible
 from hooked_vit.config.showing import counted
 
 ROWS = 60
+CELL = 60
+"""Letters of a cell of the models' table; what is longer would make every row as high as it, and stands below."""
 TOLD = {"summary", "notes", "read", "table", "analysis", "versions", "small", "corrected", PICTURES}
 """Entries of `meta` that have a place of their own in the report."""
 
@@ -248,9 +250,14 @@ def _what_ran(meta: Mapping[str, Any]) -> str:
     if isinstance(models, Mapping) and all(isinstance(entry, Mapping) for entry in models.values()):
         columns = list(dict.fromkeys(key for entry in models.values() for key in entry if entry[key] not in ("", None)))
         columns = [column for column in columns if column != "reads"]  # told above
-        by_column = [_column([entry.get(column) for entry in models.values()]) for column in columns]
-        rows = [[name, *row] for name, row in zip(models, zip(*by_column, strict=True), strict=True)]
-        parts.append(_table(["model", *(column.replace("_", " ") for column in columns)], rows))
+        cells = {column: _column([entry.get(column) for entry in models.values()]) for column in columns}
+        short = {column: told for column, told in cells.items() if max(map(len, told), default=0) <= CELL}
+        rows = [[name, *row] for name, row in zip(models, zip(*short.values(), strict=True), strict=True)]
+        rows = rows or [[name] for name in models]
+        parts.append(_table(["model", *(column.replace("_", " ") for column in short)], rows))
+        for column in (column for column in columns if column not in short):
+            of = {name: entry[column] for name, entry in models.items() if entry.get(column) not in ("", None)}
+            facts.append(f"<tr><th>{escape(column.replace('_', ' '))}</th><td>{_fact(column, of)}</td></tr>")
     for key, value in meta.items():
         if key in TOLD or (key == "models" and parts):
             continue

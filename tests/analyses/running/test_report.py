@@ -215,3 +215,13 @@ def test_what_columns_hold_stands_over_them_and_below_the_table(tmp_path):
     assert '<th class="number" title="first layer from which exchanging CLS' in page
     assert "used from: first layer from which exchanging CLS costs more than five points" in Page(page).text
     assert "mine:" not in Page(page).text
+
+
+def test_what_is_long_about_a_model_stands_below_the_table_of_models(tmp_path):
+    """Where it would make a row as high as a page, out of sight on the right."""
+    models = {name: {"class": "ViT", "processor": {"resize": [f"{name} word"] * 60}} for name in ("a", "b")}
+    source = write_report(Result(pd.DataFrame({"x": [1]}), {"models": models}), tmp_path).read_text(encoding="utf-8")
+    table, settings = source.split("<h3>Settings</h3>")
+    assert "ViT" in table
+    assert "word" not in table.rpartition("What ran")[2]
+    assert settings.count("a word") == settings.count("b word") == 60

@@ -76,8 +76,8 @@ def heads_figure(result: Result) -> go.Figure:
     fig.update_layout(
         title=f"Importance for class {of} by layer and head<br>{small(f'{name}, image {image}')}"
         f"<br>{small(_read_as(result))}",
-        template="plotly_white", width=max(len(columns) * 120 + 80 + BAR, 640), height=len(layers) * 120 + 130,
-        margin={"l": 20, "r": 50 + BAR, "t": 110, "b": 10},
+        template="plotly_white", width=max(len(columns) * 120 + 80 + BAR, 640), height=len(layers) * 120 + 154,
+        margin={"l": 20, "r": 50 + BAR, "t": 134, "b": 10},
     )  # fmt: skip
     return _one_scale(fig)
 
