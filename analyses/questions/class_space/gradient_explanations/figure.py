@@ -72,11 +72,14 @@ def heads_figure(result: Result) -> go.Figure:
             _lay_over(fig, picture, _grid(here, picture), layer + 1, column, repro=_as_published(result))
     _bare(fig)
     fig.update_annotations(font_size=12)
-    of = rows.class_name.iloc[0]
+    of, height = rows.class_name.iloc[0], len(layers) * 120 + 154
     fig.update_layout(
-        title=f"Importance for class {of} by layer and head<br>{small(f'{name}, image {image}')}"
-        f"<br>{small(_read_as(result))}",
-        template="plotly_white", width=max(len(columns) * 120 + 80 + BAR, 640), height=len(layers) * 120 + 154,
+        title={
+            "text": f"Importance for class {of} by layer and head<br>{small(f'{name}, image {image}')}"
+            f"<br>{small(_read_as(result))}",
+            **{"yref": "container", "yanchor": "top", "y": 1 - 22 / height},
+        },
+        template="plotly_white", width=max(len(columns) * 120 + 80 + BAR, 640), height=height,
         margin={"l": 20, "r": 50 + BAR, "t": 134, "b": 10},
     )  # fmt: skip
     return _one_scale(fig)
