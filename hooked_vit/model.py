@@ -233,7 +233,7 @@ class HookedViT(Displayed, Readout, Weights, Running, Hooking):
 
     def __repr__(self) -> str:
         cfg = self.cfg
-        gives = "features" if cfg.is_feature_model else counted(cfg.n_classes, "class", "classes")
+        gives = "features" if cfg.is_feature_model else counted(cfg.n_classes or 0, "class", "classes")
         held = " + ".join(f"{n} {role}" for role, n in self.tokens.counts.items())
         return one_line(
             f"HookedViT({cfg.name or cfg.architecture}: {counted(cfg.n_layers, 'layer')}, "

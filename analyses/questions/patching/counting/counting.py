@@ -154,7 +154,7 @@ class _Study:
                 self._probe(group, mask, streams, scenes.counts)
             self.counts += scenes.counts.tolist()
             classes = self._classes(scenes.counts)
-            self.answered.open(scenes.images, scenes.index, classes[0], logits)
+            self.answered.open(scenes.images, scenes.places, classes[0], logits)
             self.right.append(right := logits.argmax(-1).cpu() == classes[0])
             with torch.no_grad():
                 self.right_pairs.append(right & (self.model(scenes.corrupt).argmax(-1).cpu() == classes[1]))
@@ -207,7 +207,7 @@ class _Study:
                     if run.images != shown:
                         shown, here = run.images, chosen[run.images]
                         images = [scenes.images[i] for i in here.tolist()]
-                        self.patched_ones.open(images, scenes.index[here], part[0], run.base)
+                        self.patched_ones.open(images, scenes.places[here], part[0], run.base)
                     self.patched_ones.compare(
                         run.logits,
                         f"{GROUPS.get(run.patch.group, run.patch.group)} of the other scene at depth {run.patch.layer}",

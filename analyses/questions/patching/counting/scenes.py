@@ -53,7 +53,7 @@ class SceneBatch(NamedTuple):
     """A batch: the pictures and their numbers, clean and corrupt pixels, counts, and token groups."""
 
     images: list[Image.Image]
-    index: Int[Tensor, "b"]
+    places: Int[Tensor, "b"]
     clean: Float[Tensor, "b c h w"]
     corrupt: Float[Tensor, "b c h w"] | None
     counts: Int[Tensor, "b"]
