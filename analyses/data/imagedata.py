@@ -89,8 +89,7 @@ class ImageData(Remembering, Displayed):
         return self.n
 
     def __repr__(self) -> str:
-        names = self.class_names
-        named = "unnamed classes" if names is None else counted(len(names), "class", "classes")
+        named = "unnamed classes" if self.class_names is None else counted(len(self.class_names), "class", "classes")
         return one_line(f"<{self.name}: {'? images' if self.n is None else counted(self.n, 'image')}, {named}>")
 
     def _rows(self) -> dict[str, object]:

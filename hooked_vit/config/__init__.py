@@ -186,8 +186,7 @@ class ViTConfig(Displayed):
             ),
             (
                 self.class_names is None or len(self.class_names) == self.n_classes,
-                f"{counted(len(self.class_names or ()), 'class name')} for "
-                f"{counted(self.n_classes or 0, 'class', 'classes')}",
+                f"class_names holds {len(self.class_names or ())}, n_classes is {self.n_classes}",
             ),
         ]
         for holds, message in rules:

@@ -63,7 +63,7 @@ SIZES = {
         ({"n_classes": None}, "must come together"),
         ({"heads": ()}, "must come together"),
         ({"heads": (("head", (1,)),)}, "read sources that do not exist"),
-        ({"class_names": ("a",)}, "1 class names for 2 classes"),
+        ({"class_names": ("a",)}, "class_names holds 1, n_classes is 2"),
     ],
 )
 def test_a_description_no_graph_has(setting, says):

@@ -204,8 +204,8 @@ def test_what_is_next_to_nothing_supports_nothing_though_all_images_agree(height
         for variant in (TRAINED, RANDOM)
         for layer in range(6)
     }
-    for key in columns:
-        columns[key] = columns[key] + np.random.default_rng(0).normal(0, 1e-8, 50)
+    rng = np.random.default_rng(0)
+    columns = {key: values + rng.normal(0, 1e-7, 50) for key, values in columns.items()}
     found = [*claims.settle(claims.differences(columns, 6), 3)]
     assert all(one.interval.low > 0 or one.interval.high < 0 for one in found)
     judged = claims.judge(claims.BROAD, found, "")
