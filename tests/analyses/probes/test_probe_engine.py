@@ -370,7 +370,7 @@ def test_fewer_images_than_classes(kind: str) -> None:
     few = relabelled(images(6, 2), [0, 11, 7, 7, 19])
     probes = fit_probes(model("vit"), few, probe=kind, roles=("cls",), training=Training(max_epochs=30))
     assert "17 more" not in probes.notes[-1]
-    assert "as there are 6 images" in probes.notes[-1]
+    assert "only 6 images were there" in probes.notes[-1]
     test = relabelled(images(40, 4), [0, 11, 7, 3, 19])
     said = probes.evaluate(model("vit"), test, per_image=True)
     assert bool((said.ranks["cls@1"][test.labels == 3] >= 3).all())  # behind the classes there were images of

@@ -218,7 +218,7 @@ def test_a_readout_that_learned_nothing_is_called_unsettled_everywhere():
     assert row.value < rows(hopeless, "accuracy", mode=BASE)["value"].item()
     assert row.status in (BELOW, ENDED)
     assert rows(hopeless, "difference", mode=f"null - {BASE}").status.item() == row.status
-    assert "0 of 1 trained readouts are settled; unsettled" in hopeless.meta["summary"][-1]
+    assert "0 of 1 trained readout is settled; unsettled" in hopeless.meta["summary"][-1]
     (drawn,) = (
         draw(hopeless)
         for title, draw in registered_analyses()["random-readouts"].figures(hopeless).items()
