@@ -233,16 +233,15 @@ def _from_stream(
     total = known.num_examples if known is not None and known.num_examples else None
     n = total if n is None or (total is not None and n > total) else n
     part = n is not None and n != total
-    whole = "no random draw over the whole of it"
+    source, whole = StreamSource(stream, features, n, name), "no random draw over the whole of it"
     drawn = f"the first {counted(n or 0, 'row')} of a stream, in its order: {whole}" if part else ""
-    source = StreamSource(stream, features, n, name)
     if seed is not None:
         # A few big files may be sorted by class: then their parts (parquet row groups) are shuffled.
         pieces = stream.reshard() if stream.num_shards < INTERLEAVED else stream
         source.read_from(pieces.shuffle(seed=seed, buffer_size=BUFFER, max_buffer_input_shards=INTERLEAVED))
         read = f"{min(INTERLEAVED, pieces.num_shards)} of its {counted(pieces.num_shards, 'part')}, read side by side"
-        drawn = f"a stream, mixed within a buffer of {BUFFER} rows from {read}"
-        drawn += f"; its first {counted(n or 0, 'row is', 'rows are')} {whole}" if part else ""
+        rest = f"; its first {counted(n or 0, 'row is', 'rows are')} {whole}" if part else ""
+        drawn = f"a stream, mixed within a buffer of {BUFFER} rows from {read}{rest}"
     data = _from_features(source, features, name, image, label, seed, skip_bad)
     data.drawn = drawn
     data.check_labels([first[data.label]])

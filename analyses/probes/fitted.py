@@ -130,11 +130,8 @@ class FittedProbes(Displayed):
         notes = [f"{sites}: {note}" for note, sites in sites_by_note(self.probes).items()]
         unmet = [name for name, n in zip(self.target.classes, self.counts, strict=True) if not n]
         if unmet:
-            few = (
-                f"; only {counted(sum(self.counts), 'image was', 'images were')} there"
-                if sum(self.counts) < len(self.counts)
-                else ""
-            )
+            n = sum(self.counts)
+            few = f"; only {counted(n, 'image was', 'images were')} there" if n < len(self.counts) else ""
             notes.append(f"without an image to fit on, and so never predicted: {some(unmet)}{few}")
         return notes
 

@@ -63,7 +63,7 @@ def feature_store(
         yield FeatureStore({site: np.empty((n, d), np.float32) for site, d in widths.items()}, True)
         return
     with scratch_folder(scratch) as folder:
-        what = f"the features of {n} images at {len(widths)} sites"
+        what = f"the features of {counted(n, 'image')} at {counted(len(widths), 'site')}"
         check_room(
             folder,
             needed,

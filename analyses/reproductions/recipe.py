@@ -94,7 +94,7 @@ class Recipe:
         changes = [
             *(f"{m} is {kept[m].checkpoint}" for m in kept if kept[m].checkpoint != self.models[m].checkpoint),
             *(f"{d} is {images[d].spec}" for d in images if images[d].spec != self.data[d].spec),
-            *(f"of {d} only {images[d].n} images" for d in images if images[d].n != self.data[d].n),
+            *(f"of {d} only {counted(images[d].n or 0, 'image')}" for d in images if images[d].n != self.data[d].n),
             *([f"models compute in {dtype}"] if dtype not in (None, self.dtype) else []),
             *([f"images are {image_size} × {image_size} pixels"] if image_size is not None else []),
         ]

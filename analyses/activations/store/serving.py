@@ -249,7 +249,7 @@ class InUse:
     def noted(self, serving: Serving) -> None:
         """Have the result say that these images were read from there."""
         store, rows = serving.store, len(serving.rows)
-        what = f"{serving.data.name} ({rows} images) from {store.folder}, {store.about['key']}"
+        what = f"{serving.data.name} ({counted(rows, 'image')}) from {store.folder}, {store.about['key']}"
         if what not in self.about["read"]:
             self.about["read"].append(what)
 

@@ -40,8 +40,8 @@ from analyses.running.locks import hold_folder
 from analyses.running.notice import notice
 from analyses.running.places import check_room, size
 from hooked_vit import HookedViT
-from hooked_vit.loading.files import why_no_file
 from hooked_vit.config.showing import counted
+from hooked_vit.loading.files import why_no_file
 from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, apply
 
@@ -120,7 +120,8 @@ def _missing(folder: Path, plan: Plan, notes: list[str], *, say: bool) -> list[t
         needed = sum(len(images) for _, images in missing) * plan.bytes_an_image
         check_room(folder, needed, "these activations")
         if say:
-            notice(f"activations of {plan.n} images take {size(plan.bytes)} in {folder}; {size(needed)} are missing")
+            images = counted(plan.n, "image")
+            notice(f"activations of {images} take {size(plan.bytes)} in {folder}; {size(needed)} are missing")
     return missing
 
 

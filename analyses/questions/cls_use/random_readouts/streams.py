@@ -28,6 +28,7 @@ from analyses.running.fingerprint import Fingerprint
 from analyses.running.notice import notice
 from analyses.running.places import size
 from hooked_vit import HookedViT, TokenLayout
+from hooked_vit.config.showing import counted
 from hooked_vit.loading.digests import digest
 
 CACHING = 64  # images at a time through the whole model
@@ -186,5 +187,5 @@ def note_former(folder: Path) -> list[str]:
     former = sorted(folder.glob(FORMER))
     if not former:
         return []
-    files = f"{len(former)} files, such as {former[0].name}," if len(former) > 1 else former[0].name
+    files = f"{counted(len(former), 'file')}, such as {former[0].name}," if len(former) > 1 else former[0].name
     return [notice(f"{files} in {folder} of an earlier version cannot be read; the streams are stored anew, remove it")]
