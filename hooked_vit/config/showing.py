@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from html import escape
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 LINE = 120
 """Characters of a line, and of an entry in a table."""
@@ -54,13 +55,13 @@ def one_line(text: object, longest: int = LINE) -> str:
     return f"{line[:head]}...{line[head + 3 - longest :]}"
 
 
-def counted(n: int, one: str, several: str | None = None) -> str:
+def counted(n: SupportsIndex, one: str, several: str | None = None) -> str:
     """A number of things in words, one of them or several; without a word for several, that with an s.
 
     >>> counted(1, "image"), counted(2, "image"), counted(1, "class was", "classes were")
     ('1 image', '2 images', '1 class was')
     """
-    return f"{n} {one if n == 1 else several or one + 's'}"
+    return f"{n} {one if index(n) == 1 else several or one + 's'}"
 
 
 def bare(dtype: object) -> str:

@@ -83,7 +83,7 @@ def _overview(found: Mapping[str, Result]) -> Iterator[str]:
     yield ""
     images = ", ".join(f"{said} `{Path(first[MEASURED][key]['name']).name}`" for key, said in IMAGES.items())
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("python", "torch", "transformers"))
-    yield f"Images: {images}. {versions}."
+    yield f"Images: {images}. {versions}. Memory counts pages of files that are read, which the system may take back."
 
 
 def _section(shown: Shown, result: Result) -> Iterator[str]:
@@ -94,7 +94,8 @@ def _section(shown: Shown, result: Result) -> Iterator[str]:
     yield ""
     yield f"*Run* `{measured['run']}` at {_pixels(measured)} pixels ({options}). *Claimed* {shown.claim}"
     told = [measured["dictionary"]] if "dictionary" in measured else []
-    for sentence in [*told, *result.meta.get("small", []), *result.meta.get("summary", [])]:
+    said = [*result.meta.get("small", []), *result.meta.get("summary", []), *shown.found(result)]
+    for sentence in [*told, *said]:
         yield ""
         yield sentence
     for table in shown.tables:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from analyses.running.results import Result
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a reader is told of a run: the question, the claim with its source, and the tables."""
+    """What a reader is told of a run: the question, the claim with its source, the tables, and what `found` says of
+    the claim, asked of the result.
+    """
 
     title: str
     claim: str
     tables: tuple[Table, ...]
+    found: Callable[[Result], list[str]] = lambda result: []
 
 
 def heads(effect: str) -> dict[str, str]:

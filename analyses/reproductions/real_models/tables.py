@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from analyses.reproductions.real_models.order import order_found
 from analyses.reproductions.real_models.shown import (
     AS_PUBLISHED,
     CLEAN_AND_FLOOR,
@@ -235,6 +236,7 @@ SHOWN = {
             ),
             Table("Chance.", {"the most frequent class": "measure == 'chance' and split == 'test'"}),
         ),
+        found=order_found,
     ),
     "decodability": Shown(
         "What can a probe read from CLS and from the mean patch?",

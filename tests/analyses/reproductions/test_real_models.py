@@ -14,6 +14,7 @@ from analyses.data import load_data
 from analyses.reproductions.real_models import measuring, page
 from analyses.reproductions.real_models.kept import keep_results
 from analyses.reproductions.real_models.measuring import MEASURED, Study, measure, pairs
+from analyses.reproductions.real_models.order import order_found
 from analyses.reproductions.real_models.page import write_page
 from analyses.reproductions.real_models.runs import RUNS, Run, find
 from analyses.reproductions.real_models.tables import SHOWN
@@ -106,6 +107,35 @@ def test_results_are_given_away_without_images_and_paths_and_make_the_same_page(
     assert page.page({"register-controls": again}) == page.page({"register-controls": with_images})
     with pytest.raises(FileNotFoundError, match="no saved result"):
         keep_results(tmp_path, tmp_path / "none")
+
+
+def test_the_order_of_trained_readouts_is_told_from_their_rows() -> None:
+    difference = {"measure": "difference", "mode": "replace - null", "split": "test"}
+    rows = [
+        {**difference, "layer": 0, "value": 0.1, "low": 0.05, "high": 0.15, "status": "settled"},
+        {
+            **difference,
+            "layer": 1,
+            "value": -0.1,
+            "low": -0.2,
+            "high": 0.01,
+            "status": "unsettled: below its closed form",
+        },
+    ]
+    place = {"mode": "replace", "seed": 0, "split": "test", "low": 0.0, "high": 0.0}
+    for layer, (status, rate) in enumerate((("settled", 0.01), ("unsettled: below its closed form", 0.003))):
+        rows += [{**place, "layer": layer, "measure": "accuracy", "value": 0.5, "status": status}]
+        rows += [{**place, "layer": layer, "measure": "learning_rate", "value": rate, "status": status}]
+        for epoch in range(1, 4 + layer):
+            rows += [{**place, "layer": layer, "measure": "validation_accuracy", "value": 0.5, "epoch": epoch}]
+    meta = {"training": {"epochs": 9, "lr": [0.001, 0.003, 0.01]}, "fit_data": {"fit": 30}}
+    order, budget, edge, below = order_found(Result(pd.DataFrame(rows), meta))
+    assert "layer 0 +0.100 [+0.050, +0.150] (ahead); layer 1 -0.100 [-0.200, +0.010] (neither, not settled)" in order
+    assert "within 4 of 9 epochs" in budget
+    assert "best in 1" in edge
+    assert below.startswith("1 of 2 read less")
+    assert "on 30 images" in below
+    assert order_found(Result(pd.DataFrame(rows[:0] or [{"measure": "accuracy", "mode": "x"}]), meta)) == []
 
 
 def test_results_of_two_checkpoints_make_no_page(saved: Path) -> None:
