@@ -91,7 +91,7 @@ def test_layers_of_another_depth() -> None:
     ("name", "n_layers", "says"),
     [
         ("multiple-readouts", 3, "step random-cls: layers are 0 to 2 .* got .-4"),
-        ("class-embedding", 1, "Key-value agreement of the MLP: vit-b32 has 1 layers, and values are of the last 2"),
+        ("class-embedding", 1, "Key-value agreement of the MLP: vit-b32 has 1 layer, and values are of the last 2"),
     ],
 )
 def test_a_dry_run_finds_what_cannot_run(name: str, n_layers: int, says: str, folder: Path) -> None:
@@ -137,8 +137,8 @@ def test_settings_of_a_study_are_asked_of_the_checkpoint(folder: Path, monkeypat
     assert loaded.cfg.sources == ("cls",)
     told: dict[str, object] = {}
     monkeypatch.setattr(prepared, "load_model", lambda spec, **kw: told.update(kw) or loaded)
-    prepared.load_entry(replace(entry, settings={"use_mean_pooling": True}))
-    assert told == {"class_names": None, "device": "cpu", "use_mean_pooling": True}
+    prepared.load_entry(replace(entry, settings={"use_mean_pooling": True}), device="cpu", dtype="bfloat16")
+    assert told == {"class_names": None, "device": "cpu", "dtype": "bfloat16", "use_mean_pooling": True}
 
 
 def test_a_dry_run_lists_everything_that_is_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
