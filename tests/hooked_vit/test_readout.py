@@ -216,7 +216,7 @@ def test_a_norm_may_be_dropped_but_not_invented():
         (lambda m: m.set_readout_(sources=()), "needs at least one source"),
         (lambda m: m.set_head_(rand(3, 31), rand(3)), r"a head is \[classes, 32\].*got \(3, 31\)"),
         (lambda m: m.set_head_(rand(3, 32), rand(4)), r"got \(3, 32\) and \(4,\)"),
-        (lambda m: m.set_head_(rand(3, 32), rand(3), ("a",)), "1 class names for 3 classes"),
+        (lambda m: m.set_head_(rand(3, 32), rand(3), ("a",)), "class_names holds 1, n_classes is 3"),
     ],
 )
 def test_a_refused_readout_leaves_the_model_as_it_was(change, says):

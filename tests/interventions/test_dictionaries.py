@@ -136,7 +136,7 @@ def test_it_goes_with_other_edits_and_other_sizes(family):
             spliced = splice(sae, layer=1, site="resid_pre")
             there = others + spliced + ablate_feature(1, list(range(12)), site="resid_pre")
             with torch.no_grad(), unchecked_types(), attention(model, "eager"):
-                (kept,) = [out for _, out in sweep(model, x, [others])]
+                (kept,) = [out for _, out in sweep(model, x, [others], fold_tokens=0)]
                 second = splice(sae, 1, "mlp_out") + one.replace(site="mlp_out")
                 variants = [others + spliced, there, spliced, there + second]
                 swept = [out for _, out in sweep(model, x, variants, fold_tokens=0)]
