@@ -209,7 +209,8 @@ HEAD = """
 # What real models do
 
 Written by `python -m analyses.reproductions.real_models page FOLDER` from the results that `… run MODEL` saved: every
-number of ours is one of theirs, and `hooked-vit report FOLDER/RUN` shows the rest. Brackets hold the 95 % interval over
+number of ours is one of theirs, and `hooked-vit report FOLDER/RUN` shows the rest. They stand in `docs/results/`
+where `--keep` put them, without photographs. Brackets hold the 95 % interval over
 images (`docs/methods.md` §28); a number without them has none to be had. Where a cell is of several draws it is their
 mean, and the interval reaches to the ends that lie furthest out. Runs are as large as one core of a shared machine
 allows: what n allows is said beside each. Claims are of other models and data, as said there; they stand here for
