@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from analyses.pages.album import PICTURES
-from analyses.reproductions.real_models.runs import RUNS
-from analyses.running.results import ABOUT, Result
+from analyses.reproductions.real_models.runs import saved_in
+from analyses.running.results import Result
 
 FOLDERS = re.compile(r"(?<![\w.~])~?/(?:[\w.+-]+/)+")
 
@@ -19,10 +19,7 @@ def keep_results(folder: Path, to: Path) -> list[Path]:
     They lack the images that were shown and every folder in front of a file's name; all numbers are as they were, and
     `hooked-vit report` reads them. Raises FileNotFoundError where there is none.
     """
-    found = [run.name for run in RUNS if (folder / run.name / ABOUT).is_file()]
-    if not found:
-        raise FileNotFoundError(f"there is no saved result in {folder}; `run` leaves a folder for each")
-    return [given_away(Result.load(folder / name)).save(to / name) for name in found]
+    return [given_away(result).save(to / name) for name, result in saved_in(folder).items()]
 
 
 def given_away(result: Result) -> Result:

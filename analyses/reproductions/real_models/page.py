@@ -11,12 +11,12 @@ import pandas as pd
 
 from analyses.reproductions.filters import rows_where
 from analyses.reproductions.real_models.measuring import MEASURED
-from analyses.reproductions.real_models.runs import RUNS, Run
+from analyses.reproductions.real_models.runs import RUNS, Run, saved_in
 from analyses.reproductions.real_models.shown import Published, Shown, Table
 from analyses.reproductions.real_models.tables import SHOWN
 from analyses.reproductions.recipe import load_recipe
 from analyses.running.files import write_whole
-from analyses.running.results import ABOUT, Result
+from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
 NOT_TRIED = ("Other checkpoints: CLIP and SigLIP with their texts, models with trained registers.",)
@@ -28,16 +28,13 @@ def write_page(folder: Path, to: Path) -> Path:
     Raises FileNotFoundError for a folder without any, ValueError for results that were not measured here or are of
     different weights.
     """
-    found = {run.name: Result.load(folder / run.name) for run in RUNS if (folder / run.name / ABOUT).is_file()}
-    text = page(found)
+    text = page(saved_in(folder))
     write_whole(to, lambda part: part.write_text(text, encoding="utf-8"))
     return to
 
 
 def page(found: Mapping[str, Result]) -> str:
     """The page, as `write_page` writes it, of results by the name of their run."""
-    if not found:
-        raise FileNotFoundError("there is no saved result here; `run` leaves a folder for each")
     if strange := next((name for name, result in found.items() if MEASURED not in result.meta), None):
         raise ValueError(f"{strange} does not say what it cost and what it is of: save it with `run`")
     measured = [result.meta[MEASURED] for result in found.values()]
@@ -81,9 +78,18 @@ def _overview(found: Mapping[str, Result]) -> Iterator[str]:
         yield f"| `{name}` | {' | '.join(cells)} |"
     first = next(iter(found.values())).meta
     yield ""
-    images = ", ".join(f"{said} `{Path(first[MEASURED][key]['name']).name}`" for key, said in IMAGES.items())
+    images = ", ".join(f"{said} `{_file(first[MEASURED][key]['name'])}`" for key, said in IMAGES.items())
     versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("python", "torch", "transformers"))
     yield f"Images: {images}. {versions}. Memory counts pages of files that are read, which the system may take back."
+
+
+def _file(name: str) -> str:
+    """What a data set is called, without how it is read and where it lies.
+
+    >>> _file("parquet:photos/test.parquet"), _file("parquet:test.parquet")
+    ('test.parquet', 'test.parquet')
+    """
+    return Path(name.partition(":")[2] or name).name
 
 
 def _section(shown: Shown, result: Result) -> Iterator[str]:
@@ -209,10 +215,9 @@ HEAD = """
 # What real models do
 
 Written by `python -m analyses.reproductions.real_models page FOLDER` from the results that `… run MODEL` saved: every
-number of ours is one of theirs, and `hooked-vit report FOLDER/RUN` shows the rest. They stand in `docs/results/`
-where `--keep` put them, without photographs. Brackets hold the 95 % interval over
-images (`docs/methods.md` §28); a number without them has none to be had. Where a cell is of several draws it is their
-mean, and the interval reaches to the ends that lie furthest out. Runs are as large as one core of a shared machine
-allows: what n allows is said beside each. Claims are of other models and data, as said there; they stand here for
-orientation, whatever came out.
+number of ours is one of theirs, and `hooked-vit report FOLDER/RUN` shows the rest. They stand in `docs/results/`,
+where `--keep` put them, without photographs. Brackets hold the 95 % interval over images (`docs/methods.md` §28); a
+number without them has none to be had. Where a cell is of several draws it is their mean, and the interval reaches to
+the ends that lie furthest out. Runs are as large as one core of a shared machine allows: what n allows is said beside
+each. Claims are of other models and data, as said there; they stand here for orientation, whatever came out.
 """

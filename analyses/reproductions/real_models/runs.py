@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from analyses.running.results import ABOUT, Result
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,14 @@ def find(name: str) -> Run:
         if run.name == name:
             return run
     raise LookupError(f"there is no run {name!r}; there are {', '.join(run.name for run in RUNS)}")
+
+
+def saved_in(folder: Path) -> dict[str, Result]:
+    """The results that `run` saved in a folder, by the name of their run and in their order.
+
+    Raises FileNotFoundError where there is none.
+    """
+    found = {run.name: Result.load(folder / run.name) for run in RUNS if (folder / run.name / ABOUT).is_file()}
+    if not found:
+        raise FileNotFoundError(f"there is no saved result in {folder}; `run` leaves a folder for each")
+    return found

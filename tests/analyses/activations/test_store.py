@@ -45,12 +45,6 @@ def counted() -> Iterator[list[HookedViT]]:
 
 
 @pytest.fixture(scope="module")
-def vit() -> HookedViT:
-    torch.set_num_threads(1)
-    return model("vit")
-
-
-@pytest.fixture(scope="module")
 def data() -> ImageData:
     return coloured(20, 1)
 

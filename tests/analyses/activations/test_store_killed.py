@@ -15,23 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from analyses.activations.store import Store, store_activations
 from analyses.data import ImageData
 from analyses.processes.launching import free_port
 from analyses.running.locks import InUseError
 from hooked_vit import HookedViT
-from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
+from tests.analyses.questions.cls_use.test_cls_causality import coloured
 
 REFUSED = 3
 N, BATCH, MOMENTS = 24, 2, 20
-
-
-@pytest.fixture(scope="module")
-def vit() -> HookedViT:
-    torch.set_num_threads(1)
-    return model("vit")
 
 
 @pytest.fixture(scope="module")

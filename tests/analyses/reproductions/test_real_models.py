@@ -12,11 +12,11 @@ from transformers import BitImageProcessorPil
 
 from analyses.data import load_data
 from analyses.reproductions.real_models import measuring, page
-from analyses.reproductions.real_models.kept import keep_results
+from analyses.reproductions.real_models.kept import FOLDERS, keep_results
 from analyses.reproductions.real_models.measuring import MEASURED, Study, measure, pairs
 from analyses.reproductions.real_models.order import order_found
 from analyses.reproductions.real_models.page import write_page
-from analyses.reproductions.real_models.runs import RUNS, Run, find
+from analyses.reproductions.real_models.runs import RUNS, Run, find, saved_in
 from analyses.reproductions.real_models.tables import SHOWN
 from analyses.running.results import Result
 from hooked_vit import HookedViT, zoo
@@ -109,6 +109,15 @@ def test_results_are_given_away_without_images_and_paths_and_make_the_same_page(
         keep_results(tmp_path, tmp_path / "none")
 
 
+def test_the_page_in_the_docs_is_that_of_the_results_beside_it() -> None:
+    """Whoever reads a number there finds it in a result that is there too, and those lie nowhere on a machine."""
+    docs = Path(__file__).parents[3] / "docs"
+    results = saved_in(docs / "results")
+    assert set(results) == {run.name for run in RUNS}
+    assert page.page(results) == (docs / "real_models.md").read_text(encoding="utf-8")
+    assert not any(FOLDERS.search(str(result.meta)) or "pictures" in result.meta for result in results.values())
+
+
 def test_the_order_of_trained_readouts_is_told_from_their_rows() -> None:
     difference = {"measure": "difference", "mode": "replace - null", "split": "test"}
     rows = [
@@ -147,7 +156,7 @@ def test_results_of_two_checkpoints_make_no_page(saved: Path) -> None:
     with pytest.raises(ValueError, match="aligned-subspace does not say what it cost"):
         page.page(found)
     with pytest.raises(FileNotFoundError, match="no saved result"):
-        page.page({})
+        saved_in(saved.parent / "nothing")
 
 
 def test_a_table_without_rows_is_refused(saved: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 
 from analyses import intervention_sweep
 from analyses.data import ImageData
@@ -29,7 +28,7 @@ from analyses.running.report import write_report
 from analyses.running.results import Result
 from hooked_vit import HookedViT
 from interventions import grid, shuffle_cls
-from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
+from tests.analyses.questions.cls_use.test_cls_causality import coloured
 
 SEAMS = (
     "rename",
@@ -145,12 +144,6 @@ def test_the_page_is_of_the_numbers_beside_it_once_somebody_has_looked_after_the
 
 
 CHOSEN = grid(shuffle_cls, layer=range(2))
-
-
-@pytest.fixture(scope="module")
-def vit() -> HookedViT:
-    torch.set_num_threads(1)
-    return model("vit")
 
 
 @pytest.fixture(scope="module")
