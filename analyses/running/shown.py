@@ -20,7 +20,7 @@ from hooked_vit.config.showing import one_line
 SMALL_TAG = '<span style="font-size:12px">'
 SMALL_LINE = 22  # pixels of a line on what is small
 LETTER = 7.8  # pixels that a bold letter takes in it, in the widest of the fonts that browsers put in
-TOP = 100  # plotly's own margin
+TOP, EDGE = 100, 22  # plotly's own margin, and pixels above a title
 TITLE, BELOW = 105, 160  # letters of a line of the title, and of what stands below it, in a figure 1080 pixels wide
 MOST_LINES = 3  # of a finding; a longer one is read above the figure
 PIECE = re.compile(r"[^\s/_\-.,:]*(?:[\s/_\-.,:]|$)")  # of a name, up to where it may be broken
@@ -163,7 +163,9 @@ def _grown(fig: go.Figure, title: list[str], more: int) -> go.Figure:
     if height is None:
         return fig
     higher, y, legend = height + SMALL_LINE * more, fig.layout.title.y, fig.layout.legend
-    if y is not None and fig.layout.title.yref == "container":
+    if y is None:  # plotly would have its middle in the middle of the margin, and its end on the figure
+        fig.update_layout(title={"yref": "container", "yanchor": "top", "y": 1 - EDGE / higher})
+    elif fig.layout.title.yref == "container":
         fig.update_layout(title_y=1 - (1 - y) * height / higher)
     if legend.y is not None and legend.yref == "container":
         fig.update_layout(legend_y=legend.y * height / higher)

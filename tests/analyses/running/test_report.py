@@ -17,7 +17,7 @@ from analyses.drawing.panels import panels
 from analyses.running.registry import analysis
 from analyses.running.report import Section, key_numbers, write_report
 from analyses.running.results import Result
-from analyses.running.shown import small
+from analyses.running.shown import SMALL_LINE, TOP, drawn_plain, small
 
 EVIL = "</script><script>alert('x')</script><b>&"
 
@@ -225,3 +225,16 @@ def test_what_is_long_about_a_model_stands_below_the_table_of_models(tmp_path):
     assert "ViT" in table
     assert "word" not in table.rpartition("What ran")[2]
     assert settings.count("a word") == settings.count("b word") == 60
+
+
+@pytest.mark.parametrize("sentences", [1, 2, 5])
+def test_a_title_that_grows_ends_above_what_is_drawn(sentences):
+    """Also where a figure leaves its place to plotly, which puts its middle into the middle of the room."""
+    told = Result(pd.DataFrame(), {"small": ["Small: few images."] * sentences})
+    asked = go.Figure(layout={"title": f"Why?<br>{small('how')}", "height": 440})
+    layout = drawn_plain(lambda result: asked)(told).layout
+    lines = layout.title.text.count("<br>") + 1
+    top = (1 - layout.title.y) * layout.height
+    assert (layout.title.yanchor, layout.title.yref) == ("top", "container")
+    assert 0 < top < layout.margin.t - lines * SMALL_LINE
+    assert layout.height - layout.margin.t == pytest.approx(440 - TOP)
