@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.controls.shuffle_floors import (
     batch_seed,
     check_exchange,
@@ -40,7 +41,6 @@ from analyses.statistics.ranks import correct, identifiability, rank
 from hooked_vit import HookedViT
 from interventions import Intervention, readout, shuffle_cls, sweep
 from interventions.catalogue.shuffling import BY_CLASS
-from interventions.vocabulary import layers_of
 
 Disturbance = Callable[[int, int, Tensor | None], Intervention]
 
@@ -114,9 +114,6 @@ def cls_causality(
     }
     result = Result(frame, meta)
     result.meta["summary"], result.meta["notes"] = _in_words(result), [n["green"] for n in notes.values() if n["green"]]
-    if layers is not None:
-        chosen = ", ".join(map(str, layers))
-        result.meta["notes"].append(f"Only layers {chosen} were measured: a first layer is the first of these.")
     result.meta["table"] = summary_table(result).to_dict("records")
     return result
 
@@ -150,7 +147,6 @@ def _check(name: str, model: HookedViT, plan: _Plan) -> None:
         raise ValueError(
             f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): there is nothing to shuffle"
         )
-    layers_of(model, plan.layers)
     plan.disturbed(0, 0, torch.zeros(0, dtype=torch.long)).hooks(model)  # refuses here what this model cannot have
 
 
@@ -158,7 +154,7 @@ def _measure(
     name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, plan: _Plan, album: Album
 ) -> _Tally:
     model, tally = answers.model, _Tally()
-    layers, read = sorted(layers_of(model, plan.layers)), read_role(model)
+    layers, read = measured_layers(model, plan.layers), read_role(model)
     readouts = {"shuffled": readout("full")}
     if _cls_readout(model) == "differs":
         readouts["shuffled_cls_readout"] = readout("cls")

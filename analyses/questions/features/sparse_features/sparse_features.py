@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.activations.store.stats import stats_over
 from analyses.data import ImageData
 from analyses.data.sets import two_sets
@@ -128,14 +129,14 @@ def _places(model: HookedViT, found: list[Sae], layers: Any, site: str | None) -
     """Where each dictionary goes, everything checked; None for components that are yet to be found."""
     if not found:
         last = model.cfg.n_layers - 1
-        chosen = layers_of(model, layers if layers is not None else sorted({last // 2, last}))
+        chosen = measured_layers(model, layers if layers is not None else (last // 2, last))
         for layer in chosen:
             site_hook(model, site or "resid_post", layer, [known for known in TOKEN_SITES if known != "result"])
         return {(layer, site or "resid_post"): None for layer in chosen}
     places: dict[Place, Sae | None] = {}
     for sae in found:
         # one that says where it was trained is refused elsewhere
-        asked: list[int | None] = [None] if layers is None else [*layers_of(model, layers)]
+        asked: list[int | None] = [None] if layers is None else [*measured_layers(model, layers)]
         if sae.layer is not None and layers_of(model, [sae.layer])[0] in asked:
             asked = [sae.layer]
         for wanted in asked:

@@ -1,0 +1,42 @@
+"""Which layers an analysis measures, where it was told to measure some: checked before anything runs, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from analyses.running.notice import remark
+from analyses.running.registry import meanwhile
+from hooked_vit import HookedViT
+from interventions.vocabulary import layers_of
+
+
+def measured_layers(model: HookedViT, layers: Sequence[int] | None) -> list[int]:
+    """The layers that are measured, in their order, each once; all of them where None is named.
+
+    >>> measured_layers(vit, (-1, 0))  # doctest: +SKIP
+    [0, 11]
+
+    Raises ValueError for a layer the model has not.
+    """
+    return sorted(layers_of(model, layers))
+
+
+@contextmanager
+def layers_in_use(layers: Sequence[int], models: Mapping[str, HookedViT] | None) -> Iterator[dict[str, Any]]:
+    """Refuse layers that a model has not before any of them runs, and note which were measured.
+
+    Raises what `measured_layers` raises, with the model's name.
+    """
+    for name, model in (models or {}).items():
+        try:
+            measured_layers(model, layers)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    spoken = f"layer {layers[0]} was" if len(layers) == 1 else f"layers {', '.join(map(str, layers))} were"
+    remark(f"Only {spoken} measured: where a first or a last layer is named, it is the first or last of these.")
+    yield {"layers": list(layers)}
+
+
+meanwhile("layers", layers_in_use)
