@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hooked_vit.components.sizes import Sizes
 from hooked_vit.components.watching import watched
+from hooked_vit.config.numbers import check_autocast, dtype_of, multiplying
 from hooked_vit.tokens import RECOMPUTED, TokenLayout
 
 
@@ -26,7 +27,7 @@ class Running(Sizes):
 
         Raises RuntimeError where another thread runs the model, or has hooks attached to it.
         """
-        with self.run.held():
+        with self.run.held(), multiplying(self.run.autocast, self):
             before, self.run.tokens = self.run.tokens, layout
             self.run.depth += 1
             try:
@@ -34,6 +35,20 @@ class Running(Sizes):
             finally:
                 self.run.depth -= 1
                 self.run.tokens = before
+
+    def set_autocast(self, numbers: str | torch.dtype | None) -> None:
+        """Take products in bfloat16 or float16; weights, norms, softmax and residual stream stay float32. None ends it.
+
+        >>> model.set_autocast("bfloat16")  # doctest: +SKIP
+
+        It is `torch.autocast` around every run and nothing else: what hooks, probes and analyses multiply is as before.
+        Raises ValueError for other numbers, for weights that are no float32, and for a device without them.
+        """
+        found, weight = dtype_of(numbers) if numbers is not None else None, next(self.parameters())
+        if found is not None:
+            check_autocast(weight.device, found, weight.dtype)
+        with self.run.held():
+            self.run.autocast = found
 
     def _hooked(self) -> bool:
         """True where somebody listens and something may be compiled: compiled code would not ask again."""

@@ -218,7 +218,7 @@ class TokenLayout(Displayed):
 
 
 class Run:
-    """What the parts of one model share during a forward pass: the tokens as they are now, and the attention kernel.
+    """What the parts of one model share during a forward pass: the tokens as they are now, kernel and autocast.
 
     `depth` counts the runs in progress: a hook may start another one. All this belongs to one run at a time, and so do
     the hooks of a model: while a thread runs it or has hooks attached, another one is refused by `held`.
@@ -228,9 +228,9 @@ class Run:
 
     def __init__(self, native: TokenLayout) -> None:
         self.native = native
-        self.depth = 0
+        self.depth, self.n_forwards = 0, 0
         self.attention = "auto"
-        self.n_forwards = 0
+        self.autocast: torch.dtype | None = None
         self.lookalikes: list[TokenLayout] = []
         self._tokens = native
         self._holder: object = None

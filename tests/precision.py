@@ -10,8 +10,7 @@ import argparse
 import copy
 import platform
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +21,14 @@ from analyses import cls_causality, load_data, with_ridge_head
 from analyses.data import ImageData
 from analyses.running.models import load_model
 from hooked_vit import HookedViT, architectures, zoo
-from hooked_vit.loading.placing import DTYPES
+from hooked_vit.config.numbers import AUTOCAST, DTYPES, NUMBERS
 from interventions import apply, shuffle_tokens
 from tests.matrix import variants
 from tests.tiny import make, pixels, tiny
 
 PAGE = Path(__file__).parents[1] / "docs" / "precision.md"
 START, END = "<!-- written by tests/precision.py of a checkpoint: from here -->", "<!-- to here -->"
-AUTOCAST = "autocast"
-WAYS = (*(name for name in DTYPES if name != "float32"), AUTOCAST)
+WAYS = tuple(name for name in NUMBERS if name != "float32")
 N_IMAGES, N_FIT, N_TINY = 100, 200, 8
 PAIRS = 5000
 """Of outputs, whose order is compared; more are drawn from."""
@@ -61,11 +59,13 @@ def errors(half: Tensor, full: Tensor) -> Errors:
     return Errors(float(off.max()), float(off.mean()), float(same), float((order[0] == order[1]).double().mean()))
 
 
-def in_way(full: HookedViT, way: str) -> tuple[HookedViT, Callable[[], Any]]:
-    """A copy of a float32 model that computes in this way, inside the context that is made."""
-    if way == AUTOCAST:
-        return copy.deepcopy(full), lambda: torch.autocast(full.device.type, torch.bfloat16)
-    return copy.deepcopy(full).to(DTYPES[way]), nullcontext
+def in_way(full: HookedViT, way: str) -> HookedViT:
+    """A copy of a float32 model that computes in this way."""
+    if way != AUTOCAST:
+        return copy.deepcopy(full).to(DTYPES[way])
+    model = copy.deepcopy(full)
+    model.set_autocast("bfloat16")
+    return model
 
 
 @torch.no_grad()
@@ -91,9 +91,8 @@ def of_tiny(name: str, way: str) -> OfTiny:
     """Of a tiny model with random weights, on random images."""
     full = make(name, torch.float32)
     x = pixels(full, n=N_TINY)
-    model, context = in_way(full, way)
-    with context():
-        half, curve = model(x), effects(model, x)
+    model = in_way(full, way)
+    half, curve = model(x), effects(model, x)
     wanted = effects(full, x)
     return OfTiny(errors(half, full(x)), float((curve - wanted).abs().max() / wanted.max()))
 
@@ -126,10 +125,9 @@ def rows_of_trained(name: str, full: HookedViT, data: ImageData, fit: ImageData,
     wanted = _outputs(full, batch.images, batch_size)
     curves = _curves(full, data, fit, batch_size)
     for way in WAYS:
-        model, context = in_way(full, way)
-        with context():
-            e = errors(_outputs(model, batch.images, batch_size), wanted)
-            found = _curves(model, data, fit, batch_size)
+        model = in_way(full, way)
+        e = errors(_outputs(model, batch.images, batch_size), wanted)
+        found = _curves(model, data, fit, batch_size)
         moved = [max(abs(found[key] - curves[key]) for key in curves if key[0] == measure) for measure in CURVES]
         yield (
             f"| {name} | {way} | {e.largest:.1e} | {e.mean:.1e} | {e.same_first:.1%} | {e.same_order:.1%} | "
@@ -185,10 +183,11 @@ def page(checkpoint: str) -> str:
         *wrapped(
             "`--dtype bfloat16` or `float16` (in Python `load_model(name, dtype=…)` or `from_pretrained(…, dtype=…)`) "
             "runs a model with weights and activations of 16 bits. Softmax is of float32, ridge heads and probes are "
-            "fitted and added up in float64, trained probes in float32. *autocast* is a model of float32 inside "
-            '`with torch.autocast("cpu", torch.bfloat16):`, in Python alone: its products are of 16 bits, its weights, '
-            "norms and residual stream are not. A result says what it was computed in. Analyses multiply other "
-            "things than models too, and these then are of 16 bits as well; of `cls-causality`, shown here, none. "
+            "fitted and added up in float64, trained probes in float32. `--dtype autocast` is a model of float32 whose "
+            "products are of bfloat16; its weights, norms and residual stream are not, nor is what hooks, probes and "
+            "analyses multiply. In Python it is `model.set_autocast(…)`, of bfloat16 or float16; a `torch.autocast` of "
+            "your own around an analysis reaches what the analysis multiplies too. A result says what it was computed "
+            "in. "
             "Every family runs in all three. `python -m tests.precision` writes this page.",
         ),
         "",

@@ -6,7 +6,7 @@ import argparse
 
 from analyses.command_line import terminal
 from analyses.command_line.computing import computing
-from hooked_vit.config.showing import counted
+from hooked_vit.config.showing import bare, counted
 
 
 def cache(args: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def cache(args: argparse.Namespace) -> int:
     from analyses.running.files import check_writable
     from analyses.running.models import check_model, check_prompts, load_models
     from analyses.running.places import size
-    from hooked_vit.loading.placing import check_device
+    from hooked_vit.config.numbers import check_device
 
     terminal.quiet()
     console = terminal.console()
@@ -32,7 +32,7 @@ def cache(args: argparse.Namespace) -> int:
     if args.random_weights is not None:
         model = with_random_weights(model, args.random_weights)
     store = store_activations(
-        model, data, args.sites, args.roles, args.cache_dtype or args.dtype, to=folder, layers=args.layers,
+        model, data, args.sites, args.roles, args.cache_dtype or bare(model.dtype), to=folder, layers=args.layers,
         batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
     if not leads():

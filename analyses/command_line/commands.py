@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from analyses.running.locks import hold_folder
     from analyses.running.models import ZOO, check_model, check_prompts, default_models, load_models, short_names
     from analyses.running.report import Section, write_report
-    from hooked_vit.loading.placing import check_device
+    from hooked_vit.config.numbers import check_device
 
     terminal.quiet()
     console = terminal.console()
@@ -120,7 +120,7 @@ def reproduce(args: argparse.Namespace) -> int:
     from analyses.reproductions.run import NOT_ALL_THERE, run_recipe
     from analyses.running.files import check_writable
     from analyses.running.results import Result
-    from hooked_vit.loading.placing import check_device
+    from hooked_vit.config.numbers import check_device
 
     terminal.quiet()
     console = terminal.console()

@@ -9,7 +9,8 @@ from analyses.command_line.values import Choice, Number, Once, text
 from analyses.running.arguments import Range
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""Those of `hooked_vit.loading.placing`, known here without torch; a test compares."""
+NUMBERS = (*DTYPES, "autocast")
+"""Those of `hooked_vit.config.numbers`, known here without torch; a test compares."""
 COMPUTING: dict[str, Any] = {"device": "cpu", "dtype": "float32", "image_size": None}
 """What holds if nothing is said."""
 SIDE = Range(1, 10_000)
@@ -30,9 +31,9 @@ def add_image_size(to: argparse.ArgumentParser) -> None:
 def add_computing(to: argparse.ArgumentParser) -> None:
     """Give a command the options of `load_model` that say how its models compute."""
     add_device(to)
-    what = f"numbers the models compute in: {', '.join(DTYPES)}; probes stay in float64 (default: %(default)s); "
-    what += "what it costs: hooked-vit docs precision"
-    kind = Choice(DTYPES)
+    what = f"numbers the models compute in: {', '.join(NUMBERS)} (products of bfloat16 alone); probes stay in float64 "
+    what += "(default: %(default)s); what it costs: hooked-vit docs precision"
+    kind = Choice(NUMBERS)
     to.add_argument("--dtype", metavar="NAME", action=Once, type=kind, default=COMPUTING["dtype"], help=what)
     add_image_size(to)
 

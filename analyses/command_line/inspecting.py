@@ -73,7 +73,7 @@ def hooks(args: argparse.Namespace) -> int:
 def verify(args: argparse.Namespace) -> int:
     """`verify MODEL`: the original beside ours; status 1 where they differ or a hook is dead."""
     from analyses.running.models import PROMPTS, check_model
-    from hooked_vit.loading.placing import check_device
+    from hooked_vit.config.numbers import check_device
     from hooked_vit.loading.verify import verify
 
     terminal.quiet()

@@ -34,7 +34,8 @@ def load_model(
 
     >>> model = load_model("zoo:vit", dtype="bfloat16", image_size=96)  # doctest: +SKIP
 
-    `dtype` is float32, bfloat16 or float16, by name or torch's own. With `image_size` its processor makes squares of
+    `dtype` is float32, bfloat16 or float16, by name or torch's own, or "autocast": float32 whose products are of
+    bfloat16, as `HookedViT.set_autocast` has them. With `image_size` its processor makes squares of
     that side.
 
     `prompts:MODEL` has `class_names` for classes, each in "a photo of a {}.", or in the sentences of
@@ -42,10 +43,13 @@ def load_model(
     Raises UnsupportedModelError where there is no such model or no hook graph for its class, CheckpointError where its
     tensors do not fit, and what `check_prompts`, `check_device` and `resize_` raise.
     """
-    from hooked_vit.loading.placing import check_device, dtype_of, resize_
+    from hooked_vit.config.numbers import AUTOCAST, check_device, dtype_of
+    from hooked_vit.loading.placing import resize_
 
     check_device(device, dtype)
     model = _loaded(spec, class_names, dtype=dtype_of(dtype), device=device, **kw)
+    if dtype == AUTOCAST:
+        model.set_autocast("bfloat16")
     if image_size is not None:
         resize_(model, image_size)
     return model

@@ -16,6 +16,7 @@ from hooked_vit.components.pooling import AttentionPool
 from hooked_vit.components.sizes import Sizes
 from hooked_vit.components.watching import HookPoint, leaving
 from hooked_vit.config import Role, ViTConfig
+from hooked_vit.config.numbers import multiplying
 from hooked_vit.errors import NoHeadError, NonlinearReadoutError, nearest
 from hooked_vit.tokens import ROLES, tokens_changed
 
@@ -53,23 +54,25 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
 
         >>> model.pool(model(pixels, stop_at_layer=model.cfg.n_layers))  # doctest: +SKIP
         """
-        x = resid if self.cfg.final_norm == "pooled" else self.ln_final(resid)
-        if self.cfg.attention_pool:
-            pooled = self._attend(x, torch.stack([self._read(x, role) for role in self.cfg.sources]).any(0))
-        else:
-            pooled = torch.stack([self._pool(x, role) for role in self.cfg.sources], dim=1)
-        if self.cfg.final_norm == "pooled":
-            pooled = self.ln_final(pooled)
-        return pooled.flatten(1)
+        with multiplying(self.run.autocast, self):
+            x = resid if self.cfg.final_norm == "pooled" else self.ln_final(resid)
+            if self.cfg.attention_pool:
+                pooled = self._attend(x, torch.stack([self._read(x, role) for role in self.cfg.sources]).any(0))
+            else:
+                pooled = torch.stack([self._pool(x, role) for role in self.cfg.sources], dim=1)
+            if self.cfg.final_norm == "pooled":
+                pooled = self.ln_final(pooled)
+            return pooled.flatten(1)
 
     def answer_of(self, pooled: Float[Tensor, "b p"]) -> Float[Tensor, "b c"]:
         """Output of the model from what its readout has pooled, the value at `hook_pooled`."""
-        if self.cfg.unit_norm:
-            pooled = self._embed(pooled)
-        pooled = pooled.unflatten(1, (self.cfg.n_pooled, -1))
-        each = [getattr(self, name)(pooled[:, list(read)].flatten(1)) for name, read in self.cfg.heads]
-        each = self.hook_head_logits(torch.stack(each or [pooled.flatten(1)], dim=1))
-        return leaving(self.hook_logits, each.sum(1) / each.shape[1])
+        with multiplying(self.run.autocast, self):
+            if self.cfg.unit_norm:
+                pooled = self._embed(pooled)
+            pooled = pooled.unflatten(1, (self.cfg.n_pooled, -1))
+            each = [getattr(self, name)(pooled[:, list(read)].flatten(1)) for name, read in self.cfg.heads]
+            each = self.hook_head_logits(torch.stack(each or [pooled.flatten(1)], dim=1))
+            return leaving(self.hook_logits, each.sum(1) / each.shape[1])
 
     def _pool(self, x: Float[Tensor, "b t d"], role: Role) -> Float[Tensor, "b d"]:
         """Mean over the tokens of a role, wherever they are now."""
@@ -100,9 +103,10 @@ class Readout(Sizes, AttentionPool, ImageEmbeds):
         Raises NoHeadError for a feature model, ValueError for a role that does not exist.
         """
         weight, bias = self._head_of(role)
-        x = self.ln_final.applied(x)
-        x = self._attend_alone(x) if self.cfg.attention_pool else x
-        return F.linear(self._embed_alone(x) if self.cfg.unit_norm else x, weight, bias)
+        with multiplying(self.run.autocast, self):
+            x = self.ln_final.applied(x)
+            x = self._attend_alone(x) if self.cfg.attention_pool else x
+            return F.linear(self._embed_alone(x) if self.cfg.unit_norm else x, weight, bias)
 
     def head_for(self, role: str) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c"] | None]:
         """The part of the head that reads tokens of this role, and its bias.

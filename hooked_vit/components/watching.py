@@ -11,6 +11,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint as LensHookPoint
 
+from hooked_vit.config.numbers import autocast_on
+
 
 class HookPoint(LensHookPoint):
     """TransformerLens' hook point, which shows its hooks nothing but tensors of their own.
@@ -21,11 +23,17 @@ class HookPoint(LensHookPoint):
     """
 
     def __call__(self, x: Any) -> Any:
-        return super().__call__(x.clone()) if watched(self) else x
+        return self.show(x.clone()) if watched(self) else x
 
     def show(self, x: Tensor) -> Tensor:
         """The same for a tensor that was computed to be watched, and so is nobody else's."""
-        return super().__call__(x) if watched(self) else x
+        if not watched(self):
+            return x
+        kind = x.device.type
+        if autocast_on(kind) is None:
+            return super().__call__(x)
+        with torch.autocast(kind, enabled=False):  # what a hook adds is its own, and no part of the model
+            return super().__call__(x)
 
     def register_forward_hook(self, hook: Callable, **kw: Any) -> RemovableHandle:
         """torch's; the next hook is shown a copy of what this one returns."""

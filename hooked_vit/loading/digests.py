@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hooked_vit.config.numbers import autocast_on
+
 if TYPE_CHECKING:
     from hooked_vit.model import HookedViT
 
@@ -95,15 +97,14 @@ def _halved(model: HookedViT) -> list[str]:
 
 
 def autocast_of(model: HookedViT) -> torch.dtype | None:
-    """The numbers in which `torch.autocast` has a model multiply here and now; None where none is on.
+    """The numbers in which a model multiplies here and now, as `set_autocast` or a `torch.autocast` outside of it says;
+    None for those of its weights.
 
-    >>> with torch.autocast("cpu", torch.bfloat16):  # doctest: +SKIP
-    ...     autocast_of(model)
+    >>> model.set_autocast("bfloat16")  # doctest: +SKIP
+    >>> autocast_of(model)  # doctest: +SKIP
     torch.bfloat16
     """
-    kind = model.embed.patch.weight.device.type
-    known = kind == "cpu" or torch.amp.is_autocast_available(kind)
-    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
+    return model.run.autocast or autocast_on(model.embed.patch.weight.device.type)
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where and in which numbers a model computes, on which size and how many images: as asked, or refused."""
+"""On which size and how many images a model runs: as asked, or refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import torch
 if TYPE_CHECKING:
     from hooked_vit.model import HookedViT
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The numbers a model can be asked to compute in, by name; float64 is for tests, in Python."""
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 STATES = 4
 """States of a batch that an analysis may hold at once: that many times a batch has to fit."""
@@ -21,50 +19,6 @@ FASTER = 0.97
 """A larger batch is taken where an image takes at most this share of the time it took."""
 BUDGET = 5.0
 """Seconds after which no larger batch is tried."""
-
-
-def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
-    """A dtype by its name.
-
-    >>> dtype_of("bfloat16")
-    torch.bfloat16
-
-    Raises ValueError for another name.
-    """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
-    return DTYPES[dtype]
-
-
-def check_device(device: str | torch.device, dtype: str | torch.dtype = torch.float32) -> None:
-    """Raises ValueError for a device on which this machine's torch cannot add, as on `meta`, or has not this dtype."""
-    numbers = dtype_of(dtype)
-    try:
-        if torch.device(device).type == "cpu" != str(device):
-            raise ValueError("the CPU has no number")
-        torch.ones(2, device=device).sum().item()
-    except Exception as error:  # each kind of device refuses in its own way
-        raise ValueError(
-            f"this machine's torch cannot use the device {str(device)!r}: {_said(error)}; "
-            f"there is {', '.join(_devices())}"
-        ) from error
-    try:
-        ones = torch.ones(2, 2, device=device, dtype=numbers)
-        torch.nn.functional.layer_norm(ones @ ones, (2,)).sum().item()
-    except Exception as error:
-        name = str(numbers).removeprefix("torch.")
-        raise ValueError(f"the device {str(device)!r} does not compute in {name}: {_said(error)}") from error
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].partition(". ")[0]
-
-
-def _devices() -> list[str]:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return ["cpu", *([accelerator.type] if accelerator else [])]
 
 
 def resize_(model: HookedViT, side: int) -> None:

@@ -22,8 +22,8 @@ from analyses.running.models import check_model, default_models, load_model, loa
 from analyses.running.notes import about_model
 from analyses.running.results import Result
 from hooked_vit import architectures, zoo
+from hooked_vit.config.numbers import DTYPES, NUMBERS, check_device
 from hooked_vit.errors import UnsupportedModelError
-from hooked_vit.loading.placing import DTYPES, check_device
 from hooked_vit.loading.verify import Row
 from interventions import registered
 
@@ -392,7 +392,7 @@ def test_a_dtype_the_device_lacks_is_refused(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "layer_norm", lacks)
     with pytest.raises(ValueError, match=r"the device 'cpu' does not compute in float16: .LayerNorm. not implemented"):
         check_device("cpu", "float16")
-    assert tuple(DTYPES) == computing.DTYPES
+    assert (tuple(DTYPES), NUMBERS) == (computing.DTYPES, computing.NUMBERS)
 
 
 def test_a_batch_size_can_be_found(asked, checkpoint, tmp_path, monkeypatch, capsys):
