@@ -23,6 +23,19 @@ def measured_layers(model: HookedViT, layers: Sequence[int] | None) -> list[int]
     return sorted(layers_of(model, layers))
 
 
+def said_layers(meta: Mapping[str, Any]) -> list[str]:
+    """Where a result is of some layers, a sentence that says so: findings name first and last ones.
+
+    >>> said_layers({"layers": [3]})
+    ['Only layer 3 was measured: where a first or a last layer is named, it is the first or last of these.']
+    """
+    layers = meta.get("layers") or []
+    if not layers:
+        return []
+    spoken = f"layer {layers[0]} was" if len(layers) == 1 else f"layers {', '.join(map(str, layers))} were"
+    return [f"Only {spoken} measured: where a first or a last layer is named, it is the first or last of these."]
+
+
 @contextmanager
 def layers_in_use(layers: Sequence[int], models: Mapping[str, HookedViT] | None) -> Iterator[dict[str, Any]]:
     """Refuse layers that a model has not before any of them runs, and note which were measured.
@@ -34,9 +47,10 @@ def layers_in_use(layers: Sequence[int], models: Mapping[str, HookedViT] | None)
             measured_layers(model, layers)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    spoken = f"layer {layers[0]} was" if len(layers) == 1 else f"layers {', '.join(map(str, layers))} were"
-    remark(f"Only {spoken} measured: where a first or a last layer is named, it is the first or last of these.")
-    yield {"layers": list(layers)}
+    about = {"layers": list(layers)}
+    for sentence in said_layers(about):
+        remark(sentence)
+    yield about
 
 
 meanwhile("layers", layers_in_use)

@@ -217,13 +217,15 @@ def _about(entry: Analysis) -> str:
 
 
 def _print_result(console: Console, entry: Analysis, result: Result) -> None:
+    from analyses.activations.layers import said_layers
     from analyses.running.notice import data_notes
     from analyses.running.report import key_numbers
 
     columns, rows, remark = key_numbers(result, ROWS)
     terminal.print_table(console, columns, rows, entry.summary)
     about = result.meta
-    said = [*about.get("small", []), *about.get("summary", []), *about.get("corrected", []), *data_notes(about)]
+    said = [*about.get("small", []), *about.get("summary", []), *about.get("corrected", [])]
+    said += [*said_layers(about), *data_notes(about)]
     for sentence in [*([remark] if remark else []), *said]:
         terminal.say(console, sentence)
     for name, told in result.meta.get("read", {}).items():
