@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.activations.streams import read_stream
+from analyses.activations.streams import read_layers, read_stream
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.errors import nearest
 
@@ -119,21 +119,26 @@ class SiteReader:
 
     @torch.no_grad()
     def read(
-        self, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]
-    ) -> tuple[Float[Tensor, "b n"], dict[str, Float[Tensor, "b _"]]]:
-        """Logits, and the features [b, d] of every site by its name; `index` numbers the images, for random patches."""
+        self, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"], *, answers: bool = True
+    ) -> tuple[Float[Tensor, "b n"] | None, dict[str, Float[Tensor, "b _"]]]:
+        """Logits, and the features [b, d] of every site by its name; `index` numbers the images, for random patches.
+
+        Where no `answers` are wanted there are none, and the run ends behind the last layer that is read.
+        """
         draws = draws_of(self.model.layout_for(pixels), index, self.seed) if RANDOM_PATCH in self.roles else None
+        layers, logits = sorted(set(self.layers) - {EMBEDDING}) if self._in_stream else [], None
+        embedding = bool(self._in_stream) and EMBEDDING in self.layers
 
         def read_roles(resid: Tensor) -> Tensor:
             layout = self.model.tokens
-            if not self._in_stream:
-                return resid[:, :0, :0]
             return torch.stack([role_vector(resid, layout, role, draws) for role in self._in_stream], dim=1)
 
         with self._pooled() as pooled:
-            embedding = EMBEDDING in self.layers
-            logits, kept = read_stream(self.model, pixels, read_roles, embedding=embedding)
-        by_layer = dict(zip(range(-embedding, self.model.cfg.n_layers), kept, strict=True))
+            if answers or HEAD_INPUT in self.roles:
+                logits, kept = read_stream(self.model, pixels, read_roles, embedding=embedding, layers=layers)
+            else:
+                kept = read_layers(self.model, pixels, layers, read_roles, embedding=embedding)
+        by_layer = dict(zip([*[EMBEDDING] * embedding, *layers], kept, strict=True))
         features = {
             str(Site(role, layer)): by_layer[layer][:, i]
             for i, role in enumerate(self._in_stream)
@@ -141,7 +146,7 @@ class SiteReader:
         }
         if pooled:
             features[HEAD_INPUT] = pooled[0]
-        return logits, features
+        return logits if answers else None, features
 
     @contextmanager
     def _pooled(self) -> Iterator[list[Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -23,38 +23,74 @@ def read_stream(
     *,
     embedding: bool = False,
     site: str = "resid_post",
+    layers: Sequence[int] | None = None,
 ) -> tuple[Float[Tensor, "b n"], list[Tensor]]:
     """Logits, and `read` of the activation [b, t, d] at `site` of every layer; of nothing else anything is kept.
 
     >>> cls = model.tokens.cls  # doctest: +SKIP
     >>> logits, at_layer = read_stream(model, pixels, lambda resid: resid[:, cls].squeeze(1))  # doctest: +SKIP
 
-    `embedding` puts the stream that enters block 0 in front. Without `read` whole activations are kept. `site` is a
-    block's hook without "hook_", such as "resid_mid" or "attn_out". Runs under whatever is applied to the model; where
-    nothing is, a large batch passes a block some images at a time.
+    `layers`, in rising order, are read in place of all. `embedding` puts the stream that enters block 0 in front.
+    Without `read` whole activations are kept. `site` is a block's hook without "hook_", such as "resid_mid" or
+    "attn_out". Runs under whatever is applied to the model; where nothing is, a large batch passes a block some images
+    at a time.
     """
+    wanted = range(model.cfg.n_layers) if layers is None else layers
+    return _run(model, pixels, read, wanted, embedding, site, None)
+
+
+@torch.no_grad()
+def read_layers(
+    model: HookedViT,
+    pixels: Float[Tensor, "b c h w"],
+    layers: Sequence[int],
+    read: Read | None = None,
+    *,
+    embedding: bool = False,
+) -> list[Tensor]:
+    """What `read_stream` keeps of these layers, where nobody wants the answer: the run ends behind the last of them.
+
+    >>> read_layers(model, pixels, (2, 5))[1].shape  # doctest: +SKIP
+    torch.Size([8, 197, 768])
+    """
+    return _run(model, pixels, read, layers, embedding, "resid_post", max(layers, default=0) + 1)[1]
+
+
+def _run(
+    model: HookedViT,
+    pixels: Tensor,
+    read: Read | None,
+    layers: Sequence[int],
+    embedding: bool,
+    site: str,
+    stop: int | None,
+) -> tuple[Tensor, list[Tensor]]:
     pieces = images_at_once(model.cfg, model.hook_points(), pixels, model.layout_for(pixels).n_tokens) < len(pixels)
     if pieces and site == "resid_post":
-        return _in_pieces(model, pixels, read or (lambda resid: resid), embedding)
+        return _in_pieces(model, pixels, read or (lambda resid: resid), layers, embedding, stop)
     kept: list[Tensor] = []
 
     def keep(x: Tensor, hook: object) -> None:
         kept.append(x if read is None else read(x))
 
     names = ["blocks.0.hook_resid_pre"] if embedding else []
-    names += [f"blocks.{layer}.hook_{site}" for layer in range(model.cfg.n_layers)]
-    return model.run_with_hooks(pixels, fwd_hooks=[(name, keep) for name in names]), kept
+    names += [f"blocks.{layer}.hook_{site}" for layer in layers]
+    return model.run_with_hooks(pixels, fwd_hooks=[(name, keep) for name in names], stop_at_layer=stop), kept
 
 
-def _in_pieces(model: HookedViT, pixels: Tensor, read: Read, embedding: bool) -> tuple[Tensor, list[Tensor]]:
+def _in_pieces(
+    model: HookedViT, pixels: Tensor, read: Read, layers: Sequence[int], embedding: bool, stop: int | None
+) -> tuple[Tensor, list[Tensor]]:
     """Blocks take some images at a time; what is read is the stream of all of them, as `read` may know their number."""
     with model.running(model.check_pixels(pixels)):
         model.run.n_forwards += 1
-        ahead(model.cfg.n_layers)
+        blocks = model.blocks[:stop]
+        ahead(len(blocks))
         resid = model.embed_pixels(pixels)
         kept = [read(resid)] if embedding else []
-        for block in model.blocks:
+        for layer, block in enumerate(blocks):
             resid = in_pieces(block, model.cfg, (), resid)
-            kept.append(read(resid))
+            if layer in layers:
+                kept.append(read(resid))
             tick()
-        return model.readout(resid), kept
+        return model.readout(resid) if stop is None else resid, kept

@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from analyses.activations.sites import HEAD_INPUT, SiteReader
 from analyses.data import ImageData, as_data, map_labels
 from analyses.data.contents import Apart
 from analyses.data.labels import UnknownLabelsError
 from analyses.data.sets import count_classes
+from analyses.probes.passes import read_images
 from analyses.probes.ridge import GramRidge, RidgeProbe
-from analyses.running.notes import about_model, progress_batches
+from analyses.running.notes import about_model
 from hooked_vit import HookedViT, architectures
 from hooked_vit.config import ViTConfig
 from hooked_vit.config.showing import counted
@@ -145,13 +147,14 @@ def fit_head(
 ) -> Answers:
     """The model with a ridge head on what `reads` says (see `ready_for_head`), fitted in one pass over the data.
 
-    Raises what `GramRidge` and `ready_for_head` raise.
+    Where an analysis was given stored activations, it is read there. Raises what `GramRidge`, `ready_for_head` and
+    `read_images` raise.
     """
     pooling = ready_for_head(model, reads)
-    ridge = GramRidge(n_classes, name=name)
-    for batch in progress_batches(data, batch_size, f"{name}: fitting a head", into=[ridge]):
-        with torch.no_grad():
-            ridge.update({"head": pooling(pooling.preprocess(batch.images))}, batch.labels)
+    ridge, reader = GramRidge(n_classes, name=name), SiteReader(pooling, (HEAD_INPUT,))
+    for reading in read_images(reader, data, batch_size, f"{name}: fitting a head", answers=True, into=[ridge]):
+        assert reading.answer is not None
+        ridge.update({"head": reading.answer}, reading.batch.labels)
     return head_of_probe(pooling, ridge.fit()["head"], data)
 
 

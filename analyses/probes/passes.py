@@ -12,12 +12,15 @@ from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 
 from analyses.activations.sites import SiteReader
-from analyses.activations.store.serving import Serving, in_use
+from analyses.activations.store.plan import hook_behind
+from analyses.activations.store.serving import Serving, Tokens, in_use
+from analyses.activations.streams import Read, read_layers, read_stream
 from analyses.data import ImageData
 from analyses.data.contents import Apart
 from analyses.data.sets import unread_batches
 from analyses.probes.targets import TargetData
 from analyses.running.notes import progress_batches
+from hooked_vit import HookedViT
 from hooked_vit.loading.progress import tqdm
 from interventions import Intervention, apply
 
@@ -28,6 +31,8 @@ BY_BATCH = 1_000_003  # a prime: seeds of two runs do not meet within a million 
 Features = dict[str, Float[Tensor, "b _"]]
 ReadClean = Callable[[Any, Tensor], tuple[Float[Tensor, "b n"] | None, Features]]
 """Of a batch and its pixels, what the model answers and the features of every site."""
+ReadStreams = Callable[[Tensor, int], tuple[Float[Tensor, "b n"] | None, list[Tensor]]]
+"""Of pixels and the place of the first of their images, what the model answers and what is read of every layer."""
 
 
 class Reading(NamedTuple):
@@ -55,12 +60,14 @@ def read_sites(
     >>> for reading in read_sites(SiteReader(model, ("cls",)), data, 64, "reading"): ...  # doctest: +SKIP
 
     The model runs only where no store is in use (`activations` of an analysis), or where this is a control the stores
-    do not have; the features are the same. `into` as in `progress_batches`; what is stored is read by every process.
+    do not have; the features are the same. A run ends behind the last layer that is read where no `answers` are asked
+    for. `into` as in `progress_batches`; what is stored is read by every process.
     Raises ValueError where a store lacks what is read of a model it is of.
     """
     if (stored := _stored(reader, data.parts, answers)) is None:
         for batch in data.batches(batch_size, what, into=into):
-            yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
+            pixels = reader.model.preprocess(batch.images)
+            yield Reading(batch, *reader.read(pixels, batch.index, answers=answers))
     else:
         yield from stored.through(data.batches(batch_size, what, pictures=False))
 
@@ -77,7 +84,8 @@ def read_images(
     """`read_sites` of one set of images with their labels."""
     if (stored := _stored(reader, (data,), answers)) is None:
         for batch in progress_batches(data, batch_size, what, into=into):
-            yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
+            pixels = reader.model.preprocess(batch.images)
+            yield Reading(batch, *reader.read(pixels, batch.index, answers=answers))
     else:
         total = -(-len(data) // batch_size)
         batches = tqdm(unread_batches(data, batch_size), total=total, desc=what, leave=False)
@@ -95,7 +103,41 @@ def clean_sites(reader: SiteReader, data: ImageData, *, answers: bool = False) -
     for. Raises what `read_sites` does.
     """
     stored = _stored(reader, (data,), answers)
-    return stored.at if stored is not None else lambda batch, pixels: reader.read(pixels, batch.index)
+    if stored is not None:
+        return stored.at
+    return lambda batch, pixels: reader.read(pixels, batch.index, answers=answers)
+
+
+def clean_streams(
+    model: HookedViT, data: ImageData, layers: Sequence[int], read: Read | None = None, *, answers: bool = False
+) -> ReadStreams:
+    """What reads every token behind some layers of a model without an edit, as `clean_sites` does one vector of them.
+
+    >>> read = clean_streams(model, data, (2, 5))  # doctest: +SKIP
+    >>> for batch in progress_batches(data, 64, "reading"):  # doctest: +SKIP
+    ...     _, (early, late) = read(model.preprocess(batch.images), batch.first)
+
+    The pixels may be of the first images of a batch alone. `read` is done to the stream of each layer, as in
+    `read_stream`, so that no more of it is kept. Raises ValueError for a store without every token behind them.
+    """
+    used = in_use()
+    if used is None or (serving := used.serving(model, data)) is None:
+        if answers:
+            return lambda pixels, first: read_stream(model, pixels, read, layers=layers)
+        return lambda pixels, first: (None, read_layers(model, pixels, layers, read))
+    whole = [Tokens(serving, serving.whole(hook_behind(layer))[0]) for layer in layers]
+    pooled = Tokens(serving, serving.pooled(model)) if answers else None
+
+    @torch.no_grad()
+    def stored(pixels: Tensor, first: int) -> tuple[Tensor | None, list[Tensor]]:
+        rows = torch.arange(first, first + len(pixels))
+        kept = []
+        for tokens in whole:
+            resid = tokens[rows].to(model.device)
+            kept.append(resid if read is None else read(resid))
+        return None if pooled is None else model.answer_of(pooled[rows].to(model.device)), kept
+
+    return stored
 
 
 def edited_sites(

@@ -85,20 +85,25 @@ class Serving:
             found[site] = own if own in held else whole
             lacks += [] if found[site] in held else [own]
         if answers or HEAD_INPUT in reader.roles:
-            by_digest = {mark: name for name, mark in self.store.about["pooled"].items()}
-            found[HEAD_INPUT] = by_digest.get(pooling_digest(reader.model), "")
-            lacks += (
-                []
-                if found[HEAD_INPUT]
-                else [f"what is pooled by a readout of {' and '.join(reader.model.cfg.sources)}"]
-            )
+            found[HEAD_INPUT] = self._pooled.get(pooling_digest(reader.model), "")
+            lacks += [] if found[HEAD_INPUT] else [_what_is_pooled(reader.model)]
         if lacks:
             more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
-            raise ValueError(
-                f"{self.store.folder} lacks {lacks[0]}{more}, which is read here; store it with roles=… (--roles), or "
-                "leave activations out"
-            )
+            raise ValueError(self._lacking(f"{lacks[0]}{more}", "store it with roles=… (--roles)"))
         return found
+
+    def pooled(self, model: HookedViT) -> str:
+        """The tensor of what the readout of this model pools. Raises ValueError for a store without it."""
+        if (name := self._pooled.get(pooling_digest(model))) is None:
+            raise ValueError(self._lacking(_what_is_pooled(model), "store a model with this readout"))
+        return name
+
+    @property
+    def _pooled(self) -> dict[str, str]:
+        return {mark: name for name, mark in self.store.about["pooled"].items()}
+
+    def _lacking(self, what: str, remedy: str) -> str:
+        return f"{self.store.folder} lacks {what}, which is read here; {remedy}, or leave activations out"
 
     def note(self) -> None:
         """Have the data remember what its images hold, as reading them does: none may be in a set kept apart."""
@@ -112,10 +117,10 @@ class Serving:
         """
         name = entry(hook, ALL)
         if name not in self.store.shapes:
-            raise ValueError(
-                f"{self.store.folder} lacks {name}, which is read here; store that site with roles=('all',) (--roles "
-                "all; what enters the first block is --sites embedding), or leave activations out"
+            remedy = (
+                "store that site with roles=('all',) (--roles all; what enters the first block is --sites embedding)"
             )
+            raise ValueError(self._lacking(name, remedy))
         return name, self._layout
 
     @property
@@ -146,14 +151,18 @@ class Serving:
         return pooled, features
 
 
+def _what_is_pooled(model: HookedViT) -> str:
+    return f"what is pooled by a readout of {' and '.join(model.cfg.sources)}"
+
+
 @dataclass(frozen=True)
 class Tokens:
-    """Every token at a hook of images that a store answers for, of which their numbers pick [b t d]."""
+    """A tensor of images that a store answers for, such as every token at a hook: their numbers pick [b t d]."""
 
     serving: Serving
     name: str
 
-    def __getitem__(self, rows: Int64[Tensor, "b"]) -> Float[Tensor, "b t d"]:
+    def __getitem__(self, rows: Int64[Tensor, "b"]) -> Float[Tensor, "b ..."]:
         return self.serving.store.read([self.name], self.serving.rows[rows])[self.name]
 
 
