@@ -9,6 +9,7 @@ from typing import Any
 from analyses.running.notice import remark
 from analyses.running.registry import meanwhile
 from hooked_vit import HookedViT
+from hooked_vit.components.watching import watched
 from interventions.vocabulary import layers_of
 
 
@@ -34,6 +35,16 @@ def said_layers(meta: Mapping[str, Any]) -> list[str]:
         return []
     spoken = f"layer {layers[0]} was" if len(layers) == 1 else f"layers {', '.join(map(str, layers))} were"
     return [f"Only {spoken} measured: where a first or a last layer is named, it is the first or last of these."]
+
+
+def stop_behind(model: HookedViT, layers: Sequence[int]) -> int | None:
+    """Where a run that is read at these layers, and gives no answer, stops: behind the last of them.
+
+    >>> model(pixels, stop_at_layer=stop_behind(model, (1, 3)))  # 4 blocks  # doctest: +SKIP
+
+    Where hooks are attached to the model it goes on to its end, as some may wait there.
+    """
+    return None if any(watched(point) for point in model.hook_points()) else max(layers) + 1
 
 
 @contextmanager

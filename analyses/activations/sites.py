@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -116,37 +116,46 @@ class SiteReader:
         self._in_stream = [role for role in self.roles if role != HEAD_INPUT]
         head = [Site(HEAD_INPUT, None)] if HEAD_INPUT in self.roles else []
         self.sites = [*(Site(role, layer) for role in self._in_stream for layer in self.layers), *head]
+        read = sorted(self.layers) if self._in_stream else []
+        self._embedding, self._blocks = EMBEDDING in read, [layer for layer in read if layer != EMBEDDING]
 
     @torch.no_grad()
     def read(
-        self, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"], *, answers: bool = True
-    ) -> tuple[Float[Tensor, "b n"] | None, dict[str, Float[Tensor, "b _"]]]:
-        """Logits, and the features [b, d] of every site by its name; `index` numbers the images, for random patches.
+        self, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b n"], dict[str, Float[Tensor, "b _"]]]:
+        """Logits, and the features [b, d] of every site by its name; `index` numbers the images, for random patches."""
+        read = self._roles(pixels, index)
+        with self._pooled() as pooled:
+            logits, kept = read_stream(self.model, pixels, read, layers=self._blocks, embedding=self._embedding)
+        return logits, self._named(kept, pooled)
 
-        Where no `answers` are wanted there are none, and the run ends behind the last layer that is read.
-        """
+    @torch.no_grad()
+    def features(self, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]) -> dict[str, Float[Tensor, "b _"]]:
+        """The features alone: the run ends behind the last layer that is read, unless a head's input is."""
+        if HEAD_INPUT in self.roles:
+            return self.read(pixels, index)[1]
+        read = self._roles(pixels, index)
+        kept = read_layers(self.model, pixels, read, layers=self._blocks, embedding=self._embedding)
+        return self._named(kept, [])
+
+    def _roles(self, pixels: Tensor, index: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function that takes a stream to one vector [b, roles, d] for each role."""
         draws = draws_of(self.model.layout_for(pixels), index, self.seed) if RANDOM_PATCH in self.roles else None
-        layers, logits = sorted(set(self.layers) - {EMBEDDING}) if self._in_stream else [], None
-        embedding = bool(self._in_stream) and EMBEDDING in self.layers
 
         def read_roles(resid: Tensor) -> Tensor:
             layout = self.model.tokens
             return torch.stack([role_vector(resid, layout, role, draws) for role in self._in_stream], dim=1)
 
-        with self._pooled() as pooled:
-            if answers or HEAD_INPUT in self.roles:
-                logits, kept = read_stream(self.model, pixels, read_roles, embedding=embedding, layers=layers)
-            else:
-                kept = read_layers(self.model, pixels, layers, read_roles, embedding=embedding)
-        by_layer = dict(zip([*[EMBEDDING] * embedding, *layers], kept, strict=True))
+        return read_roles
+
+    def _named(self, kept: list[Tensor], pooled: list[Tensor]) -> dict[str, Tensor]:
+        by_layer = dict(zip([*[EMBEDDING] * self._embedding, *self._blocks], kept, strict=True))
         features = {
             str(Site(role, layer)): by_layer[layer][:, i]
             for i, role in enumerate(self._in_stream)
             for layer in self.layers
         }
-        if pooled:
-            features[HEAD_INPUT] = pooled[0]
-        return logits if answers else None, features
+        return {**features, HEAD_INPUT: pooled[0]} if pooled else features
 
     @contextmanager
     def _pooled(self) -> Iterator[list[Tensor]]:

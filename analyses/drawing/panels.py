@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses.drawing.colours import CHANCE, SHAPES
-from analyses.drawing.rows import by_model, last_layer, model_names, over_seeds
+from analyses.drawing.rows import by_model, layers_in, model_names, over_seeds
 from analyses.running.results import Result
 from analyses.running.shown import in_lines, small
 
@@ -22,6 +22,7 @@ GAP = 88  # pixels between two rows of panels: tick labels, title of the axis, t
 LINE = 22  # pixels of a line of the explanation
 TITLE_LINE, TITLE_LETTER = 18, 8  # pixels of a line of a panel's title, and of one of its letters
 LEGEND_LETTER = 6.4
+MOST_TICKS = 13
 ENTRY, KEY = 20, 50  # pixels of a line of the legend, and of the mark in front of an entry
 BOX = ("whisker_low", "quartile_low", "median", "quartile_high", "whisker_high")
 
@@ -97,8 +98,16 @@ def model_panels(result: Result, question: str, explained: str = "", *, x: str =
     fig = panels(model_names(result), question, explained, x=x, **kw)
     if x.startswith("layer") and "layer" in result.frame:
         for at, _, rows in each_panel(fig, result):
-            whole_numbers(fig, last_layer(rows), **at)
+            layer_ticks(fig, rows, **at)
     return fig
+
+
+def layer_ticks(fig: go.Figure, rows: pd.DataFrame, **at: Any) -> go.Figure:
+    """Ticks at the layers of these rows, fewer where they would crowd; none at a layer that was not measured."""
+    layers = layers_in(rows) or [0]
+    if len(layers) >= layers[-1]:  # all there are, or all but the first
+        return whole_numbers(fig, layers[-1], **at)
+    return fig.update_xaxes(tickmode="array", tickvals=layers[:: -(-len(layers) // MOST_TICKS)], **at)
 
 
 def whole_numbers(fig: go.Figure, last: int, **at: Any) -> go.Figure:
@@ -133,20 +142,24 @@ def curve(
     """A line through `value` against column x: over seeds the mean, and the widest of their intervals.
 
     The points have the shape of the colour, unless `symbol` says another.
-    `bare`: a thin line without points and intervals, as of a control. Without a label it is not in the legend.
+    `bare`: a thin line without points and intervals, as of a control; of a single value it is that point. Without a
+    label it is not in the legend.
     """
     line = over_seeds(rows.dropna(subset=[x]), x)
     if line.empty:
         return
     whole = pd.api.types.is_integer_dtype(line[x])
+    points = not bare or len(line) == 1
     drawn = go.Scatter(
         x=line[x].astype(int) if whole else line[x],
         y=line.value,
-        mode="lines" if bare else "lines+markers",
+        mode="lines+markers" if points else "lines",
         line={"color": colour, "dash": dash, "width": 1.5 if bare else 2},
     )
+    if points:
+        drawn.update(marker={"size": 4 if bare else 6, "symbol": symbol or SHAPES.get(colour, "circle")})
     if not bare:
-        drawn.update(error_y=_error(line), marker={"size": 6, "symbol": symbol or SHAPES.get(colour, "circle")})
+        drawn.update(error_y=_error(line))
     add(fig, at, drawn, label)
 
 

@@ -36,6 +36,17 @@ def value_of(rows: pd.DataFrame, measure: str, **where: Any) -> float | None:
     return None if some.empty else float(some["value"].iloc[0])
 
 
+def layers_in(rows: pd.DataFrame) -> list[int]:
+    """The layers there are rows of, in their order."""
+    return sorted(int(layer) for layer in rows["layer"].dropna().unique())
+
+
+def span(rows: pd.DataFrame) -> tuple[float, float]:
+    """Where a level line begins and ends: at the first layer and the last, and around it where there is but one."""
+    layers = layers_in(rows) or [0]
+    return (layers[0], layers[-1]) if len(layers) > 1 else (layers[0] - 0.5, layers[0] + 0.5)
+
+
 def last_layer(rows: pd.DataFrame) -> int:
     """The last layer there is in the rows; 0 where nothing has a layer."""
     last = rows["layer"].max()

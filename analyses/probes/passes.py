@@ -66,8 +66,7 @@ def read_sites(
     """
     if (stored := _stored(reader, data.parts, answers)) is None:
         for batch in data.batches(batch_size, what, into=into):
-            pixels = reader.model.preprocess(batch.images)
-            yield Reading(batch, *reader.read(pixels, batch.index, answers=answers))
+            yield Reading(batch, *_run(reader, batch, answers))
     else:
         yield from stored.through(data.batches(batch_size, what, pictures=False))
 
@@ -84,8 +83,7 @@ def read_images(
     """`read_sites` of one set of images with their labels."""
     if (stored := _stored(reader, (data,), answers)) is None:
         for batch in progress_batches(data, batch_size, what, into=into):
-            pixels = reader.model.preprocess(batch.images)
-            yield Reading(batch, *reader.read(pixels, batch.index, answers=answers))
+            yield Reading(batch, *_run(reader, batch, answers))
     else:
         total = -(-len(data) // batch_size)
         batches = tqdm(unread_batches(data, batch_size), total=total, desc=what, leave=False)
@@ -103,9 +101,7 @@ def clean_sites(reader: SiteReader, data: ImageData, *, answers: bool = False) -
     for. Raises what `read_sites` does.
     """
     stored = _stored(reader, (data,), answers)
-    if stored is not None:
-        return stored.at
-    return lambda batch, pixels: reader.read(pixels, batch.index, answers=answers)
+    return stored.at if stored is not None else lambda batch, pixels: _run(reader, batch, answers, pixels)
 
 
 def clean_streams(
@@ -124,7 +120,7 @@ def clean_streams(
     if used is None or (serving := used.serving(model, data)) is None:
         if answers:
             return lambda pixels, first: read_stream(model, pixels, read, layers=layers)
-        return lambda pixels, first: (None, read_layers(model, pixels, layers, read))
+        return lambda pixels, first: (None, read_layers(model, pixels, read, layers=layers))
     whole = [Tokens(serving, serving.whole(hook_behind(layer))[0]) for layer in layers]
     pooled = Tokens(serving, serving.pooled(model)) if answers else None
 
@@ -153,7 +149,14 @@ def edited_sites(
     for batch in data.batches(batch_size, what, into=into):
         edit = for_batch(intervention, batch.number, batch.labels[:, 0])
         with nullcontext() if edit is None else apply(reader.model, edit):
-            yield Reading(batch, *reader.read(reader.model.preprocess(batch.images), batch.index))
+            yield Reading(batch, *_run(reader, batch, False))
+
+
+def _run(
+    reader: SiteReader, batch: Any, answers: bool, pixels: Float[Tensor, "b c h w"] | None = None
+) -> tuple[Tensor | None, Features]:
+    pixels = reader.model.preprocess(batch.images) if pixels is None else pixels
+    return reader.read(pixels, batch.index) if answers else (None, reader.features(pixels, batch.index))
 
 
 def apart_from_fit(seen: Sequence[UInt64[np.ndarray, "_"]]) -> Apart:

@@ -30,7 +30,6 @@ NOT_YET = {
     "class-embedding",
     "class-projection",
     "class-values",
-    "cls-attention",
     "context-tokens",
     "counting",
     "decodability",
@@ -51,7 +50,9 @@ NOT_YET = {
 }
 ANOTHER_DEFAULT = ("random-readouts", "sparse-features")
 """They measure some layers unless told which, so all of them have to be named."""
-OVER_LAYERS: dict[str, tuple[str, ...]] = {}
+OVER_LAYERS: dict[str, tuple[str, ...]] = {
+    "cls-attention": ("contrast",),  # differences of means over the early, middle and late layers that were measured
+}
 """Measures whose rows without a layer are of all layers that were measured."""
 
 

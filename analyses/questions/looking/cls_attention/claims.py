@@ -22,6 +22,8 @@ BROAD, OBJECTS, DISCRIMINATES = (
 )
 CLAIMS = (BROAD, OBJECTS, DISCRIMINATES)
 EARLY, MIDDLE, LATE = "early", "middle", "late"
+COMPARED = {BROAD: (EARLY, MIDDLE, LATE), OBJECTS: (EARLY, MIDDLE), DISCRIMINATES: (EARLY, LATE)}
+"""The thirds of the layers that the parts of a claim are about."""
 SUPPORTED, NOT_SUPPORTED, CANNOT_TELL = "supported", "not supported", "cannot tell"
 LEVEL = 0.05
 LEAST = 0.001
@@ -106,23 +108,32 @@ PARTS = (
 )
 
 
-def thirds(n_layers: int) -> dict[str, list[int]]:
-    """Early, middle and late layers: of block b from 1, b ≤ L/3, b ≤ 2L/3, and the rest.
+def thirds(n_layers: int, measured: Sequence[int] | None = None) -> dict[str, list[int]]:
+    """Early, middle and late layers: of block b from 1, b ≤ L/3, b ≤ 2L/3, and the rest; of them those measured.
 
     >>> thirds(8)
     {'early': [0, 1], 'middle': [2, 3, 4], 'late': [5, 6, 7]}
+    >>> thirds(8, [1, 5, 7])
+    {'early': [1], 'late': [5, 7]}
 
     None of fewer than three blocks, which have no middle.
     """
     if n_layers < 3:
         return {}
     first, second = n_layers // 3, 2 * n_layers // 3
-    return {EARLY: [*range(first)], MIDDLE: [*range(first, second)], LATE: [*range(second, n_layers)]}
+    all_of = {EARLY: range(first), MIDDLE: range(first, second), LATE: range(second, n_layers)}
+    found = {third: [i for i in layers if measured is None or i in measured] for third, layers in all_of.items()}
+    return {third: layers for third, layers in found.items() if layers}
 
 
-def differences(columns: Mapping[Key, np.ndarray], n_layers: int) -> dict[Part, np.ndarray]:
-    """Every part that can be asked, one value per image that has one; fewer than two are none."""
-    layers = thirds(n_layers)
+def differences(
+    columns: Mapping[Key, np.ndarray], n_layers: int, measured: Sequence[int] | None = None
+) -> dict[Part, np.ndarray]:
+    """Every part that can be asked, one value per image that has one; fewer than two are none.
+
+    A third of the layers is those of it that were measured; without any, what is compared with it is not asked.
+    """
+    layers = thirds(n_layers, measured)
 
     def at(measure: str, variant: str, third: str) -> np.ndarray:
         return np.stack([columns[measure, variant, layer] for layer in layers[third]]).mean(0)
@@ -132,7 +143,7 @@ def differences(columns: Mapping[Key, np.ndarray], n_layers: int) -> dict[Part, 
         try:
             values = part.of(at)
         except KeyError:
-            continue  # no masks, or no middle
+            continue  # no masks, or no layer of that third
         known = values[np.isfinite(values)]
         if len(known) > 1:
             found[part] = known

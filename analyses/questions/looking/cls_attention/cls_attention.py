@@ -12,11 +12,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from analyses.activations.class_masks import Labelling
+from analyses.activations.layers import measured_layers
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
 from analyses.data.sets import classes_to_learn, two_sets
 from analyses.questions.looking.cls_attention.claims import (
     CLAIMS,
+    COMPARED,
     OBJECTS,
     Found,
     differences,
@@ -54,7 +56,8 @@ READ = "CLS: where it looks among the patches in every block, and probes fitted 
 )
 def cls_attention(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *, fit_data: ImageData | Any = None,
-    rule: Literal["area", "any", "centre", "corner"] = "area", tau: float = 0.5, seed: int = 0, batch_size: int = 64,
+    rule: Literal["area", "any", "centre", "corner"] = "area", tau: float = 0.5,
+    layers: tuple[int, ...] | None = None, seed: int = 0, batch_size: int = 64,
 ) -> Result:  # fmt: skip
     """Is early attention of CLS broad, does middle attention find objects, does late attention tell classes?
 
@@ -68,7 +71,8 @@ def cls_attention(
     object_lift (mass / area) where the data have masks, which `rule` and `tau` read as in `context_tokens`;
     class_probe, the accuracy of a ridge probe, fitted on `fit_data`, on the values that heads gather from the patches,
     and class_gain, what it has more than one on the mean of the same values. `variant`: "trained", "random weights" (of
-    `seed`), "uniform attention", of objects "masks of other images".
+    `seed`), "uniform attention", of objects "masks of other images". `layers` are those measured: a claim compares
+    means over those of them that are early, middle or late, and is not judged where it has none of one.
 
     Rows of measure "contrast" are the parts of each `claim`, with intervals that hold together over all parts of all
     models; `meta["table"]` has the verdicts: "supported" where every part lies above .001, "not supported"
@@ -88,11 +92,13 @@ def cls_attention(
     studies = {}
     for name, model in models.items():
         control = with_random_weights(model, seed)
-        study = AttentionStudy(name, model, control, labelling if has_masks else None, n_classes)
+        study = AttentionStudy(
+            name, model, control, labelling if has_masks else None, n_classes, measured_layers(model, layers)
+        )
         study.fit(fitted, batch_size)
         study.measure(measured, batch_size)
         studies[name] = study
-    compared = {name: differences(study.columns, len(study.layers)) for name, study in studies.items()}
+    compared = {name: differences(s.columns, models[name].cfg.n_layers, s.layers) for name, s in studies.items()}
     n_tests = sum(map(len, compared.values()))
     rows: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
@@ -101,7 +107,7 @@ def cls_attention(
         found = [*settle(compared[name], n_tests)]
         mine = [*study.rows(), *map(_contrast, found)]
         rows += [{"model": name, "architecture": models[name].cfg.architecture, **row} for row in mine]
-        verdicts = [judge(claim, found, _lacking(claim, study)) for claim in CLAIMS]
+        verdicts = [judge(claim, found, _lacking(claim, study, models[name].cfg.n_layers)) for claim in CLAIMS]
         table += [{"model": name, **verdict._asdict()} for verdict in verdicts]
         about[name] = {**about_model(models[name], READ), **study.about()}
     meta = {
@@ -128,8 +134,13 @@ def _contrast(found: Found) -> dict[str, Any]:
     return {"measure": "contrast", **of, "value": value, "low": low, "high": high, "n": found.n}
 
 
-def _lacking(claim: str, study: AttentionStudy) -> str:
-    """Why a claim has no parts, where it has none."""
-    if not thirds(len(study.layers)):
+def _lacking(claim: str, study: AttentionStudy, n_layers: int) -> str:
+    """Why a claim has not all of its parts, where it has not."""
+    if not thirds(n_layers):
         return "fewer than three blocks have no middle"
-    return study.no_objects if claim == OBJECTS else "fewer than two images have a value"
+    if claim == OBJECTS and study.no_objects:
+        return study.no_objects
+    there = thirds(n_layers, study.layers)
+    if missing := [third for third in COMPARED[claim] if third not in there]:
+        return f"no {' and no '.join(missing)} layer was measured"
+    return "fewer than two images have a value"

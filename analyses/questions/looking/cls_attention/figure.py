@@ -6,8 +6,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, CHANCE, DARK, GREEN, MODELS, ORANGE, PURPLE, SHAPES
-from analyses.drawing.panels import Place, add, curve, each_panel, level, model_panels, note, panels, place
-from analyses.drawing.rows import by_model, last_layer, model_names, picked, value_of
+from analyses.drawing.panels import (
+    Place,
+    add,
+    curve,
+    each_panel,
+    layer_ticks,
+    level,
+    model_panels,
+    note,
+    panels,
+    place,
+)
+from analyses.drawing.rows import by_model, model_names, picked, value_of
 from analyses.questions.looking.cls_attention.claims import BROAD, CLAIMS, DISCRIMINATES, LEAST, OBJECTS, thirds
 from analyses.questions.looking.cls_attention.study import OTHER_MASKS, RANDOM, RANDOM_UNIFORM, TRAINED, UNIFORM
 from analyses.running.results import Result
@@ -38,20 +49,21 @@ def main_figure(result: Result) -> go.Figure:
         "Left: entropy of CLS's attention over patches, 1 is uniform. Middle: share of it on the object. Right: "
         "accuracy of probes on what CLS gathers from the patches. Dotted lines divide early, middle and late; 95 % "
         "intervals over images",
-        y="share", last=last_layer(result.frame),
+        y="share",
     )  # fmt: skip
     fig.update_annotations(font_size=12)
     for number, (name, rows) in enumerate(by_model(result)):
+        deep = result.meta["models"][name]["n_layers"]
         for column, claim in enumerate(CLAIMS):
             at = place(fig, len(CLAIMS) * number + column)
             some = picked(rows, measure=SHOWN[claim][0])
+            layer_ticks(fig, rows, **at)
             _variants(fig, at, some)
-            _axes(fig, at, int(rows.layer.max()))
-            _divide(fig, at, int(rows.layer.max()) + 1)
+            _depth(fig, at, deep)
             if some.empty:
                 note(fig, at, result.meta["models"][name]["no_objects"])
             if claim == DISCRIMINATES:
-                level(fig, at, [0, int(rows.layer.max())], value_of(rows, "chance"), "chance", {**CHANCE, "width": 1})
+                level(fig, at, [0, deep - 1], value_of(rows, "chance"), "chance", {**CHANCE, "width": 1})
     return fig
 
 
@@ -68,7 +80,8 @@ def contrast_figure(result: Result) -> go.Figure:
     )  # fmt: skip
     at = place(fig, 0)
     if not asked:
-        note(fig, at, "no model has three blocks")
+        deep = max(about["n_layers"] for about in result.meta["models"].values())
+        note(fig, at, "no model has three blocks" if deep < 3 else "nothing can be compared among the layers measured")
         return fig
     names = model_names(result)
     for number, name in enumerate(names):
@@ -136,11 +149,10 @@ def _curves(
 ) -> go.Figure:
     fig = model_panels(result, question, f"{explained}; 95 % intervals over images", y=y, y_range=y_range)
     fig.update_yaxes(rangemode="tozero")
-    for at, _, rows in each_panel(fig, result):
+    for at, name, rows in each_panel(fig, result):
         some = picked(rows, measure=measure)
         _variants(fig, at, some)
-        _axes(fig, at, int(rows.layer.max()))
-        _divide(fig, at, int(rows.layer.max()) + 1)
+        _depth(fig, at, result.meta["models"][name]["n_layers"])
         if some.empty:
             note(fig, at, "not defined for this model")
     return fig
@@ -151,12 +163,9 @@ def _variants(fig: go.Figure, at: Place, rows: pd.DataFrame) -> None:
         curve(fig, at, picked(rows, variant=variant), variant, colour, dash=dash, bare=dash != "solid")
 
 
-def _axes(fig: go.Figure, at: Place, last: int) -> None:
-    """Nothing to be seen: a panel without any trace has no axes, and its note lands in another panel."""
-    add(fig, at, go.Scatter(x=[0, last], y=[None, None], mode="lines", hoverinfo="skip"), None)
-
-
-def _divide(fig: go.Figure, at: Place, n_layers: int) -> None:
-    """Lines between early, middle and late layers."""
+def _depth(fig: go.Figure, at: Place, n_layers: int) -> None:
+    """The whole depth, whatever was measured of it, and lines between early, middle and late layers."""
+    # nothing to be seen: a panel without any trace has no axes, and its note lands in another panel
+    add(fig, at, go.Scatter(x=[0, n_layers - 1], y=[None, None], mode="lines", hoverinfo="skip"), None)
     for third in [*thirds(n_layers).values()][1:]:
         fig.add_vline(x=third[0] - 0.5, line={"color": DARK, "dash": "dot", "width": 1}, opacity=0.5, **at)

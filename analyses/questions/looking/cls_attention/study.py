@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.activations.class_masks import Labelling, counts_of, mask_columns, patch_labels
+from analyses.activations.layers import stop_behind
 from analyses.data import ImageData
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.looking.cls_attention.shape import (
@@ -49,28 +50,28 @@ class Looked(NamedTuple):
 
 
 @torch.no_grad()
-def look(model: HookedViT, pixels: Float[Tensor, "b c h w"]) -> list[Looked]:
-    """Every block's attention of CLS to the patches; attention to other tokens is left out of what it gathers."""
+def look(model: HookedViT, pixels: Float[Tensor, "b c h w"], layers: Sequence[int]) -> dict[int, Looked]:
+    """In these blocks the attention of CLS to the patches; attention to other tokens is left out of what it gathers."""
     layout = model.layout_for(*pixels.shape[2:])
     cls, patches = int(layout.mask("cls").nonzero()), layout.mask("patches")
     values: list[Tensor] = []
-    found: list[Looked] = []
+    found: dict[int, Looked] = {}
 
     def keep(v: Tensor, hook: object) -> None:
         values[:] = [v[:, patches]]
 
-    def read(pattern: Tensor, hook: object) -> None:
+    def read(pattern: Tensor, hook: Any) -> None:
         attention, (v,) = pattern[:, :, cls, patches], values
         weights = attention / attention.sum(-1, keepdim=True)
         gathered = torch.einsum("bhn,bnhd->bhd", weights, v)
-        found.append(Looked(attention, gathered.flatten(1), v.mean(1).flatten(1)))
+        found[hook.layer()] = Looked(attention, gathered.flatten(1), v.mean(1).flatten(1))
 
     hooks = [
         (f"blocks.{layer}.attn.hook_{what}", hook)
-        for layer in range(model.cfg.n_layers)
+        for layer in layers
         for what, hook in (("v", keep), ("pattern", read))
     ]
-    model.run_with_hooks(pixels, fwd_hooks=hooks)
+    model.run_with_hooks(pixels, fwd_hooks=hooks, stop_at_layer=stop_behind(model, layers))
     return found
 
 
@@ -78,11 +79,16 @@ class AttentionStudy:
     """The measurements of `cls_attention` on one model; afterwards `columns` hold one value per image."""
 
     def __init__(
-        self, name: str, model: HookedViT, control: HookedViT, labelling: Labelling | None, n_classes: int
+        self,
+        name: str,
+        model: HookedViT,
+        control: HookedViT,
+        labelling: Labelling | None,
+        n_classes: int,
+        layers: Sequence[int],
     ) -> None:
-        self.name, self.labelling, self.n_classes = name, labelling, n_classes
+        self.name, self.labelling, self.n_classes, self.layers = name, labelling, n_classes, layers
         self.models = {TRAINED: model, RANDOM: control}
-        self.layers = range(model.cfg.n_layers)
         self.probes: dict[str, dict[str, RidgeProbe]] = {}
         self.counts = np.zeros(n_classes, int)
         self.masks: dict[str, int] = defaultdict(int)
@@ -95,7 +101,7 @@ class AttentionStudy:
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes", into=[ridges]):
             pixels = self.models[TRAINED].preprocess(batch.images)
             for variant, model in self.models.items():
-                ridges[variant].update(_features(look(model, pixels), variant), batch.labels)
+                ridges[variant].update(_features(look(model, pixels, self.layers), variant), batch.labels)
         self.probes = {variant: ridge.fit() for variant, ridge in ridges.items()}
 
     def measure(self, data: ImageData, batch_size: int) -> None:
@@ -112,9 +118,9 @@ class AttentionStudy:
                     self.masks[of] += n
             grid = self.models[TRAINED].layout_for(*pixels.shape[2:]).grid
             for variant, model in self.models.items():
-                looked = look(model, pixels)
+                looked = look(model, pixels, self.layers)
                 self._classes(variant, looked, batch.labels)
-                for layer, one in enumerate(looked):
+                for layer, one in looked.items():
                     weights, share = over_patches(one.attention)
                     self._add("patch_mass", variant, layer, share)
                     self._shape(variant, layer, weights, grid)
@@ -148,7 +154,7 @@ class AttentionStudy:
             self._add("object_excess", OTHER_MASKS, layer, there - of_theirs)
             self._add("object_lift", OTHER_MASKS, layer, there / of_theirs)
 
-    def _classes(self, variant: str, looked: list[Looked], labels: Int[Tensor, "b"]) -> None:
+    def _classes(self, variant: str, looked: Mapping[int, Looked], labels: Int[Tensor, "b"]) -> None:
         features = _features(looked, variant)
         for layer in self.layers:
             right = {}
@@ -172,7 +178,7 @@ class AttentionStudy:
         """Why nothing can be said of objects; "" where it can."""
         if self.labelling is None:
             return "the data have no masks"
-        known = np.isfinite(self.columns["object_mass", TRAINED, 0]).sum()
+        known = np.isfinite(self.columns["object_mass", TRAINED, self.layers[0]]).sum()
         return "" if known > 1 else "no two images have patches on an object and beside it"
 
     def about(self) -> dict[str, Any]:
@@ -197,7 +203,7 @@ def _place(key: Key) -> dict[str, Any]:
     return dict(zip(("measure", "variant", "layer"), key, strict=True))
 
 
-def _features(looked: list[Looked], variant: str) -> dict[str, Tensor]:
+def _features(looked: Mapping[int, Looked], variant: str) -> dict[str, Tensor]:
     """What probes read: of every block, patches as CLS weighs them and as equal weights do."""
-    own = {f"{variant} {layer}": one.gathered for layer, one in enumerate(looked)}
-    return {**own, **{f"{CONTROLS[variant]} {layer}": one.mean for layer, one in enumerate(looked)}}
+    own = {f"{variant} {layer}": one.gathered for layer, one in looked.items()}
+    return {**own, **{f"{CONTROLS[variant]} {layer}": one.mean for layer, one in looked.items()}}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analyses.drawing.rows import by_model, picked, value_of
-from analyses.questions.looking.cls_attention.claims import EARLY, LATE, LEAST, MIDDLE, thirds
+from analyses.drawing.rows import by_model, layers_in, picked, ranges, value_of
+from analyses.questions.looking.cls_attention.claims import LEAST, MIDDLE, thirds
 from analyses.questions.looking.cls_attention.study import OTHER_MASKS, RANDOM, TRAINED, UNIFORM
 from analyses.running.results import Result
+from hooked_vit.config.showing import counted
 
 SHOWN = {"entropy": "entropy", "object_mass": "mass on the object", "class_gain": "accuracy gained over uniform"}
 
@@ -18,7 +19,13 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     notes = []
     for name, rows in by_model(result):
         about = result.meta["models"][name]
-        found += [f"{name}: {sentence}" for sentence in _levels(rows, about["n_layers"])]
+        measured = layers_in(rows)
+        found += [f"{name}: {sentence}" for sentence in _levels(rows, about["n_layers"], measured)]
+        if (missing := about["n_layers"] - len(measured)) and about["n_layers"] >= 3:
+            notes.append(
+                f"{name}: {counted(missing, 'layer was', 'layers were')} not measured: early, middle and late are "
+                "means over those that were, and a claim is judged only where it has one of each third it compares."
+            )
         if about["no_objects"]:
             notes.append(f"{name}: nothing is said of objects: {about['no_objects']}.")
         if not about["cls_read"]:
@@ -36,27 +43,32 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     return found, notes
 
 
-def _levels(rows: pd.DataFrame, n_layers: int) -> list[str]:
-    """The means of early, middle and late layers, in words; none of fewer than three blocks."""
-    layers = thirds(n_layers)
+def _levels(rows: pd.DataFrame, n_layers: int, measured: list[int]) -> list[str]:
+    """The means of early, middle and late layers that were measured, in words; none of fewer than three blocks."""
+    layers, whole = thirds(n_layers, measured), thirds(n_layers)
     if not layers:
         return []
     told = []
     for measure, words in SHOWN.items():
         some = picked(rows, measure=measure, variant=TRAINED)
         if len(some):
-            means = [float(some[some.layer.isin(layers[third])].value.mean()) for third in (EARLY, MIDDLE, LATE)]
+            means = [float(some[some.layer.isin(of)].value.mean()) for of in layers.values()]
             told.append(f"{words} {', '.join(f'{mean:.3f}' for mean in means)}")
     beside = [
         f"{variant} {value:.3f}"
         for variant in (UNIFORM, OTHER_MASKS, RANDOM)
-        if (value := _middle(rows, variant, layers[MIDDLE])) is not None
+        if (value := _middle(rows, variant, layers.get(MIDDLE, []))) is not None
     ]
     objects = f"; on objects in the middle, {', '.join(beside)}" if beside else ""
     chance = value_of(rows, "chance")
-    return [f"in early, middle and late layers {'; '.join(told)}{objects}; chance {chance:.3f}."]
+    *first, last = [
+        third if of == whole[third] else f"{third} ({', '.join(ranges(of))})" for third, of in layers.items()
+    ]
+    names = f"{', '.join(first)} and {last}" if first else last
+    return [f"in {names} layers {'; '.join(told)}{objects}; chance {chance:.3f}."]
 
 
 def _middle(rows: pd.DataFrame, variant: str, layers: list[int]) -> float | None:
     some = picked(rows, measure="object_mass", variant=variant)
-    return None if some.empty else float(some[some.layer.isin(layers)].value.mean())
+    some = some[some.layer.isin(layers)]
+    return None if some.empty else float(some.value.mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -232,6 +233,39 @@ def test_two_blocks_have_no_middle_and_no_verdict() -> None:
     }
     for draw in get_analysis("cls-attention").figures(one).values():
         draw(one)
+
+
+@pytest.mark.parametrize(
+    ("layers", "why", "told"),
+    [
+        ((0,), {"no middle and no late", "no middle", "no late"}, {"shallow": "early", "deep": "early (0)"}),
+        ((-1,), {"no early and no middle", "no early"}, {"shallow": "late", "deep": "late (6)"}),
+        ((0, -1), {"no middle"}, {"shallow": "early and late", "deep": "early (0) and late (6)"}),
+    ],
+)
+def test_a_third_without_a_measured_layer_has_no_claim(layers: tuple[int, ...], why: set[str], told: dict) -> None:
+    """Of three blocks each is a third; of seven 0 and 1 are early, 2 and 3 in the middle, 4 to 6 late."""
+    deep = HookedViT.from_hf(make_hf("vit", num_hidden_layers=7), processor=processor_of((IMAGE, IMAGE)))
+    models, options = {"shallow": model("vit"), "deep": deep}, {"fit_data": pictures(24, 2), "rule": "any"}
+    whole = cls_attention(models, pictures(N, 1), **options, batch_size=BATCH)
+    one = cls_attention(models, pictures(N, 1), **options, batch_size=BATCH, layers=layers)
+    unjudged = {row["why"] for row in one.meta["table"] if row["why"].endswith("layer was measured")}
+    assert unjudged == {f"{reason} layer was measured" for reason in why}
+    judged = [row for row in one.meta["table"] if row["why"] not in unjudged]
+    assert {row["claim"] for row in judged} == ({claims.DISCRIMINATES} if len(layers) == 2 else set())
+    for name, thirds in told.items():
+        assert sum(s.startswith(f"{name}: in {thirds} layers entropy") for s in one.meta["summary"]) == 1
+    # what is compared is the mean of the layers that were measured, here of one
+    compared = one.frame[one.frame.measure == "contrast"].set_index(["model", "part"]).value
+    there = whole.frame[whole.frame.measure == "contrast"].set_index(["model", "part"]).value
+    assert len(compared) == one.meta["n_tests"] < len(there)
+    if len(compared):
+        mine = compared["shallow"]
+        pd.testing.assert_series_equal(mine, there["shallow"][mine.index], atol=1e-9)
+    for draw in [get_analysis("cls-attention").figure, *get_analysis("cls-attention").figures(one).values()]:
+        drawn = draw(one)
+        seen = [t for t in drawn.data if t.type == "scatter" and t.mode == "lines" and len(t.x) == 1]
+        assert not seen  # a line through one point is nothing to be seen
 
 
 def test_a_model_without_cls_is_refused() -> None:
