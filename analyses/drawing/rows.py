@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -41,7 +42,7 @@ def layers_in(rows: pd.DataFrame) -> list[int]:
     return sorted(int(layer) for layer in rows["layer"].dropna().unique())
 
 
-def span(rows: pd.DataFrame) -> tuple[float, float]:
+def span(rows: pd.DataFrame) -> Sequence[int | float]:
     """Where a level line begins and ends: at the first layer and the last, and around it where there is but one."""
     layers = layers_in(rows) or [0]
     return (layers[0], layers[-1]) if len(layers) > 1 else (layers[0] - 0.5, layers[0] + 0.5)

@@ -21,6 +21,7 @@ COMMANDS = {name: entry for name, entry in registered_analyses().items() if entr
 ASKED = (-1, 1)
 MEASURED = (1, 3)
 OF_NO_LAYER: dict[str, str] = {
+    "few-shot-transfer": "prototypes are made of tokens behind the last block and the final norm alone",
     "intervention-sweep": "layers are those of the interventions it is given",
 }
 """Analyses with no layers to choose from, and why."""
@@ -33,13 +34,11 @@ NOT_YET = {
     "context-tokens",
     "counting",
     "decodability",
-    "few-shot-transfer",
     "gradient-explanations",
     "head-ablation",
     "head-words",
     "key-values",
     "lenses",
-    "low-frequency",
     "perturbation-tests",
     "register-controls",
     "register-neurons",

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from analyses.activations.sites import LABELS
 from analyses.drawing.colours import BLUE, BROWN, DARK, ORANGE, READ_FROM, RED, UNTOUCHED
 from analyses.drawing.panels import bars, curve, each_panel, level, model_panels
-from analyses.drawing.rows import between, by_model, or_undefined, picked, value_of
+from analyses.drawing.rows import between, by_model, layers_in, or_undefined, picked, span, value_of
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
@@ -63,7 +63,7 @@ def gain_figure(result: Result) -> go.Figure:
             for kind in FILTERS:
                 some = picked(rows, measure=measure, filter=kind)
                 curve(fig, at, some, f"{label}, {kind} frequencies", colours[kind], dash=dash)
-        level(fig, at, [0, int(rows.layer.max())], 0.0, "no difference")
+        level(fig, at, span(rows), 0.0, "no difference")
     return fig
 
 
@@ -170,7 +170,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     """What was found, and what to keep in mind."""
     found = []
     for name, rows in by_model(result):
-        n_layers = result.meta["models"][name]["n_layers"]
+        blocks, all_of_them = len(layers_in(rows)), result.meta["models"][name]["n_layers"]
         cosine, r2 = ({k: _last(rows, f"{m}_gain", k) for k in FILTERS} for m in ("cosine", "r2"))
         if cosine["low"] is None:
             found.append(f"{name} has no CLS token: only its patches were measured.")
@@ -178,8 +178,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         meets, specific = _verdict(rows)
         found.append(
             f"{name}: that CLS holds low frequencies better than the mean patch is supported at {len(meets)} of "
-            f"{counted(n_layers, 'block')} ({_blocks(meets)}), and at {len(specific)} of them ({_blocks(specific)}) "
-            "for low frequencies more than for high ones."
+            f"{counted(blocks, 'block')}{' measured' * (blocks < all_of_them)} ({_blocks(meets)}), and at "
+            f"{len(specific)} of them ({_blocks(specific)}) for low frequencies more than for high ones."
         )
         found.append(
             f"{name}, last block, CLS minus mean patch: cosine to the whole picture's token {cosine['low']} after a "
@@ -223,7 +223,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
 def _verdict(rows: pd.DataFrame) -> tuple[list[int], list[int]]:
     """Blocks at which the rule holds, and those of them at which low frequencies gain more than high ones."""
     meets, specific = [], []
-    for layer in range(int(rows.layer.max()) + 1):
+    for layer in layers_in(rows):
         here = rows[rows.layer == layer]
         gains = [_gain(here, measure, "low") for measure in ("cosine_gain", "r2_gain")]
         if all(low > 0 for _, low in gains):

@@ -55,7 +55,7 @@ class Site(NamedTuple):
 
 
 Read = tuple[Any, dict[Site, Tensor]]
-"""What a model answers, and every role of token [b d] behind every block."""
+"""What a model answers, where that was asked for, and every role of token [b d] behind the layers measured."""
 
 
 def _by_site(answer: Tensor | None, features: Mapping[str, Tensor]) -> Read:
@@ -76,22 +76,12 @@ class FrequencyStudy:
     """The measurements of `low_frequency` on one model."""
 
     def __init__(
-        self,
-        name: str,
-        model: HookedViT,
-        own: Answers | None,
-        untrained: HookedViT,
-        *,
-        n_classes: int,
-        radii: Sequence[float],
-        bands: int,
-        seeds: int,
-        seed: int,
-        repro: bool,
+        self, name: str, model: HookedViT, own: Answers | None, untrained: HookedViT, *, n_classes: int,
+        layers: Sequence[int], radii: Sequence[float], bands: int, seeds: int, seed: int, repro: bool,
         memory_budget: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name, self.model, self.own, self.untrained = name, model, own, untrained
-        self.n_classes, self.seeds, self.seed, self.repro = n_classes, seeds, seed, repro
+        self.n_classes, self.layers, self.seeds, self.seed, self.repro = n_classes, layers, seeds, seed, repro
         self.memory_budget = memory_budget
         height, width = picture_size(model)
         self.edges = band_edges(height, width, bands)
@@ -106,12 +96,20 @@ class FrequencyStudy:
 
     def clean(self, model: HookedViT, data: ImageData, *, answers: bool = True) -> Callable[[Any, Tensor], Read]:
         """`roles` of batches of the data, without an edit: from a store, where one is in use."""
-        read = clean_sites(SiteReader(model, seed=self.seed), data, answers=answers)
+        read = clean_sites(self.reader(model), data, answers=answers)
         return lambda batch, pixels: _by_site(*read(batch, pixels))
 
     def roles(self, model: HookedViT, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]) -> Read:
-        """What the model answers, and every role of token behind every block."""
-        return _by_site(*SiteReader(model, seed=self.seed).read(pixels, index))
+        """What the model answers, and every role of token behind the layers that are measured."""
+        return _by_site(*self.reader(model).read(pixels, index))
+
+    def sites(self, pixels: Float[Tensor, "b c h w"], index: Int[Tensor, "b"]) -> dict[Site, Tensor]:
+        """The same tokens of the model itself, without an answer."""
+        return _by_site(None, self.reader(self.model).features(pixels, index))[1]
+
+    def reader(self, model: HookedViT) -> SiteReader:
+        """Of every role of token behind the layers that are measured."""
+        return SiteReader(model, layers=self.layers, seed=self.seed)
 
     def spectral_sites(self, pixels: Tensor, sites: Mapping[Site, Tensor], control: Read) -> dict[str, Tensor]:
         """What band energies are read from: tokens, the same of a model that has learned nothing, projected pixels."""
@@ -263,7 +261,7 @@ class FrequencyStudy:
             return
         targets, bands = np.concatenate(self.targets), len(self.edges) - 1
         halves = {"low": slice(0, bands // 2), "high": slice(bands - bands // 2, bands)}
-        for layer in range(self.model.cfg.n_layers):
+        for layer in self.layers:
             cls, patches = Site("cls", layer), Site("patches", layer)
             for kind, half in halves.items():
                 sides = np.stack([

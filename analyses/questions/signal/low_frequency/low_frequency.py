@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from analyses.activations.layers import measured_layers
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData, as_data
 from analyses.probes.opening import open_study
@@ -50,8 +51,9 @@ TYPES = {"layer": "Int64", "band": "Int64", "seed": "Int64", "radius": "Float64"
 def low_frequency(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, domain_data: ImageData | Sequence[Any] | Any = None,
-    radii: tuple[float, ...] | None = None, bands: int = 6, seeds: int = 2, seed: int = 0, batch_size: int = 128,
-    head: str = "auto", repro: bool = False, memory_budget: int = 2**30, activations: tuple[str, ...] | None = None,
+    radii: tuple[float, ...] | None = None, bands: int = 6, layers: tuple[int, ...] | None = None, seeds: int = 2,
+    seed: int = 0, batch_size: int = 128, head: str = "auto", repro: bool = False, memory_budget: int = 2**30,
+    activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """Does the CLS token hold the low spatial frequencies of an image rather than the high ones?
 
@@ -59,10 +61,11 @@ def low_frequency(
     >>> result.frame.query("measure == 'centred_cosine' and token == 'cls' and filter == 'low'")  # doctest: +SKIP
 
     `radii` of the filters are in cycles per picture; by default 1/16, 1/8, 1/4 and 3/8 of its shorter side. `bands` are
-    rings of log energy (of the luminance), `seeds` draws of N(0, 0.02²) for CLS. With `domain_data` (one more data set,
-    or several) a probe of the data set of origin. `repro` filters as published: before normalisation, half a bin off
-    centre, and with the magnitude of the result. CKA takes passes whose sums stay within `memory_budget` bytes. With
-    `activations`, folders that `store_activations` filled, no model runs on whole pictures.
+    rings of log energy (of the luminance), `layers` those behind which tokens are read, `seeds` draws of N(0, 0.02²)
+    for CLS. With `domain_data` (one more data set, or several) a probe of the data set of origin. `repro` filters as
+    published: before normalisation, half a bin off centre, and with the magnitude of the result. CKA takes passes whose
+    sums stay within `memory_budget` bytes. With `activations`, folders that `store_activations` filled, no model runs
+    on whole pictures.
 
     One row per model, measure, `token`, `layer`, `filter`, `radius`, `band` and `variant`, with its 95 % interval over
     the n images (none for CKA). Measures: cosine, centred_cosine (about the token's mean over `fit_data`), cka,
@@ -80,8 +83,9 @@ def low_frequency(
     for name, model in models.items():
         used = tuple(map(float, radii)) if radii is not None else default_radii(*picture_size(model))
         study = FrequencyStudy(
-            name, model, opening.heads[name], with_random_weights(model, seed), n_classes=opening.n_classes, radii=used,
-            bands=bands, seeds=seeds, seed=seed, repro=repro, memory_budget=memory_budget,
+            name, model, opening.heads[name], with_random_weights(model, seed), n_classes=opening.n_classes,
+            layers=measured_layers(model, layers), radii=used, bands=bands, seeds=seeds, seed=seed, repro=repro,
+            memory_budget=memory_budget,
         )  # fmt: skip
         study.fit(opening.fitted, batch_size)
         study.measure(opening.measured, batch_size)
@@ -134,10 +138,9 @@ def _domain(name: str, study: FrequencyStudy, halves: Any, batch_size: int) -> l
 
     def read(batch: Any) -> dict[str, Any]:
         pixels = study.model.preprocess(batch.images)
-        _, sites = study.roles(study.model, pixels, batch.index)
         brightness = luminance(shown_pixels(study.model, pixels)).flatten(1)
         projected = brightness @ study.projection.to(brightness)
-        return {**{site.key: x for site, x in sites.items()}, "pixels": projected}
+        return {**{site.key: x for site, x in study.sites(pixels, batch.index).items()}, "pixels": projected}
 
     rows = []
     for key, numbers in domain_rows(halves, read, batch_size, name):
