@@ -42,7 +42,6 @@ NOT_YET = {
     "perturbation-tests",
     "register-controls",
     "register-neurons",
-    "registers",
     "residual-updates",
     "restoration",
     "token-removal",

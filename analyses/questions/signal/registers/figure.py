@@ -10,8 +10,8 @@ from plotly.colors import sample_colorscale
 from analyses.activations.sites import LABELS
 from analyses.drawing.colours import BLUE, CHANCE, DARK, MIDGREY, READ_FROM, RED, UNTOUCHED
 from analyses.drawing.panels import Place, add, bars, curve, each_panel, level, model_panels, note, panels
-from analyses.drawing.rows import by_model, value_of
-from analyses.questions.signal.registers.words import busiest
+from analyses.drawing.rows import by_model, layers_in, span, value_of
+from analyses.questions.signal.registers.words import busiest, of_measured
 from analyses.running.results import Result
 
 CONTROL = "as many patches"
@@ -34,18 +34,19 @@ def main_figure(result: Result) -> go.Figure:
     for at, _, rows in each_panel(fig, result):
         histogram = rows[(rows.measure == "norm_histogram") & (rows.token == "patches") & (rows.norm_low > 0)]
         histogram = histogram[np.isfinite(histogram.norm_high)]
-        last = int(rows.layer.max())
-        for layer in range(last + 1):
+        layers = layers_in(rows)
+        first, last = layers[0], layers[-1]
+        for number, layer in enumerate(layers):
             some = histogram[histogram.layer == layer].sort_values("norm_low")
             line = go.Scatter(
                 x=np.sqrt(some.norm_low * some.norm_high),
                 y=some.value,
                 mode="lines+markers",
                 marker={"size": 3},
-                line={"color": sample_colorscale("Viridis", [layer / max(1, last)])[0], "width": 1.5},
+                line={"color": sample_colorscale("Viridis", [number / max(1, len(layers) - 1)])[0], "width": 1.5},
                 hovertext=f"layer {layer}",
             )
-            add(fig, at, line, {0: "first layer", last: "last layer"}.get(layer))
+            add(fig, at, line, {first: "first layer", last: "last layer"}.get(layer))
         threshold = value_of(rows, "norm_threshold", layer=last, variant="trained")
         if threshold is not None and np.isfinite(threshold) and len(histogram):
             mark = go.Scatter(x=[threshold] * 2, y=[histogram.value.min(), 1.0], mode="lines", line=CHANCE)
@@ -81,7 +82,7 @@ def map_figure(result: Result) -> go.Figure:
     fig = panels(
         titles,
         "Where in the picture do outliers lie?",
-        "Share of images in which a patch is an outlier, behind the layer with the most outliers",
+        f"Share of images in which a patch is an outlier, behind the layer{of_measured(result)} with the most outliers",
         x="column of patches",
         y="row of patches",
         y_range=None,
@@ -93,7 +94,8 @@ def map_figure(result: Result) -> go.Figure:
     for at, _, rows in each_panel(fig, result):
         layer = busiest(rows)
         here = rows[(rows.measure == "outlier_position") & (rows.variant == "trained")]
-        grid = here[here.layer == (0 if layer is None else layer)].pivot(index="row", columns="col", values="value")
+        shown = here[here.layer == (here.layer.min() if layer is None else layer)]
+        grid = shown.pivot(index="row", columns="col", values="value")
         z = grid.to_numpy(float)
         most = max(most, float(z.max()))
         cells = go.Heatmap(z=z, text=z, coloraxis="coloraxis", texttemplate="%{text:.1%}" if grid.size <= 64 else None)
@@ -109,9 +111,10 @@ def outlier_figure(result: Result) -> go.Figure:
     fig = model_panels(
         result,
         "What do outliers lie on, and what do they hold?",
-        "Behind the layer with the most outliers. Left: share of patches of low contrast (the quarter with the "
-        "least), at the border, on an object. Right, where enough images have an outlier: held-out accuracy of probes "
-        "of the class and R² of probes of the patch's own colour and contrast, on one token per image",
+        f"Behind the layer{of_measured(result)} with the most outliers. Left: share of patches of low contrast (the "
+        "quarter with the least), at the border, on an object. Right, where enough images have an outlier: held-out "
+        "accuracy of probes of the class and R² of probes of the patch's own colour and contrast, on one token per "
+        "image",
         x="",
         y="share, accuracy or R²",
         y_range=(-0.05, 1.03),
@@ -174,6 +177,6 @@ def _tokens(fig: go.Figure, at: Place, rows: pd.DataFrame) -> None:
 
 
 def _levels(fig: go.Figure, at: Place, rows: pd.DataFrame) -> None:
-    ends = [0, int(rows.layer.max())]
+    ends = span(rows)
     level(fig, at, ends, value_of(rows, "accuracy"), "the model, unperturbed", UNTOUCHED)
     level(fig, at, ends, value_of(rows, "chance"), "chance")

@@ -20,7 +20,8 @@ from analyses.questions.signal.spectrum import luminance
 from analyses.statistics.intervals import mean_intervals, rate_row
 from hooked_vit import TokenLayout
 
-BINS = 80
+EDGES = torch.logspace(-6, 9, 361, dtype=torch.float64)
+"""Of the bins of every histogram, 24 to a factor of ten, whatever the model, its layers and its images."""
 TRAITS = ("object", "low contrast", "border")
 
 
@@ -56,15 +57,12 @@ def patch_contents(shown: Float[Tensor, "b c h w"], layout: TokenLayout) -> Floa
 class NormCensus:
     """Counts that stream: a histogram and a map per block; per image a few shares."""
 
-    PASSING = ("rule", "edges")
+    PASSING = ("rule",)
 
-    def __init__(self, rule: NormRule, reference: Float64[Tensor, "l n"], grid: tuple[int, int]) -> None:
+    def __init__(self, rule: NormRule, grid: tuple[int, int]) -> None:
         self.rule, self.grid = rule, grid
-        positive = reference[reference > 0]
-        low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
         # beyond the edges stands one open bin on either side
-        self.edges = torch.logspace(np.log10(low / 4), np.log10(high * 16), BINS + 1, dtype=torch.float64)
-        self.histogram: dict[tuple[str, int], np.ndarray] = defaultdict(lambda: np.zeros(BINS + 2, np.int64))
+        self.histogram: dict[tuple[str, int], np.ndarray] = defaultdict(lambda: np.zeros(len(EDGES) + 1, np.int64))
         self.map: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(grid[0] * grid[1], np.int64))
         self.columns: dict[tuple, list[np.ndarray]] = defaultdict(list)
         self.n = 0
@@ -75,13 +73,13 @@ class NormCensus:
         layout: TokenLayout,
         traits: Mapping[str, Bool[Tensor, "b p"]] | None = None,
     ) -> None:
-        """Take in a batch: the norms of every token behind every block."""
+        """Take in a batch: the norms of every token behind every block the rule is for."""
         self.n += len(norms[0])
-        for layer, of_tokens in enumerate(norms):
+        for layer, of_tokens in zip(self.rule.layers, norms, strict=True):
             for role in layout.roles:
                 of_role = of_tokens[:, layout.where(role)]
-                bins = torch.bucketize(of_role.contiguous(), self.edges, right=True).flatten()
-                self.histogram[role, layer] += np.bincount(bins.numpy(), minlength=BINS + 2)
+                bins = torch.bucketize(of_role.contiguous(), EDGES, right=True).flatten()
+                self.histogram[role, layer] += np.bincount(bins.numpy(), minlength=len(EDGES) + 1)
                 if role != "patches":
                     self._add(("robust_z", role, layer, None), self.rule.z(of_role, layer).mean(1))
             outliers = self.rule.outliers(of_tokens[:, layout.where("patches")], layer)
@@ -112,14 +110,14 @@ class NormCensus:
             for place, count in enumerate(counts):
                 where = {"row": place // self.grid[1], "col": place % self.grid[1]}
                 yield {"measure": "outlier_position", "layer": layer, **where, **rate_row(int(count), self.n)}
-        for layer in range(len(self.rule.median)):
+        for row, layer in enumerate(self.rule.layers):
             for measure in ("median", "scale", "threshold"):
-                value = float(getattr(self.rule, measure)[layer])
+                value = float(getattr(self.rule, measure)[row])
                 yield {"measure": f"norm_{measure}", "token": "patches", "layer": layer, "value": value}
 
     def histogram_rows(self) -> Iterator[dict[str, Any]]:
         """Share of each role's tokens in each bin of norms that holds any; open bins end at 0 and infinity."""
-        edges = [0.0, *self.edges.tolist(), float("inf")]
+        edges = [0.0, *EDGES.tolist(), float("inf")]
         for (role, layer), counts in self.histogram.items():
             for k in np.flatnonzero(counts):
                 span = {"norm_low": edges[k], "norm_high": edges[k + 1]}

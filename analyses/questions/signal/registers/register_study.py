@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
-from analyses.activations.streams import read_stream
 from analyses.activations.token_groups import aligned_masks
 from analyses.controls.random_weights import with_random_weights
 from analyses.controls.shuffle_floors import batch_seed, exchange_batches
 from analyses.data import ImageData
 from analyses.data.batches import Batch
 from analyses.probes.classifier_heads import Answers, head_of_probe, ready_for_head
+from analyses.probes.passes import ReadStreams, clean_streams
 from analyses.probes.ridge import GramRidge, RidgeProbe
 from analyses.questions.signal.norms import NormRule, token_norms
 from analyses.questions.signal.registers.norm_census import NormCensus, patch_contents, patch_traits
@@ -38,23 +38,13 @@ class RegisterStudy:
     """The measurements of `registers` on one model."""
 
     def __init__(
-        self,
-        name: str,
-        model: HookedViT,
-        own: Answers | None,
-        *,
-        n_classes: int,
-        z: float,
-        cutoff: float | None,
-        calibration: int,
-        min_images: int,
-        seeds: int,
-        seed: int,
-    ) -> None:
+        self, name: str, model: HookedViT, own: Answers | None, *, n_classes: int, layers: Sequence[int], z: float,
+        cutoff: float | None, calibration: int, min_images: int, seeds: int, seed: int,
+    ) -> None:  # fmt: skip
         self.name, self.model, self.own = name, model, own
         self.n_classes, self.z, self.cutoff, self.calibration = n_classes, z, cutoff, calibration
         self.min_images, self.seeds, self.seed = min_images, seeds, seed
-        self.layers = range(model.cfg.n_layers)
+        self.layers = layers
         self.targets: dict[str, Any] = {}
         self.untrained = with_random_weights(model, seed)
         self.hits: dict[tuple, int] = defaultdict(int)
@@ -66,42 +56,49 @@ class RegisterStudy:
     def calibrate(self, data: ImageData, batch_size: int) -> None:
         """Set the rule by the first images of those that probes are fitted on, for the model and its control."""
         kept: dict[str, list[Tensor]] = defaultdict(list)
+        read = {variant: self.norms(model, data) for variant, model in self.variants().items()}
         seen = 0
         for batch in progress_batches(data, batch_size, f"{self.name}: norms"):
             pixels = self.model.preprocess(batch.images[: self.calibration - seen])
-            for variant, model in (("trained", self.model), ("random weights", self.untrained)):
-                norms, layout = self.norms(model, pixels)
-                kept[variant].append(torch.stack([x[:, layout.where("patches")].flatten() for x in norms]))
+            layout = self.model.layout_for(*pixels.shape[2:])
+            for variant, norms in read.items():
+                of_patches = [x[:, layout.where("patches")].flatten() for x in norms(pixels, batch.first)[1]]
+                kept[variant].append(torch.stack(of_patches))
             seen += len(pixels)
             if seen >= self.calibration:
                 break
         self.census: dict[str, NormCensus] = {}
         for variant, parts in kept.items():
-            reference = torch.cat(parts, dim=1)
-            self.census[variant] = NormCensus(NormRule(reference, self.z, self.cutoff), reference, layout.grid)
+            rule = NormRule(torch.cat(parts, dim=1), self.z, self.cutoff, self.layers)
+            self.census[variant] = NormCensus(rule, layout.grid)
         self.rule = self.census["trained"].rule
         self.targets = shuffle_targets(layout, self.seed)
 
-    def norms(self, model: HookedViT, pixels: Tensor) -> tuple[list[Float64[Tensor, "b t"]], TokenLayout]:
-        """Norm of every token behind every block."""
-        _, norms = read_stream(model, pixels, token_norms)
-        return norms, model.layout_for(*pixels.shape[2:])
+    def variants(self) -> dict[str, HookedViT]:
+        """The model, and its control."""
+        return {"trained": self.model, "random weights": self.untrained}
+
+    def norms(self, model: HookedViT, data: ImageData) -> ReadStreams:
+        """What reads the norm of every token behind every layer that is measured."""
+        return clean_streams(model, data, self.layers, token_norms)
 
     def fit(self, data: ImageData, batch_size: int) -> None:
         """Probes of the class on every readout, and on outliers and other patches; of the patch's content as well."""
         pooling = self.model if self.own is not None else ready_for_head(self.model)
         classes = GramRidge(self.n_classes, name=self.name)
-        by_kind = [GramRidge(self.n_classes, name=f"{self.name}, layer {layer}") for layer in self.layers]
-        local = [GramRegression() for _ in self.layers]
-        into = (classes, *by_kind, *local)
+        by_kind = {i: GramRidge(self.n_classes, name=f"{self.name}, layer {i}") for i in self.layers}
+        local = {layer: GramRegression() for layer in self.layers}
+        into = (classes, by_kind, local)
+        read = clean_streams(pooling, data, self.layers, answers=self.own is None)
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes", into=into):
             pixels = self.model.preprocess(batch.images)
-            pooled, streams = read_stream(pooling, pixels)
+            pooled, found = read(pixels, batch.first)
+            streams = dict(zip(self.layers, found, strict=True))
             layout = self.model.layout_for(*pixels.shape[2:])
-            sites = {f"{s} {i}": x for i, resid in enumerate(streams) for s, x in readouts(resid, layout).items()}
-            classes.update(sites if self.own is not None else {**sites, "head": pooled}, batch.labels)
+            sites = {f"{s} {i}": x for i, resid in streams.items() for s, x in readouts(resid, layout).items()}
+            classes.update(sites if pooled is None else {**sites, "head": pooled}, batch.labels)
             contents = patch_contents(self.model.covered(shown_pixels(self.model, pixels)), layout)
-            for layer, resid in enumerate(streams):
+            for layer, resid in streams.items():
                 images, tokens, held = self.pairs(resid, layer, layout, contents, batch)
                 if len(images):
                     by_kind[layer].update(tokens, batch.labels[images])
@@ -112,7 +109,7 @@ class RegisterStudy:
         self.answers = self.own or head_of_probe(pooling, probes["head"], data)
         self.kind_probes: dict[int, dict[str, RidgeProbe]] = {}
         self.local: dict[int, LinearMap] = {}
-        for layer, ridge in enumerate(by_kind):
+        for layer, ridge in by_kind.items():
             if ridge.n >= self.min_images and (ridge.counts > 0).sum() > 1:
                 self.kind_probes[layer] = ridge.fit()
                 self.local[layer] = local[layer].fit()["patch"]
@@ -138,19 +135,22 @@ class RegisterStudy:
         extra = ("mask",) if "mask" in data.columns else ()
         what = f"{self.name}: census and shuffles"
         into = (self.census, self.counts, self.hits, self.kind_hits, self.errors, self.contents)
+        read = clean_streams(self.answers.model, data, self.layers, answers=True)
+        untrained = self.norms(self.untrained, data)
         for batch in exchange_batches(data, batch_size, what, extra=extra, into=into):
             pixels = self.model.preprocess(batch.images)
             layout = self.model.layout_for(*pixels.shape[2:])
-            logits, streams = read_stream(self.answers.model, pixels)
+            logits, streams = read(pixels, batch.first)
+            assert logits is not None
             shown = self.model.covered(shown_pixels(self.model, pixels))
             objects = aligned_masks(self.model, batch.extra["mask"]) if extra else None
             traits = patch_traits(shown, layout, objects)
             self.census["trained"].update([token_norms(x) for x in streams], layout, traits)
-            self.census["random weights"].update(*self.norms(self.untrained, pixels))
+            self.census["random weights"].update(untrained(pixels, batch.first)[1], layout)
             self.counts += np.bincount(batch.labels.numpy(), minlength=self.n_classes)
             self._hit(("accuracy", None, None, None), logits, self.answers.labels(batch.labels))
             contents = patch_contents(shown, layout)
-            for layer, resid in enumerate(streams):
+            for layer, resid in zip(self.layers, streams, strict=True):
                 for token, x in readouts(resid, layout).items():
                     self._hit(("probe", token, layer, None), self.probes[f"{token} {layer}"].scores(x), batch.labels)
                 if layer in self.kind_probes:
@@ -201,7 +201,7 @@ class RegisterStudy:
 
     def describe(self) -> dict[str, Any]:
         """What the summary needs beside the rows."""
-        undefined = [layer for layer in self.layers if bool(self.rule.undefined[layer])]
+        undefined = [layer for layer, bad in zip(self.layers, self.rule.undefined.tolist(), strict=True) if bad]
         return {
             "prefix": list(self.model.cfg.prefix),
             "targets": {

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from analyses.activations.layers import measured_layers
 from analyses.controls.shuffle_floors import check_shuffles
 from analyses.data import ImageData
 from analyses.probes.opening import open_study
@@ -49,7 +50,8 @@ TYPES = {"layer": "Int64", "seed": "Int64", "row": "Int64", "col": "Int64", "n":
 def registers(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, z: float = 5.0, cutoff: float | None = None, calibration: int = 256,
-    min_images: int = 50, seeds: int = 1, seed: int = 0, batch_size: int = 128, head: str = "auto",
+    min_images: int = 50, layers: tuple[int, ...] | None = None, seeds: int = 1, seed: int = 0,
+    batch_size: int = 128, head: str = "auto", activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """Which tokens have outlier norms, what do they hold, and what is in the registers?
 
@@ -60,7 +62,9 @@ def registers(
     over the image tokens of that model and block, or where it exceeds `cutoff` (Darcet et al. use 150 for their
     largest model). The median is that of the first `calibration` images of `fit_data`. Probes are fitted on `fit_data`;
     outliers are compared with other patches only at blocks where at least `min_images` images of both sets have one.
-    Tokens are exchanged with `seeds` permutations, within batches.
+    Tokens are exchanged with `seeds` permutations, within batches. `layers` are those behind which all of this is
+    measured. With `activations`, folders that `store_activations` filled, the model runs for that exchange alone, where
+    every token behind these layers is stored.
 
     One row per model, measure, `token`, `layer` and more, with a 95 % interval over n images. Census: norm_histogram
     (share of a role's tokens between norm_low and norm_high), norm_median, norm_scale, norm_threshold, outlier_share,
@@ -77,8 +81,8 @@ def registers(
     about: dict[str, Any] = {}
     for name, model in models.items():
         study = RegisterStudy(
-            name, model, opening.heads[name], n_classes=opening.n_classes, z=float(z), cutoff=cutoff,
-            calibration=calibration, min_images=min_images, seeds=seeds, seed=seed,
+            name, model, opening.heads[name], n_classes=opening.n_classes, layers=measured_layers(model, layers),
+            z=float(z), cutoff=cutoff, calibration=calibration, min_images=min_images, seeds=seeds, seed=seed,
         )  # fmt: skip
         study.calibrate(opening.fitted, batch_size)
         study.fit(opening.fitted, batch_size)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.drawing.rows import by_model, picked, value_of
+from analyses.drawing.rows import by_model, layers_in, picked, value_of
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
@@ -38,20 +38,21 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     """What was found, and what to keep in mind."""
     found, notes = [], []
     for name, rows in by_model(result):
-        about = result.meta["models"][name]
-        found.append(f"{name}: {_census_sentence(rows)}")
+        about, measured = result.meta["models"][name], of_measured(result, name)
+        found.append(f"{name}: {_census_sentence(rows, measured)}")
         if (told := _contents_sentence(rows)) is not None:
             found.append(f"{name}: {told}")
         elif busiest(rows) is not None:
             notes.append(
-                f"{name}: behind the layer with the most outliers fewer than "
+                f"{name}: behind the layer{measured} with the most outliers fewer than "
                 f"{counted(result.meta['min_images'], 'image')} "
                 "have one to fit on, or to measure on, so that no probes compare them with other patches."
             )
         if "registers" in about["prefix"]:
             probes = rows[rows.measure == "probe"].groupby("token").value.max()
             found.append(
-                f"{name}: a probe reads the class with at best {probes['registers']:.1%} from the mean register, "
+                f"{name}: a probe{' behind the layers measured' if measured else ''} reads the class with at best "
+                f"{probes['registers']:.1%} from the mean register, "
                 f"{probes.filter(like='register ').max():.1%} from a single one and {probes['patches']:.1%} from "
                 "the mean patch."
             )
@@ -62,8 +63,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         if len(shuffled):
             told = ", ".join(f"{value:.1%} for {token}" for token, value in shuffled.items())
             found.append(
-                f"{name}: accuracy {value_of(rows, 'accuracy'):.1%}; with tokens of other images, after the layer "
-                f"where that costs most: {told}."
+                f"{name}: accuracy {value_of(rows, 'accuracy'):.1%}; with tokens of other images, after the layer"
+                f"{measured} where that costs most: {told}."
             )
         if about["undefined"]:
             notes.append(
@@ -84,11 +85,12 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     return found, notes
 
 
-def _census_sentence(rows: pd.DataFrame) -> str:
+def _census_sentence(rows: pd.DataFrame, measured: str) -> str:
     layer = busiest(rows)
     control = _untrained_share(rows)
     if layer is None:
-        return f"no image token is an outlier behind any layer (random weights: at most {control:.2%})."
+        return f"no image token is an outlier behind any layer{measured} (random weights: at most {control:.2%})."
+    among = "of the layers measured, " if measured else ""
     share, images = (
         value_of(rows, m, layer=layer, variant="trained") for m in ("outlier_share", "images_with_outliers")
     )
@@ -99,8 +101,8 @@ def _census_sentence(rows: pd.DataFrame) -> str:
             f"{_TRAITS[str(trait)]} are {value['outlier']:.0%} of them and {value['other']:.0%} of the others"
         )
     return (
-        f"outliers are most frequent behind layer {layer}, {share:.2%} of image tokens, in {images:.1%} of images "
-        f"(random weights: at most {control:.2%}); {'; '.join(traits)}."
+        f"{among}outliers are most frequent behind layer {layer}, {share:.2%} of image tokens, in {images:.1%} of "
+        f"images (random weights: at most {control:.2%}); {'; '.join(traits)}."
     )
 
 
@@ -122,6 +124,16 @@ def _contents_sentence(rows: pd.DataFrame) -> str | None:
         f"{value['class_probe', 'other']:.1%} from another patch of the same image; R² of the patch's own colour and "
         f"contrast is {value['content_r2', 'outlier']:.2f} against {value['content_r2', 'other']:.2f}."
     )
+
+
+def of_measured(result: Result, name: str | None = None) -> str:
+    """What stands behind "the layer" where not all of them were measured, of this model or of any."""
+    some = [
+        len(layers_in(rows)) < result.meta["models"][model]["n_layers"]
+        for model, rows in by_model(result)
+        if name in (None, model)
+    ]
+    return " measured" if any(some) else ""
 
 
 def busiest(rows: pd.DataFrame) -> int | None:

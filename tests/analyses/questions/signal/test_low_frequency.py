@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,8 +136,8 @@ def test_the_mean_patch_is_that_of_the_data_the_probes_are_fitted_on(result: Res
 
     one = model("vit")
     study = FrequencyStudy(
-        "vit", one, None, one.shared_copy(), n_classes=CLASSES, radii=(2.0,), bands=2, seeds=1, seed=0, repro=False,
-        memory_budget=1,
+        "vit", one, None, one.shared_copy(), n_classes=CLASSES, layers=(0, 1), radii=(2.0,), bands=2, seeds=1, seed=0,
+        repro=False, memory_budget=1,
     )  # fmt: skip
     study.fit(coloured(30, 2), 7)
     swap = next(s for s in study.swaps if s.variant == "mean patch" and s.position)
@@ -242,6 +243,29 @@ def test_figures_and_words_have_every_model(result: Result, tmp_path: Path) -> N
     assert set(summary_table(result).model) == set(MODELS)
     for name in MODELS:
         assert sum(sentence.startswith(name) for sentence in result.meta["summary"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("layers", "measured"), [((0,), {"vit": [0], "deep": [0]}), ((1, -1), {"vit": [1], "deep": [1, 4]})]
+)
+def test_words_and_figures_are_of_the_layers_measured(layers: tuple[int, ...], measured: dict[str, list[int]]) -> None:
+    deep = HookedViT.from_hf(make_hf("vit", num_hidden_layers=5), processor=PROCESSOR)
+    run = low_frequency(
+        {"vit": model("vit"), "deep": deep}, coloured(24, 1), fit_data=coloured(30, 2), radii=(3.0,), bands=2, seeds=1,
+        layers=layers,
+    )  # fmt: skip
+    for name, there in measured.items():
+        of = "1 block" if len(there) == 1 else "2 blocks"
+        (told,) = (s for s in run.meta["summary"] if s.startswith(f"{name}: that CLS holds"))
+        assert f" of {of} measured (" in told
+        named = re.findall(r"\d+", " ".join(re.findall(r"\(([^)]*)\)", told)))
+        assert set(map(int, named)) <= set(there)
+    entry = get_analysis("low-frequency")
+    assert entry.figure is not None
+    drawn = [draw(run) for draw in (entry.figure, *entry.figures(run).values())]
+    assert all(figure.data for figure in drawn)
+    ends = [list(trace.x) for trace in drawn[1].data if trace.legendgroup == "no difference"]
+    assert ends == [[x[0] - 0.5, x[0] + 0.5] if len(x) == 1 else x for x in measured.values()]
 
 
 def test_a_token_that_is_the_same_in_every_image_has_no_centred_cosine() -> None:

@@ -169,7 +169,7 @@ def test_the_census_does_not_depend_on_the_batches() -> None:
     traits = {"border": torch.ones(30, 4, dtype=torch.bool)}
     frames = []
     for sizes in ([30], [1, 9, 20]):
-        census = NormCensus(NormRule(norms[:, 1:].flatten()[None]), norms[:, 1:].flatten()[None], layout.grid)
+        census = NormCensus(NormRule(norms[:, 1:].flatten()[None]), layout.grid)
         for part, some in zip(norms.split(sizes), traits["border"].split(sizes), strict=True):
             census.update([part], layout, {"border": some})
         frames.append(pd.DataFrame([*census.rows(0), *census.histogram_rows()]))
@@ -240,3 +240,34 @@ def test_a_model_without_outliers_is_reported_as_such() -> None:
     for draw in (get_analysis("registers").figure, *get_analysis("registers").more_figures.values()):
         assert draw is not None
         draw(alone)
+
+
+@pytest.mark.parametrize(("layers", "cutoff"), [((-1,), 1e9), ((1, -1), None), ((0,), None)])
+def test_words_and_figures_are_of_the_layers_measured(layers: tuple[int, ...], cutoff: float | None) -> None:
+    """A model of two blocks beside one of five; behind none of the layers, or behind some, a token is an outlier."""
+    deep = HookedViT.from_hf(make_hf("registers", num_hidden_layers=5), processor=PROCESSOR)
+    models = {"two": model("registers"), "five": deep}
+    some = registers(
+        models, pictures(40, 1), fit_data=pictures(60, 2), min_images=1, cutoff=cutoff, batch_size=20, layers=layers
+    )
+    for name, rows in some.frame.groupby("model"):
+        assert set(rows.layer.dropna()) == {layer % models[str(name)].cfg.n_layers for layer in layers}
+    summary = some.meta["summary"]
+    census = [
+        sentence for sentence in summary if "outliers are most frequent" in sentence or "is an outlier" in sentence
+    ]
+    assert len(census) == 2
+    assert all("behind any layer measured" in one or "of the layers measured, outliers are" in one for one in census)
+    entry = get_analysis("registers")
+    assert entry.figure is not None
+    main, shares, *_ = [draw(some) for draw in (entry.figure, *entry.more_figures.values())]
+    lines = [trace for trace in main.data if str(trace.hovertext).startswith("layer")]
+    assert len(lines) == sum(rows.layer.nunique() for _, rows in some.frame.groupby("model"))
+    assert {layer for trace in shares.data for layer in trace.x} == set(some.frame.layer.dropna())
+
+
+def test_norms_of_all_models_and_layers_are_counted_in_the_same_bins(result: Result) -> None:
+    histogram = result.frame[(result.frame.measure == "norm_histogram") & (result.frame.norm_low > 0)]
+    assert np.allclose(np.log10(histogram.norm_high / histogram.norm_low), 1 / 24)
+    places = np.log10(histogram.norm_low.astype(float)) * 24
+    assert np.allclose(places, places.round())
