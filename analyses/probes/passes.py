@@ -122,7 +122,7 @@ def clean_streams(
             return lambda pixels, first: read_stream(model, pixels, read, layers=layers)
         return lambda pixels, first: (None, read_layers(model, pixels, read, layers=layers))
     whole = [Tokens(serving, serving.whole(hook_behind(layer))[0]) for layer in layers]
-    pooled = Tokens(serving, serving.pooled(model)) if answers else None
+    pooled = serving.pooled(model) if answers else None
 
     @torch.no_grad()
     def stored(pixels: Tensor, first: int) -> tuple[Tensor | None, list[Tensor]]:
@@ -131,7 +131,7 @@ def clean_streams(
         for tokens in whole:
             resid = tokens[rows].to(model.device)
             kept.append(resid if read is None else read(resid))
-        return None if pooled is None else model.answer_of(pooled[rows].to(model.device)), kept
+        return None if pooled is None else model.answer_of(pooled(rows)), kept
 
     return stored
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -85,22 +85,31 @@ class Serving:
             found[site] = own if own in held else whole
             lacks += [] if found[site] in held else [own]
         if answers or HEAD_INPUT in reader.roles:
-            found[HEAD_INPUT] = self._pooled.get(pooling_digest(reader.model), "")
+            found[HEAD_INPUT] = self._pooled_from(reader.model)
             lacks += [] if found[HEAD_INPUT] else [_what_is_pooled(reader.model)]
         if lacks:
             more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
             raise ValueError(self._lacking(f"{lacks[0]}{more}", "store it with roles=… (--roles)"))
         return found
 
-    def pooled(self, model: HookedViT) -> str:
-        """The tensor of what the readout of this model pools. Raises ValueError for a store without it."""
-        if (name := self._pooled.get(pooling_digest(model))) is None:
-            raise ValueError(self._lacking(_what_is_pooled(model), "store a model with this readout"))
-        return name
+    def pooled(self, model: HookedViT) -> Callable[[Int64[Tensor, "b"]], Float[Tensor, "b p"]]:
+        """What gives the input of this model's head, of images by their numbers. Raises ValueError without that."""
+        if not (name := self._pooled_from(model)):
+            raise ValueError(self._lacking(_what_is_pooled(model), "store it with roles=('all',) (--roles all)"))
+        tokens = Tokens(self, name)
+        return lambda rows: self._pool(model, tokens[rows].to(model.device))
 
-    @property
-    def _pooled(self) -> dict[str, str]:
-        return {mark: name for name, mark in self.store.about["pooled"].items()}
+    def _pooled_from(self, model: HookedViT) -> str:
+        """The tensor of what the readout pools, or of every token it pools from; "" where there is neither."""
+        kept = {mark: name for name, mark in self.store.about["pooled"].items()}
+        whole = entry(hook_behind(model.cfg.n_layers - 1), ALL)
+        return kept.get(pooling_digest(model)) or (whole if whole in self.store.shapes else "")
+
+    def _pool(self, model: HookedViT, x: Tensor) -> Float[Tensor, "b p"]:
+        if x.ndim == 2:
+            return x
+        with torch.no_grad(), model.running(self._layout):
+            return model.pool(x)
 
     def _lacking(self, what: str, remedy: str) -> str:
         return f"{self.store.folder} lacks {what}, which is read here; {remedy}, or leave activations out"
@@ -145,7 +154,7 @@ class Serving:
             side_by_side = torch.stack(parts, dim=1).to(device)  # as a run leaves them
             features |= {str(Site(role, layer)): side_by_side[:, i] for i, role in enumerate(roles)}
         features = {str(site): features[str(site)] for site in reader.sites if site.layer is not None}
-        pooled = held[sources[HEAD_INPUT]].to(device) if HEAD_INPUT in sources else None
+        pooled = self._pool(reader.model, held[sources[HEAD_INPUT]].to(device)) if HEAD_INPUT in sources else None
         if pooled is not None and HEAD_INPUT in reader.roles:
             features[HEAD_INPUT] = pooled
         return pooled, features

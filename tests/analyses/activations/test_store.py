@@ -17,7 +17,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from analyses import Result, cls_causality, decodability, lenses, low_frequency, random_readouts, restoration
+from analyses import (
+    Result,
+    cls_causality,
+    decodability,
+    lenses,
+    low_frequency,
+    random_readouts,
+    register_controls,
+    registers,
+    restoration,
+)
 from analyses.activations.store import Store, StoredTokens, plan, store_activations, writing
 from analyses.activations.store.serving import activations_in_use
 from analyses.activations.store.stats import stats_over
@@ -137,6 +147,57 @@ def test_a_second_question_runs_nothing_and_reads_the_same(stores: Any, family: 
     assert read.meta["activations"]["read"]
     read.meta["notes"] = [note for note in read.meta["notes"] if "a control: it was run" not in note]
     assert {k: v for k, v in read.meta.items() if k != "activations"} == ran.meta
+
+
+OF_EVERY_TOKEN: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
+    "registers": (registers, {"calibration": 20, "min_images": 1}),
+    "register-controls": (register_controls, {"seeds": 1}),
+    "register-controls by CLS": (register_controls, {"seeds": 1, "reads": "cls"}),
+}
+
+
+@pytest.fixture(scope="module")
+def whole_stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[HookedViT, ImageData, ImageData, Path]]:
+    found = {}
+    for family in FAMILIES:
+        folder, net, measured, fitted = tmp_path_factory.mktemp(family), model(family), coloured(24, 1), coloured(30, 2)
+        for name, images in (("measured", measured), ("fitted", fitted)):
+            store_activations(net, images, ("resid_post",), ("all",), to=folder / name, batch_size=10)
+        found[family] = net, measured, fitted, folder
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", OF_EVERY_TOKEN)
+def test_where_every_token_is_stored_only_what_is_edited_runs(whole_stores: Any, family: str, name: str) -> None:
+    net, measured, fitted, folder = whole_stores[family]
+    run, options = OF_EVERY_TOKEN[name]
+    options = {"fit_data": fitted, "batch_size": 10, **options}
+    ran = run({"m": net}, measured, **options)
+    with counted() as after:
+        read = run({"m": net}, measured, **options, activations=(str(folder),))
+    own = [one for one in after if one.embed.patch.weight.data_ptr() == net.embed.patch.weight.data_ptr()]
+    n_batches, ways = 3, 4  # a sweep, which `registers` exchanges tokens in, is no run of a model
+    targets = read.meta["models"]["m"]["targets"]
+    assert len(own) == (n_batches * ways * len(targets) if "controls" in name else 0)
+    pd.testing.assert_frame_equal(ran.frame, read.frame, check_exact=True)
+    assert len(read.meta["activations"]["read"]) == 2
+    read.meta["notes"] = [note for note in read.meta["notes"] if "a control: it was run" not in note]
+    assert {k: v for k, v in read.meta.items() if k != "activations"} == ran.meta
+
+
+def test_layers_that_are_measured_are_all_that_has_to_be_stored(
+    vit: HookedViT, data: ImageData, tmp_path: Path
+) -> None:
+    fitted = coloured(30, 2)
+    for name, images in (("measured", data), ("fitted", fitted)):
+        store_activations(vit, images, ("resid_post",), ("all",), to=tmp_path / name, layers=(1,), batch_size=10)
+    options = {"fit_data": fitted, "calibration": 20, "min_images": 1, "batch_size": 10}
+    ran = registers({"m": vit}, data, **options, layers=(1,))
+    read = registers({"m": vit}, data, **options, layers=(-1,), activations=(str(tmp_path),))
+    pd.testing.assert_frame_equal(ran.frame, read.frame, check_exact=True)
+    with pytest.raises(ValueError, match=r"lacks blocks\.0\.hook_resid_post\.all, which is read here; store that site"):
+        registers({"m": vit}, data, **options, activations=(str(tmp_path),))
 
 
 def test_means_and_covariances_of_a_dictionary_s_place(vit: HookedViT, data: ImageData, kept: Path) -> None:

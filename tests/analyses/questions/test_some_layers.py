@@ -22,6 +22,7 @@ ASKED = (-1, 1)
 MEASURED = (1, 3)
 OF_NO_LAYER: dict[str, str] = {
     "few-shot-transfer": "prototypes are made of tokens behind the last block and the final norm alone",
+    "register-controls": "tokens are replaced behind every block at once, and no number is of one",
     "intervention-sweep": "layers are those of the interventions it is given",
 }
 """Analyses with no layers to choose from, and why."""
@@ -40,7 +41,6 @@ NOT_YET = {
     "key-values",
     "lenses",
     "perturbation-tests",
-    "register-controls",
     "register-neurons",
     "residual-updates",
     "restoration",

@@ -31,6 +31,7 @@ COLUMNS = ("model", "architecture", "measure", "token", "replaced", "seed", "val
 def register_controls(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *, fit_data: ImageData | Any = None,
     reads: str = AUTO, seeds: int = 2, seed: int = 0, batch_size: int = 64, head: str = "auto",
+    activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """Does a model need what its registers hold, or only that something like it is there?
 
@@ -42,7 +43,8 @@ def register_controls(
     images of the batch, dealt anew at every block; noise and shuffles `seeds` times. `token` is a role in front of the
     patches, or as many patches at random places as there are registers (or one), the control. `reads="cls"` judges by
     a ridge head on CLS alone, as Parodi et al. do; "auto" by the model's own head, or a ridge head on what its
-    checkpoint reads.
+    checkpoint reads. With `activations`, folders that `store_activations` filled with every token behind every block,
+    the model runs with tokens replaced alone.
 
     One row per model, token, replacement and seed with a 95 % interval over images: accuracy, and patch_cosine, of the
     patches behind the last block with those of the untouched run. Without a token: the untouched accuracy, and chance.

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from analyses.activations.streams import read_stream
@@ -20,6 +19,7 @@ from analyses.data import ImageData
 from analyses.drawing.colours import NAMES
 from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers
+from analyses.probes.passes import clean_streams
 from analyses.running.notes import progress_batches
 from analyses.statistics.intervals import mean_intervals, rate_row
 from analyses.statistics.ranks import correct, rank
@@ -43,6 +43,7 @@ class ReplacedTokens:
         self.album = album
         self.layers = range(self.model.cfg.n_layers)
         self.targets: dict[str, list[int]] = {}
+        self.patches: Tensor
         self.hits: dict[Case, int] = defaultdict(int)
         self.clean: list[int] = []
         self.cosines: dict[Case, list[np.ndarray]] = defaultdict(list)
@@ -50,10 +51,12 @@ class ReplacedTokens:
     def fit(self, data: ImageData, batch_size: int) -> None:
         """Mean and variance of every token behind every block."""
         sums: dict[str, Any] = {}
+        read = clean_streams(self.model, data, self.layers, self._tokens)
         for batch in progress_batches(data, batch_size, f"{self.name}: mean tokens", into=[sums]):
             pixels = self.model.preprocess(batch.images)
-            self.targets = self.targets or targets_of(self.model.layout_for(*pixels.shape[2:]), self.seed)
-            stream = torch.stack(read_stream(self.model, pixels, self._tokens)[1])  # [layers, b, tokens, d]
+            layout = self.model.layout_for(*pixels.shape[2:])
+            self.targets, self.patches = self.targets or targets_of(layout, self.seed), layout.mask("patches")
+            stream = torch.stack(read(pixels, batch.first)[1])  # [layers, b, tokens, d]
             for name, more in (("n", len(pixels)), ("total", stream.sum(1)), ("square", stream.square().sum(1))):
                 sums[name] = sums.get(name, 0) + more
         self.mean = sums["total"] / sums["n"]
@@ -95,15 +98,17 @@ class ReplacedTokens:
         """Answers and patches of every case."""
         self.counts = np.zeros(n_classes, int)
         into = (self.counts, self.clean, self.hits, self.cosines, self.album)
+        untouched = clean_streams(self.model, data, self.layers[-1:], self._patches, answers=True)
         for batch in exchange_batches(data, batch_size, f"{self.name}: replacing tokens", into=into):
             pixels, labels = self.model.preprocess(batch.images), self.answers.labels(batch.labels)
             self.counts += np.bincount(batch.labels.numpy(), minlength=n_classes)
-            logits, before = self._run(pixels)
+            logits, (before,) = untouched(pixels, batch.first)
+            assert logits is not None
             self.clean.append(_hits(logits, labels))
             self.album.open(batch.images, batch.index, labels, logits)
             for case in self.cases():
                 with apply(self.model, self.edit(case, batch.number, len(pixels))):
-                    logits, after = self._run(pixels)
+                    logits, (after,) = read_stream(self.model, pixels, self._patches, layers=self.layers[-1:])
                 self.hits[case] += _hits(logits, labels)
                 self.album.compare(logits, f"{NAMES.get(case[0], case[0])} replaced by {PUT[case[1]]}")
                 alike = F.cosine_similarity(after, before, dim=-1)
@@ -111,14 +116,8 @@ class ReplacedTokens:
                 alike = alike[:, [p for p in range(alike.shape[1]) if p not in self._own_patches(case[0])]]
                 self.cosines[case].append(alike.mean(1).cpu().double().numpy())
 
-    def _run(self, pixels: Tensor) -> tuple[Tensor, Float[Tensor, "b p d"]]:
-        last = f"blocks.{self.layers[-1]}.hook_resid_post"
-        kept: list[Tensor] = []
-
-        def keep(resid: Tensor, hook: object) -> None:
-            kept.append(resid[:, self.model.tokens.mask("patches")])
-
-        return self.model.run_with_hooks(pixels, fwd_hooks=[(last, keep)]), kept[-1]
+    def _patches(self, resid: Tensor) -> Tensor:
+        return resid[:, self.patches]
 
     def _own_patches(self, token: str) -> set[int]:
         return {place - len(self.model.cfg.prefix) for place in self.targets[token]} if token == CONTROL else set()

@@ -20,8 +20,8 @@ from analyses.questions.signal.spectrum import luminance
 from analyses.statistics.intervals import mean_intervals, rate_row
 from hooked_vit import TokenLayout
 
-EDGES = torch.logspace(-6, 9, 361, dtype=torch.float64)
-"""Of the bins of every histogram, 24 to a factor of ten, whatever the model, its layers and its images."""
+EDGES = torch.logspace(-6, 9, 481, dtype=torch.float64)
+"""Of the bins of every histogram, 32 to a factor of ten, whatever the model, its layers and its images."""
 TRAITS = ("object", "low contrast", "border")
 
 

@@ -268,6 +268,6 @@ def test_words_and_figures_are_of_the_layers_measured(layers: tuple[int, ...], c
 
 def test_norms_of_all_models_and_layers_are_counted_in_the_same_bins(result: Result) -> None:
     histogram = result.frame[(result.frame.measure == "norm_histogram") & (result.frame.norm_low > 0)]
-    assert np.allclose(np.log10(histogram.norm_high / histogram.norm_low), 1 / 24)
-    places = np.log10(histogram.norm_low.astype(float)) * 24
+    assert np.allclose(np.log10(histogram.norm_high / histogram.norm_low), 1 / 32)
+    places = np.log10(histogram.norm_low.astype(float)) * 32
     assert np.allclose(places, places.round())
