@@ -219,6 +219,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     what = "the images, as in `run --data` (default: %(default)s)"
     shown.add_argument("--data", metavar="D", default=DATA, action=Once, type=data, help=what)
     add_number(shown, "--n", "N", COUNT, "images, drawn at random (default: all; 1000 scenes)")
+    what = "folders of `hooked-vit cache` to read from, where the model would be run (default: none)"
+    shown.add_argument("--activations", metavar="PATH", action=Once, nargs="+", type=path, default=None, help=what)
     add_computing(shown)
     add_out(shown, "folder for the pages (default: %(default)s)", default="out/features")
 

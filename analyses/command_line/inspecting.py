@@ -128,10 +128,9 @@ def features(args: argparse.Namespace) -> int:
     out = check_writable(args.out)
     check_model(args.model)
     dictionary = load_sae(args.dictionary, args.layout)
-    data = load_data(args.data, args.n)
-    terminal.say(
-        terminal.console(), feature_pages(load_model(args.model, **computing(args)), dictionary, data).save(out)
-    )
+    data, model = load_data(args.data, args.n), load_model(args.model, **computing(args))
+    pages = feature_pages(model, dictionary, data, activations=args.activations)
+    terminal.say(terminal.console(), pages.save(out))
     return 0
 
 

@@ -246,6 +246,10 @@ class ImageData(Remembering, Displayed):
     def positions(self) -> NDArray[np.int64]:
         return np.arange(len(self)) if self._keep is None else self._keep
 
+    def only(self, places: Sequence[int]) -> ImageData:
+        """The images at these places of the order."""
+        return self._part(self.positions[list(places)])
+
     def without(self, places: Sequence[int]) -> ImageData:
         """The images but for those at these places of the order."""
         return self._part(np.delete(self.positions, places))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from analyses.activations.store.serving import activations_in_use
 from analyses.data import ImageData, as_data, load_data
 from analyses.drawing.colours import NAMES
 from analyses.drawing.pictures import as_url
@@ -57,6 +59,7 @@ def feature_pages(
     images: int = 8,
     n_features: int = 12,
     batch_size: int = 32,
+    activations: Sequence[str | Path] | None = None,
 ) -> FeaturePages:
     """Pages on which a reader sees what features of a dictionary respond to.
 
@@ -64,8 +67,10 @@ def feature_pages(
 
     Each page shows the `images` in a patch of which the feature is largest, its activation drawn over them, the patches
     themselves, and how often it is active at each role of token. Without `features`, the `n_features` with the largest
-    mean activation. `layer` and `site` are for a dictionary that does not say where it was trained.
-    Raises ValueError for a dictionary of another width, layer or site, for a feature it has not, and for no images.
+    mean activation. `layer` and `site` are for a dictionary that does not say where it was trained. With `activations`,
+    folders that `store_activations` filled with every token there, no model runs, and only pictures that are shown are
+    opened. Raises ValueError for a dictionary of another width, layer or site, for a feature it has not, for no images,
+    and for stored activations of something else.
     """
     data = load_data("scenes:test", n=N) if data is None else as_data(data)
     ((host, _),) = splice(sae, layer, site).hooks(model)
@@ -73,12 +78,13 @@ def feature_pages(
         raise ValueError(f"features are 0 to {sae.n_features - 1}; got {bad[0]!r}")
     if images < 1 or n_features < 1:
         raise ValueError(f"at least one image and one feature are shown; got {images} and {n_features}")
-    use = use_by_role(model, sae, host, data, batch_size)
-    if not use:
-        raise ValueError("there are no images to look at")
-    total = torch.stack([torch.as_tensor(part.total) for part in use.values()]).sum(0)
-    chosen = list(features) if features is not None else total.topk(min(n_features, len(total))).indices.tolist()
-    tops = top_images(model, sae, host, data, chosen, images, batch_size)
+    with nullcontext() if activations is None else activations_in_use(activations, {"the model": model}):
+        use = use_by_role(model, sae, host, data, batch_size)
+        if not use:
+            raise ValueError("there are no images to look at")
+        total = torch.stack([torch.as_tensor(part.total) for part in use.values()]).sum(0)
+        chosen = list(features) if features is not None else total.topk(min(n_features, len(total))).indices.tolist()
+        tops = top_images(model, sae, host, data, chosen, images, batch_size)
     where = f"{host} of {model.cfg.name or 'the model'}"
     pages = {_file(f): _page(f, where, sae, use, tops[f]) for f in chosen}
     return FeaturePages({"index.html": _index(chosen, where, sae, data, use, tops), **pages})

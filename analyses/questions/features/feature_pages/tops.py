@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analyses.activations.store.serving import Serving, Tokens, in_use
 from analyses.data import ImageData
+from analyses.data.sets import unread_batches
 from analyses.drawing.pictures import colours_of
 from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT, TokenLayout
+from hooked_vit.loading.progress import tqdm
 from interventions import Sae
 
 
@@ -64,25 +66,52 @@ class Tops:
         self.seen = sorted([*self.seen, one], key=lambda seen: -seen.value)[: self.most]
 
 
-def activations(
-    model: HookedViT, sae: Sae, host: str, data: ImageData, batch_size: int, what: str
-) -> Iterator[tuple[Any, Tensor, TokenLayout, Float[Tensor, "b t f"]]]:
-    """(batch, pixels, tokens, activations of the features) of every batch."""
+@dataclass(frozen=True)
+class Active:
+    """One batch: its labels, what features are at every token, which tokens these are, and a picture as it was seen."""
+
+    labels: Tensor | None
+    layout: TokenLayout
+    acts: Float[Tensor, "b t f"]
+    pixels: Callable[[int], Float[Tensor, "c h w"]]
+
+
+def activations(model: HookedViT, sae: Sae, host: str, data: ImageData, batch_size: int, what: str) -> Iterator[Active]:
+    """What features are on every image: of a store in use, where nothing runs and a picture is opened to be shown."""
+    used = in_use()
+    if used is not None and (serving := used.serving(model, data)) is not None:
+        yield from _stored(serving, sae, host, batch_size, what)
+        return
     layer = int(host.split(".")[1])
     for batch in progress_batches(data, batch_size, what):
         pixels = model.preprocess(batch.images)
         kept: list[Tensor] = []
         with torch.no_grad(), model.hooks([(host, lambda act, hook, kept=kept: kept.append(act))]):
             model(pixels, stop_at_layer=layer + 1)
-        yield batch, pixels, model.layout_for(*pixels.shape[2:]), sae.encode(kept[0].flatten(2))
+        acts = sae.encode(kept[0].flatten(2))
+        yield Active(batch.labels, model.layout_for(*pixels.shape[2:]), acts, pixels.__getitem__)
+
+
+def _stored(serving: Serving, sae: Sae, host: str, batch_size: int, what: str) -> Iterator[Active]:
+    model, data = serving.model, serving.data
+    name, layout = serving.whole(host)
+    tokens, total = Tokens(serving, name), -(-len(data) // batch_size)
+    for batch in tqdm(unread_batches(data, batch_size), total=total, desc=what, leave=False):
+        acts = sae.encode(tokens[torch.arange(batch.first, batch.first + len(batch))].to(model.device))
+
+        def pixels(i: int, first: int = batch.first) -> Tensor:
+            return model.preprocess(next(data.only([first + i]).batches(1)).images)[0]
+
+        yield Active(batch.labels, layout, acts, pixels)
 
 
 def use_by_role(model: HookedViT, sae: Sae, host: str, data: ImageData, batch_size: int) -> dict[str, Use]:
     """How every feature is used, by role of token."""
     found: dict[str, Use] = {}
-    for _, _, layout, acts in activations(model, sae, host, data, batch_size, "how often features are active"):
-        for role in layout.roles:
-            found.setdefault(role, Use()).update(acts[:, layout.mask(role).to(acts.device)].flatten(0, 1))
+    for one in activations(model, sae, host, data, batch_size, "how often features are active"):
+        for role in one.layout.roles:
+            mine = one.acts[:, one.layout.mask(role).to(one.acts.device)]
+            found.setdefault(role, Use()).update(mine.flatten(0, 1))
     return found
 
 
@@ -92,15 +121,17 @@ def top_images(
     """The images in a patch of which each of these features is largest."""
     tops = {feature: Tops(most) for feature in features}
     names, first = data.class_names, 0
-    for batch, pixels, layout, acts in activations(model, sae, host, data, batch_size, "where features are largest"):
-        maps = acts[:, layout.mask("patches").to(acts.device)][..., list(features)].float().cpu()
-        for i in range(len(pixels)):
-            label = "" if batch.labels is None else _label(names, int(batch.labels[i]))
+    for one in activations(model, sae, host, data, batch_size, "where features are largest"):
+        patches = one.layout.mask("patches").to(one.acts.device)
+        maps = one.acts[:, patches][..., list(features)].float().cpu()
+        for i in range(len(maps)):
+            label = "" if one.labels is None else _label(names, int(one.labels[i]))
             for j, feature in enumerate(features):
-                here = maps[i, :, j].reshape(layout.grid)
+                here = maps[i, :, j].reshape(one.layout.grid)
                 if tops[feature].wants(value := float(here.max())):
-                    tops[feature].add(Seen(value, first + i, label, here, colours_of(model, model.covered(pixels[i]))))
-        first += len(pixels)
+                    colours = colours_of(model, model.covered(one.pixels(i)))
+                    tops[feature].add(Seen(value, first + i, label, here, colours))
+        first += len(maps)
     return tops
 
 
