@@ -29,7 +29,7 @@ class Run:
 
 RUNS = (
     Run("circuit-discovery", 12, 400, {"steps": 3, "exact": 32, "draws": 2, "batch_size": 4}),
-    Run("head-ablation", 16, 256, {"seeds": 1, "draws": 3, "batch_size": 16}),
+    Run("head-ablation", 64, 512, {"seeds": 1, "draws": 3, "batch_size": 16}),
     Run("aligned-subspace", 60, 400, {"layer": 10, "dims": (1, 4, 16), "steps": 60, "draws": 3, "batch_size": 30}),
     Run("sparse-features", 96, 96, {"top": 3}, needs_dictionary=True),
     Run("head-words", 64, 400, {"draws": 2}),
