@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hooked_vit import ActivationCache, HookedViT
@@ -75,6 +75,26 @@ def run_pixels(
     with torch.no_grad(), model.hooks([(name, keep) for name in names]):
         model(pixels, stop_at_layer=stop_at_layer)
     return kept
+
+
+def mean_over_images(runs: Iterable[Mapping[str, Float[Tensor, "b ..."]]]) -> dict[str, Float64[Tensor, "1 ..."]]:
+    """Activations by name on average over the images of all batches, as a batch of one; in float64.
+
+    >>> mean_over_images([{"x": torch.tensor([[1.0], [2.0]])}, {"x": torch.tensor([[6.0]])}])["x"].tolist()
+    [[3.0]]
+
+    Raises ValueError for no images.
+    """
+    total: dict[str, Tensor] = {}
+    n = 0
+    for run in runs:
+        for name, x in run.items():
+            summed = x.double().sum(0, keepdim=True)
+            total[name] = total[name] + summed if name in total else summed
+        n += len(next(iter(run.values())))
+    if not n:
+        raise ValueError("a mean is over at least one image; got none")
+    return {name: summed / n for name, summed in total.items()}
 
 
 @contextmanager

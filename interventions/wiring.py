@@ -13,7 +13,7 @@ from torch import Tensor
 from hooked_vit import HookedViT
 from interventions.circuits import INPUTS, Graph
 from interventions.core import Edit, Hooks
-from interventions.sources import run_pixels
+from interventions.sources import mean_over_images, run_pixels
 from interventions.vocabulary import per_image
 
 
@@ -28,23 +28,13 @@ class Outputs(NamedTuple):
     z: Tensor
     mlp: Tensor
 
-    def map(self, change: Any) -> Outputs:
-        """The same of every image: `change` takes and gives tensors whose first axis is the images."""
-        rows = (self.embed, self.z.transpose(0, 1), self.mlp.transpose(0, 1))
-        embed, z, mlp = (change(part) for part in rows)
-        return Outputs(embed, z.transpose(0, 1), mlp.transpose(0, 1))
-
 
 def outputs_of(model: HookedViT, pixels: Float[Tensor, "b c h w"]) -> Outputs:
     """What every part writes in a clean run.
 
     Raises ValueError where hooks are attached to the model.
     """
-    layers = range(model.cfg.n_layers)
-    start = "blocks.0.hook_resid_pre"
-    sites = [[f"blocks.{l}.{site}" for l in layers] for site in ("attn.hook_z", "hook_mlp_out")]
-    seen = run_pixels(model, pixels, [start, *sites[0], *sites[1]])
-    return Outputs(seen[start], *(torch.stack([seen[name] for name in names]) for names in sites))
+    return _stacked(model, run_pixels(model, pixels, [name for names in _names(model) for name in names]))
 
 
 def mean_outputs(model: HookedViT, batches: Iterable[Float[Tensor, "_ _ _ _"]]) -> Outputs:
@@ -52,15 +42,21 @@ def mean_outputs(model: HookedViT, batches: Iterable[Float[Tensor, "_ _ _ _"]]) 
 
     Raises ValueError for no images.
     """
-    total: Outputs | None = None
-    n = 0
-    for pixels in batches:
-        sums = outputs_of(model, pixels).map(lambda x: x.double().sum(0, keepdim=True))
-        total = sums if total is None else Outputs(*(a + b for a, b in zip(total, sums, strict=True)))
-        n += len(pixels)
-    if total is None:
-        raise ValueError("a mean is over at least one image; got none")
-    return total.map(lambda x: (x / n).to(model.embed.patch.weight.dtype))
+    everything = [name for names in _names(model) for name in names]
+    means = mean_over_images(run_pixels(model, pixels, everything) for pixels in batches)
+    return _stacked(model, {name: mean.to(model.dtype) for name, mean in means.items()})
+
+
+def _names(model: HookedViT) -> tuple[list[str], list[str], list[str]]:
+    """The hooks of `Outputs`, part by part."""
+    layers = range(model.cfg.n_layers)
+    heads, mlps = ([f"blocks.{l}.{site}" for l in layers] for site in ("attn.hook_z", "hook_mlp_out"))
+    return ["blocks.0.hook_resid_pre"], heads, mlps
+
+
+def _stacked(model: HookedViT, seen: Mapping[str, Tensor]) -> Outputs:
+    (start,), heads, mlps = _names(model)
+    return Outputs(seen[start], *(torch.stack([seen[name] for name in names]) for names in (heads, mlps)))
 
 
 def check_outputs(model: HookedViT, values: Mapping[str, Any] | Outputs) -> Outputs:

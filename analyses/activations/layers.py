@@ -48,20 +48,20 @@ def stop_behind(model: HookedViT, layers: Sequence[int]) -> int | None:
 
 
 @contextmanager
-def layers_in_use(layers: Sequence[int], models: Mapping[str, HookedViT] | None) -> Iterator[dict[str, Any]]:
+def layers_in_use(layers: int | Sequence[int], models: Mapping[str, HookedViT] | None) -> Iterator[list[int]]:
     """Refuse layers that a model has not before any of them runs, and note which were measured.
 
     Raises what `measured_layers` raises, with the model's name.
     """
+    layers = [layers] if isinstance(layers, int) else list(layers)
     for name, model in (models or {}).items():
         try:
             measured_layers(model, layers)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    about = {"layers": list(layers)}
-    for sentence in said_layers(about):
+    for sentence in said_layers({"layers": layers}):
         remark(sentence)
-    yield about
+    yield layers
 
 
 meanwhile("layers", layers_in_use)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers, stop_behind
 from hooked_vit import HookedViT, TokenLayout
 from hooked_vit.config import Role
 
@@ -24,10 +25,13 @@ def check_classes(classes: Int[Tensor, "_"], n_images: int, n_classes: int) -> N
 
 
 @torch.no_grad()
-def attention_patterns(model: HookedViT, pixels: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b heads t t"]]:
-    """The attention pattern of every block: each query's row sums to 1."""
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    _, cache = model.run_with_cache(pixels, names_filter=names)
+def attention_patterns(
+    model: HookedViT, pixels: Float[Tensor, "b c h w"], layers: Sequence[int] | None = None
+) -> list[Float[Tensor, "b heads t t"]]:
+    """The attention pattern of every block, or of these `layers`: each query's row sums to 1."""
+    at = measured_layers(model, layers)
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in at]
+    _, cache = model.run_with_cache(pixels, names_filter=names, stop_at_layer=stop_behind(model, at))
     return [cache[name] for name in names]
 
 

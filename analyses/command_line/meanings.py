@@ -25,6 +25,7 @@ MEANINGS = {
     "domain_data": "one more data set: a probe has to tell it from --data",
     "draws": "random draws that serve as the control",
     "embedding": "read the stream in front of the first block too, as layer -1",
+    "embedding:counting": "beside --layers, patch and probe in front of the first block too, as depth 0",
     "episodes": "episodes drawn within each group of images",
     "epochs": "passes over the images to fit on, at the most",
     "eps": "least difference of logits by which the share recovered is divided",

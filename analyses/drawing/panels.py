@@ -23,8 +23,9 @@ LINE = 22  # pixels of a line of the explanation
 TITLE_LINE, TITLE_LETTER = 18, 8  # pixels of a line of a panel's title, and of one of its letters
 LEGEND_LETTER = 6.4
 MOST_TICKS = 13
+HOLLOW = {"dash": "-open", "dot": "-open-dot"}
+"""What tells points of one colour apart where there is one of each, and no line that could be dashed."""
 ENTRY, KEY = 20, 50  # pixels of a line of the legend, and of the mark in front of an entry
-BOX = ("whisker_low", "quartile_low", "median", "quartile_high", "whisker_high")
 
 
 def panels(
@@ -160,6 +161,8 @@ def curve(
         drawn.update(marker={"size": 4 if bare else 6, "symbol": symbol or SHAPES.get(colour, "circle")})
     if not bare:
         drawn.update(error_y=_error(line))
+    if len(line) == 1 and dash in HOLLOW:
+        drawn.update(marker_symbol=f"{drawn.marker.symbol}{HOLLOW[dash]}")
     add(fig, at, drawn, label)
 
 
@@ -173,30 +176,13 @@ def bars(
     add(fig, at, go.Bar(x=list(x), y=rows.value, error_y=error, marker_color=colour, **kw), label)
 
 
-def boxes(fig: go.Figure, at: Place, rows: pd.DataFrame, label: str, colour: str) -> None:
-    """A box per layer from rows whose measures are the parts of a box plot."""
-    wide = rows[rows.measure.isin(BOX)].pivot_table(index="layer", columns="measure", values="value")
-    if wide.empty:
-        return
-    drawn = go.Box(
-        x=wide.index.astype(int),
-        lowerfence=wide.whisker_low,
-        q1=wide.quartile_low,
-        median=wide["median"],
-        q3=wide.quartile_high,
-        upperfence=wide.whisker_high,
-        offsetgroup=label,
-        marker_color=colour,
-        line={"width": 1},
-    )
-    add(fig, at, drawn, label)
-
-
 def band(fig: go.Figure, at: Place, rows: pd.DataFrame, label: str | None, colour: str, *, x: str = "layer") -> None:
     """The area between `low` and `high`; of the colour, which is given as red,green,blue, little."""
     line = over_seeds(rows, x)
     if line.empty:
         return
+    if len(line) == 1:  # a point has no area
+        line = pd.concat([line.assign(**{x: line[x].astype(float) + shift}) for shift in (-0.5, 0.5)])
     drawn = go.Scatter(
         x=[*line[x], *line[x][::-1]],
         y=[*line.high, *line.low[::-1]],

@@ -10,6 +10,7 @@ import pandas as pd
 from analyses.running.results import Result
 
 NO_INTERVAL = "too few images for an interval"
+LAST = "the last layer"
 LEVEL = 0.05
 """p-values below it get a star."""
 
@@ -48,10 +49,41 @@ def span(rows: pd.DataFrame) -> Sequence[int | float]:
     return (layers[0], layers[-1]) if len(layers) > 1 else (layers[0] - 0.5, layers[0] + 0.5)
 
 
+def from_layer(layer: int, measured: Sequence[int], n_layers: int) -> str:
+    """That something is so from a layer on, where it is known of those measured.
+
+    >>> from_layer(2, [0, 1, 2, 3], 4), from_layer(2, [0, 2, 3], 6), from_layer(3, [0, 3], 6)
+    ('from layer 2 on', 'at layer 2 and every later one measured', 'at layer 3')
+    """
+    later = [other for other in measured if other >= layer]
+    if later == list(range(layer, n_layers)):
+        return f"from layer {layer} on"
+    return f"at layer {layer}" + (" and every later one measured" if len(later) > 1 else "")
+
+
 def last_layer(rows: pd.DataFrame) -> int:
     """The last layer there is in the rows; 0 where nothing has a layer."""
     last = rows["layer"].max()
     return 0 if pd.isna(last) else int(last)
+
+
+def reached(layer: int | None, measured: Sequence[int], n_layers: int) -> str:
+    """The first layer measured at which something is reached; where all were, it is spoken of as reached for good.
+
+    >>> reached(2, range(4), 4), reached(2, [2, 3], 4), reached(None, [2, 3], 4)
+    ('from layer 2 on', 'at layer 2', 'at no layer')
+    """
+    where = "no layer" if layer is None else f"layer {layer}"
+    return f"from {where} on" if list(measured) == list(range(n_layers)) else f"at {where}"
+
+
+def at_the_end(rows: pd.DataFrame, n_layers: int) -> str:
+    """The last layer that was measured, in words, of a model with so many.
+
+    >>> at_the_end(pd.DataFrame({"layer": [1, 3]}), 4), at_the_end(pd.DataFrame({"layer": [1, 3]}), 12)
+    ('the last layer', 'layer 3')
+    """
+    return LAST if (last := last_layer(rows)) == n_layers - 1 else f"layer {last}"
 
 
 def over_seeds(rows: pd.DataFrame, by: str = "layer") -> pd.DataFrame:
@@ -95,3 +127,12 @@ def ranges(numbers: list[int]) -> list[str]:
         else:
             runs.append([number])
     return [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
+
+
+def in_a_row(layers: list[int]) -> str:
+    """Layers in their order, in words.
+
+    >>> in_a_row([3]), in_a_row([3, 4, 5, 7])
+    ('layer 3', 'layers 3–5 and 7')
+    """
+    return ("layer " if len(layers) == 1 else "layers ") + " and ".join(ranges(layers))

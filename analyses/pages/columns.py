@@ -12,7 +12,7 @@ PLAIN = {"model", "layer", "seed", "study", "image", "class", "readout", "head",
 """What needs no word."""
 
 MEANINGS = {
-    "above_random_from": "first layer from which patches are above the random model at every later one too",
+    "above_random_from": "first layer from which patches are above the random model, and at every later one measured",
     "accuracy": "share of images whose right class is answered first",
     "accuracy:decodability": "of the probe, at its best layer",
     "accuracy_mean_of_draws": "accuracy with the scores of all draws averaged",

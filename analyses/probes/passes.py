@@ -16,6 +16,7 @@ from analyses.activations.store.plan import hook_behind
 from analyses.activations.store.serving import Serving, Tokens, in_use
 from analyses.activations.streams import Read, read_layers, read_stream
 from analyses.data import ImageData
+from analyses.data.batches import Batch
 from analyses.data.contents import Apart
 from analyses.data.sets import unread_batches
 from analyses.probes.targets import TargetData
@@ -85,9 +86,16 @@ def read_images(
         for batch in progress_batches(data, batch_size, what, into=into):
             yield Reading(batch, *_run(reader, batch, answers))
     else:
-        total = -(-len(data) // batch_size)
-        batches = tqdm(unread_batches(data, batch_size), total=total, desc=what, leave=False)
-        yield from stored.through(batches)
+        yield from stored.through(unopened(data, batch_size, what))
+
+
+def unopened(data: ImageData, batch_size: int, what: str) -> Iterator[Batch]:
+    """Every batch without its pictures, for whom what was kept of them is enough, with a progress bar.
+
+    Raises what `unread_batches` raises.
+    """
+    total = -(-len(data) // batch_size)
+    yield from tqdm(unread_batches(data, batch_size), total=total, desc=what, leave=False)
 
 
 def clean_sites(reader: SiteReader, data: ImageData, *, answers: bool = False) -> ReadClean:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -46,18 +46,23 @@ def check_role(name: str, model: HookedViT, tokens: str, what: str) -> None:
 
 
 def fit_role_probes(
-    name: str, model: HookedViT, opening: Opening, batch_size: int, tokens: str = "cls"
-) -> tuple[list[RidgeProbe], Answers]:
-    """A probe for every layer's output, and the head that answers: the model's own, or a ridge head where it has none.
+    name: str,
+    model: HookedViT,
+    opening: Opening,
+    batch_size: int,
+    tokens: str = "cls",
+    layers: Sequence[int] | None = None,
+) -> tuple[dict[int, RidgeProbe], Answers]:
+    """A probe of every layer's output, and the head that answers: the model's own, or a ridge head where it has none.
 
     >>> opening = open_study({"vit": model}, data, fit_data)  # doctest: +SKIP
     >>> probes, answers = fit_role_probes("vit", model, opening, batch_size=128)  # doctest: +SKIP
 
-    A probe reads the mean over the tokens of the role. The head is fitted in the same pass, on what
-    `ready_for_head` says. Raises what `GramRidge` raises.
+    A probe reads the mean over the tokens of the role behind its layer, of `layers` where some are named. The head is
+    fitted in the same pass, on what `ready_for_head` says. Raises what `GramRidge` raises.
     """
     own, pooling = opening.heads[name], opening.pooling(name, model)
-    reader = SiteReader(pooling, (tokens,))
+    reader = SiteReader(pooling, (tokens,), layers=layers)
     ridge = GramRidge(opening.n_classes, name=name)
     what = f"{name}: fitting probes"
     for reading in read_images(reader, opening.fitted, batch_size, what, answers=own is None, into=[ridge]):
@@ -68,4 +73,4 @@ def fit_role_probes(
         ridge.update(sites, reading.batch.labels)
     fitted = ridge.fit()
     answers = own or head_of_probe(pooling, fitted["head"], opening.fitted)
-    return [fitted[str(layer)] for layer in range(model.cfg.n_layers)], answers
+    return {layer: fitted[str(layer)] for layer in reader.layers}, answers

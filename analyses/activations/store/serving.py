@@ -175,15 +175,15 @@ class Tokens:
         return self.serving.store.read([self.name], self.serving.rows[rows])[self.name]
 
 
-def stored_tokens(model: HookedViT, data: ImageData) -> list[Tokens] | None:
-    """What a run of the model holds of every token behind every block, where a store in use has all of that."""
+def stored_tokens(model: HookedViT, data: ImageData, layers: Sequence[int]) -> dict[int, Tokens] | None:
+    """What a run of the model holds of every token behind these blocks, where a store in use has all of that."""
     if (used := in_use()) is None or (serving := used.offered(model, data)) is None:
         return None
-    names = [entry(hook_behind(layer), ALL) for layer in range(model.cfg.n_layers)]
-    if any(name not in serving.store.shapes for name in names):
+    names = {layer: entry(hook_behind(layer), ALL) for layer in layers}
+    if any(name not in serving.store.shapes for name in names.values()):
         return None
     used.noted(serving)
-    return [Tokens(serving, name) for name in names]
+    return {layer: Tokens(serving, name) for layer, name in names.items()}
 
 
 def untouched(model: HookedViT) -> Fingerprint:

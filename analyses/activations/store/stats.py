@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
+from torch import Tensor
+
 from analyses.activations.store.serving import in_use
 from analyses.data import ImageData
+from analyses.data.batches import batch_sizes
+from analyses.running.notes import progress_batches
 from hooked_vit import HookedViT
 from interventions import Stats, collect_stats
 from interventions.activation_stats import Moments
+from interventions.sources import mean_over_images, run_pixels
+from interventions.sweep import depth_of
 from interventions.vocabulary import site_hook, site_shape
 
 
@@ -39,3 +46,30 @@ def stats_over(
             act = held[name].unflatten(-1, site_shape(model, site))
             gathered.add(act[layout.mask(role).expand(act.shape[:2])])
     return Stats(model.cfg.n_layers, {(site, layer, role): moments[site, layer, role] for site, layer, role in sites})
+
+
+def means_over(
+    model: HookedViT, data: ImageData, hooks: Sequence[str], *, batch_size: int, what: str
+) -> dict[str, Float[Tensor, "1 t ..."]]:
+    """What stands at hooks of blocks on average over images, at every token, by the name of the hook.
+
+    >>> means_over(model, photographs, ["blocks.8.attn.hook_z"], batch_size=32, what="means")  # doctest: +SKIP
+
+    Nothing runs where every token is stored there; the model runs no further than to the last of the layers.
+    Raises ValueError for a store of these images without that, and for no images.
+    """
+    used = in_use()
+    if used is None or (serving := used.serving(model, data)) is None:
+        stop = max(depth_of(model, hook) for hook in hooks) + 1
+        pixels = (model.preprocess(batch.images) for batch in progress_batches(data, batch_size, what))
+        means = mean_over_images(run_pixels(model, x, hooks, stop_at_layer=stop) for x in pixels)
+    else:
+        serving.note()
+        names = {hook: serving.whole(hook)[0] for hook in hooks}
+        shapes = {hook: site_shape(model, hook.rpartition("hook_")[2]) for hook in hooks}
+        batches = serving.rows.split(batch_sizes(len(serving.rows), batch_size))
+        held = (serving.store.read(list(names.values()), rows) for rows in batches)
+        means = mean_over_images(
+            {hook: x[name].unflatten(-1, shapes[hook]) for hook, name in names.items()} for x in held
+        )
+    return {hook: means[hook].to(model.device, model.dtype) for hook in hooks}

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from analyses import (
     Result,
+    class_projection,
     cls_causality,
     decodability,
     lenses,
@@ -224,6 +225,51 @@ def test_random_readouts_read_whole_streams(vit: HookedViT, data: ImageData, tmp
         read = random_readouts({"m": vit}, data, fit_data=fitted, **options, activations=(str(tmp_path),))
     assert len(after) == len(before) - 2  # two sets of images; the rest are blocks under other tokens
     pd.testing.assert_frame_equal(ran.frame, read.frame)
+
+
+WHOLE = ("embedding", "attn_out", "mlp_out", "resid_post")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_class_projection_reads_every_token(family: str, tmp_path: Path) -> None:
+    net, measured, fitted = model(family), coloured(24, 1), coloured(30, 2)
+    store_activations(net, measured, WHOLE, ("all",), to=tmp_path / "own", batch_size=10)
+    store_activations(net, fitted, to=tmp_path / "fitted", batch_size=10)  # what a ridge head reads is in every store
+    options = {"fit_data": fitted, "random_models": 1, "batch_size": 10}
+    ran = class_projection({"m": net}, measured, **options)
+    with counted() as after:
+        read = class_projection({"m": net}, measured, **options, activations=(str(tmp_path),))
+    assert len(after) == 3  # of the control
+    assert net not in after
+    assert "a control: it was run" in read.meta["notes"].pop()
+    pd.testing.assert_frame_equal(ran.frame, read.frame, check_exact=True)
+    assert {k: v for k, v in read.meta.items() if k != "activations"} == ran.meta
+
+
+def test_class_projection_opens_no_picture_where_its_controls_are_stored_too(vit: HookedViT, tmp_path: Path) -> None:
+    """Of some layers it needs those, and what enters them."""
+    for name, net in (("own", vit), ("control", with_random_weights(vit, 0))):
+        store_activations(net, coloured(24, 1), WHOLE[1:], ("all",), layers=(0, 1), to=tmp_path / name, batch_size=10)
+    options = {"random_models": 1, "batch_size": 10, "layers": (-1,)}
+    ran = class_projection({"m": vit}, coloured(24, 1), **options)
+    with counted() as after, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageData, "batches", lambda *_, **__: pytest.fail("pictures were opened"))
+        read = class_projection({"m": vit}, coloured(24, 1), **options, activations=(str(tmp_path),))
+    assert not after
+    pd.testing.assert_frame_equal(ran.frame, read.frame, check_exact=True)
+    assert {k: v for k, v in read.meta.items() if k != "activations"} == ran.meta
+
+
+def test_class_projection_says_which_tokens_a_store_lacks(vit: HookedViT, data: ImageData, kept: Path) -> None:
+    def projected(**options: Any) -> Result:
+        return class_projection({"m": vit}, data, random_models=1, **options, activations=(str(kept),))
+
+    with counted() as ran:
+        with pytest.raises(ValueError, match=r"lacks blocks\.0\.hook_resid_pre\.all, .* --sites embedding"):
+            projected()
+        with pytest.raises(ValueError, match=r"lacks blocks\.1\.hook_attn_out\.all, which is read here"):
+            projected(layers=(1,))
+    assert not ran
 
 
 def test_restoration_is_not_run_without_a_shuffle(vit: HookedViT, data: ImageData, tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from html import unescape
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from analyses.drawing.colours import BLUE
-from analyses.drawing.panels import GAP, WIDTH, curve, each_panel, model_panels
+from analyses.drawing.panels import GAP, WIDTH, curve, each_panel, level, model_panels
+from analyses.drawing.rows import from_layer, span
+from analyses.drawing.side_by_side import BOX, boxes
 from analyses.running.results import Result
 from analyses.running.shown import SMALL_LINE, finding_first, in_lines, plain, shown
 
@@ -78,3 +81,43 @@ def test_a_line_below_a_title_is_as_far_from_it_as_any_other() -> None:
 
 def _only(result: Result, name: str) -> Result:
     return Result(result.frame[result.frame.model == name])
+
+
+def test_of_layers_that_stand_apart_each_has_a_tick_and_a_single_one_is_seen() -> None:
+    rows = [
+        {"model": name, "layer": layer, "value": 0.5} for name, at in (("two", (1, 22)), ("one", (7,))) for layer in at
+    ]
+    result = Result(pd.DataFrame(rows))
+    fig = model_panels(result, "Where?", y="value")
+    for at, _, mine in each_panel(fig, result):
+        curve(fig, at, mine, "control", BLUE, dash="dot", bare=True)
+        level(fig, at, span(mine), 0.3, "chance")
+    assert [axis.tickvals for axis in fig.select_xaxes()] == [(1, 22), (7,)]
+    drawn = {tuple(trace.x): trace.mode for trace in fig.data}
+    assert drawn == {(1, 22): "lines", (7,): "lines+markers", (6.5, 7.5): "lines"}
+    many = pd.DataFrame({"model": "many", "layer": range(3, 40), "value": 0.5})
+    (axis,) = model_panels(Result(many), "Where?", y="value").select_xaxes()
+    assert len(axis.tickvals) <= 13
+
+
+def test_boxes_of_distant_layers_are_as_wide_as_of_neighbours_and_beside_each_other() -> None:
+    def drawn(layers: tuple[int, ...]) -> list[go.Box]:
+        rows = pd.DataFrame([{"layer": layer, "measure": part, "value": 0.5} for layer in layers for part in BOX])
+        fig = model_panels(Result(rows.assign(model="m")), "How?", y="value")
+        for number in range(2):
+            boxes(fig, {"row": 1, "col": 1}, rows, f"box {number}", BLUE, number, 2)
+        return list(fig.data)
+
+    near, far = drawn((0, 1)), drawn((0, 11))
+    for box, other in zip(near, far, strict=True):
+        assert box.width == other.width
+        assert box.x[0] == other.x[0]
+        assert [round(x) for x in other.x] == [0, 11]  # what is said of a box where the mouse is
+    assert near[1].x[0] - near[0].x[0] > near[0].width
+
+
+def test_from_which_layer_on_something_is_so_is_said_of_those_measured() -> None:
+    assert from_layer(3, range(12), 12) == "from layer 3 on"
+    assert from_layer(11, range(12), 12) == "from layer 11 on"
+    assert from_layer(3, [0, 3, 11], 12) == "at layer 3 and every later one measured"
+    assert from_layer(3, [0, 3], 12) == "at layer 3"

@@ -24,34 +24,38 @@ OF_NO_LAYER: dict[str, str] = {
     "few-shot-transfer": "prototypes are made of tokens behind the last block and the final norm alone",
     "register-controls": "tokens are replaced behind every block at once, and no number is of one",
     "intervention-sweep": "layers are those of the interventions it is given",
+    "perturbation-tests": "an order of importance is of the whole network, whose maps and ranks are summed in it",
 }
 """Analyses with no layers to choose from, and why."""
-NOT_YET = {
-    "attention-knockouts",
-    "causality-vs-decodability",
-    "class-embedding",
-    "class-projection",
-    "class-values",
-    "context-tokens",
-    "counting",
-    "decodability",
-    "gradient-explanations",
-    "head-ablation",
-    "head-words",
-    "key-values",
-    "lenses",
-    "perturbation-tests",
-    "register-neurons",
-    "residual-updates",
-    "restoration",
-    "token-removal",
-}
-ANOTHER_DEFAULT = ("random-readouts", "sparse-features")
+ANOTHER_DEFAULT = ("attention-knockouts", "random-readouts", "sparse-features", "token-removal")
 """They measure some layers unless told which, so all of them have to be named."""
 OVER_LAYERS: dict[str, tuple[str, ...]] = {
+    # maps are of the heads of these layers; what all others add to the answer is one more contribution
+    "head-words": ("contribution", "map", "on_object"),
     "cls-attention": ("contrast",),  # differences of means over the early, middle and late layers that were measured
+    "gradient-explanations": ("attention", "map", "on_object", "other_class"),  # the global map is a sum over layers
+    # correlations over the heads there are, and so many of these ablated together
+    "head-ablation": (
+        *("stability", "seed_agreement", "way_agreement", "effect_agreement"),
+        *("together_drop", "together_accuracy"),
+    ),
 }
 """Measures whose rows without a layer are of all layers that were measured."""
+CLEAREST = ("promoted_class", "top_image")
+"""Of the layer with the greatest agreement."""
+AMONG_LAYERS: dict[str, tuple[str, ...]] = {
+    "gradient-explanations": ("strength",),  # a share of what the layers have together
+    "class-values": CLEAREST,
+    "class-embedding": CLEAREST,
+}
+"""Measures whose rows with a layer depend on which others were measured."""
+COLUMN = {
+    "restoration": ("shuffled_layer", 0),
+    "counting": ("depth", 1),  # 0 is in front of the first block
+}
+"""In which column a layer stands where that is another than `layer`, and what layer 0 is called there."""
+READ_FROM = {"restoration": "probe_layer"}
+"""Layers that are read behind those asked for: all, from the first of these on."""
 
 
 @cache
@@ -77,12 +81,17 @@ def run(name: str, **options: Any) -> Result:
     return entry.run({"tiny": asked(entry)}, scenes(), **arguments(entry) | options)
 
 
+def by_layer(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    column, first = COLUMN.get(name, ("layer", 0))
+    return frame.assign(layer=frame[column] - first)
+
+
 def takes_layers(name: str) -> bool:
     return "layers" in inspect.signature(COMMANDS[name].run).parameters
 
 
 def test_every_analysis_is_asked_for_layers_or_has_none_to_choose_from() -> None:
-    assert {name for name in COMMANDS if not takes_layers(name)} == OF_NO_LAYER.keys() | NOT_YET
+    assert {name for name in COMMANDS if not takes_layers(name)} == OF_NO_LAYER.keys()
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if takes_layers(name)])
@@ -91,19 +100,45 @@ def test_some_layers_alone_have_the_numbers_they_have_among_all(name: str) -> No
     whole, some = run(name, **every), run(name, layers=ASKED)
     deep = asked(COMMANDS[name]).cfg.n_layers
     chosen = sorted(layer % deep for layer in ASKED)
-    frame = some.frame
-    assert sorted(frame["layer"].dropna().unique()) == chosen
-    of_all = frame["layer"].isna() & frame.get("measure", pd.Series("", frame.index)).isin(OVER_LAYERS.get(name, ()))
-    expected = whole.frame[whole.frame["layer"].isin(chosen) | whole.frame["layer"].isna()]
-    of_all_there = expected["layer"].isna() & expected.get("measure", pd.Series("", expected.index)).isin(
-        OVER_LAYERS.get(name, ())
-    )
-    pd.testing.assert_frame_equal(
-        frame[~of_all].reset_index(drop=True), expected[~of_all_there].reset_index(drop=True), rtol=0, atol=1e-6
-    )
+    found, among_all = (by_layer(name, result.frame) for result in (some, whole))
+    if name in READ_FROM:
+        among_all = among_all[(among_all[READ_FROM[name]] >= chosen[0]).fillna(True)]
+    check_rows(name, found, among_all, chosen)
+    assert some.meta["layers"] == list(ASKED)
     assert [n for n in some.meta["notes"] if n.startswith("Only layers -1, 1 were measured")]
+    some.figure()
     for draw in COMMANDS[name].figures(some).values():
         draw(some)
+
+
+def check_rows(name: str, some: pd.DataFrame, whole: pd.DataFrame, chosen: list[int]) -> None:
+    """The rows of some layers are those they are among all, and the rows without a layer are the same."""
+    assert sorted(some["layer"].dropna().unique()) == chosen
+    among = whole[whole["layer"].isin(chosen) | whole["layer"].isna()]
+    found, expected = (rows[~_of_the_layers(name, rows)].reset_index(drop=True) for rows in (some, among))
+    corrected = [rows.get("p_adjusted", pd.Series(dtype=float)) for rows in (found, expected)]
+    pd.testing.assert_frame_equal(_uncorrected(found), _uncorrected(expected), rtol=0, atol=1e-6)
+    _check_corrected(found.get("p"), *corrected)
+
+
+def _of_the_layers(name: str, rows: pd.DataFrame) -> pd.Series:
+    """Rows that say something of all layers that were measured."""
+    measure = rows.get("measure", pd.Series("", rows.index))
+    over = rows["layer"].isna() & measure.isin(OVER_LAYERS.get(name, ()))
+    return over | measure.isin(AMONG_LAYERS.get(name, ()))
+
+
+def _uncorrected(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.drop(columns="p_adjusted", errors="ignore")
+
+
+def _check_corrected(p: pd.Series | None, some: pd.Series, among_all: pd.Series) -> None:
+    """Holm's correction is for the layers that are tested: above the p-value itself, and not above that for all."""
+    assert some.isna().equals(among_all.isna())
+    if p is not None and some.notna().any():
+        tested = some.notna()
+        assert (p[tested] - 1e-9 <= some[tested]).all()
+        assert (some[tested] <= among_all[tested] + 1e-9).all()
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if takes_layers(name)])

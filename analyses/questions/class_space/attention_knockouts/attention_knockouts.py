@@ -1,8 +1,9 @@
 """Do image tokens need each other, or CLS, to come to know the class?
 
 Attention between groups of tokens is cut in every block at once, or in windows of blocks and single heads. What is left
-of the class is read from the tokens of the last block and from the model's answers; beside every knockout stands one
-that takes as much attention from the same queries at random keys. Vilas et al. 2023, section 4.3; methods §12.
+of the class is read from the tokens behind the last block, or behind others too, and from the model's answers; beside
+every knockout stands one that takes as much attention from the same queries at random keys. Vilas et al. 2023, section
+4.3; methods §12.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from analyses.data import ImageData
 from analyses.questions.class_space.attention_knockouts.figure import (
     in_words,
     knockout_figure,
+    layers_figure,
     places_figure,
     summary_table,
 )
@@ -36,13 +38,16 @@ from hooked_vit import HookedViT
 PUBLISHED = ("self_only", "no_cls")
 
 
-@analysis(figure=knockout_figure, more_figures={"In which blocks, and in which heads": places_figure})
+@analysis(
+    figure=knockout_figure,
+    more_figures={"In which blocks, and in which heads": places_figure, "Behind which layers": layers_figure},
+)
 def attention_knockouts(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, head: str = "auto", variants: tuple[str, ...] = tuple(VARIANTS),
     window: int = 0, by_head: bool = False, draws: int = 1,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, batch_size: int = 64, seed: int = 0,
-    repro: bool = False,
+    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, layers: tuple[int, ...] | None = None,
+    batch_size: int = 64, seed: int = 0, repro: bool = False,
 ) -> Result:  # fmt: skip
     """Do image tokens need each other, or CLS, to come to know the class?
 
@@ -53,8 +58,9 @@ def attention_knockouts(
     img2img_renorm (the same, rows summing to one), no_cls (image tokens do not see CLS), cls_no_img (CLS sees no image
     token), both; or "queries>keys" with roles of tokens, such as "dist>patches". All blocks at once; with `window` also
     every so many neighbouring blocks, with `by_head` also every head. A model without CLS leaves its variants out.
+    `layers` are those behind which tokens are read, the last where none are named, not those that are cut.
 
-    Rows: rate (share of tokens of the last block with the true class first), identifiability, accuracy, their paired
+    Rows: rate (share of tokens behind a layer with the true class first), identifiability, accuracy, their paired
     changes to the clean run with p-values, and attention_mass, the share of the queries' attention in the clean run
     that is cut; `control` is clean, knockout, or random with its seed (`draws` of them). `repro` is the published code:
     self_only and no_cls, CLS counted among the tokens of a knockout but not of the clean run.
@@ -80,6 +86,7 @@ def attention_knockouts(
             subject.batches(subjects.data, batch_size, "cutting attention"),
             possible,
             places=places,
+            layers=layers,
             rules=subject.rules,
             draws=draws,
             published=repro,
@@ -89,7 +96,7 @@ def attention_knockouts(
         pictures.extend(album.entries())
         return rows
 
-    whole = dict.fromkeys(("layer_first", "layer_last", "head", "seed"), "Int64")
+    whole = dict.fromkeys(("layer_first", "layer_last", "head", "seed", "layer"), "Int64")
     frame = pd.DataFrame(subjects.rows(measured)).astype(whole)
     result = Result(
         frame,
@@ -106,8 +113,9 @@ def attention_knockouts(
     )
     result.meta["table"] = summary_table(result.frame).to_dict("records")
     result.meta["summary"] = in_words(result)
+    family = "all knockouts of one model, by layer read and kind of token, the random ones by themselves"
     result.meta["corrected"] = [
-        corrected("rate_change", "Holm", "all knockouts of one model, by kind of token, the random ones by themselves"),
+        corrected("rate_change", "Holm", family),
         corrected("accuracy_change", "Holm", "all knockouts of one model, the random ones by themselves"),
     ]
     result.meta["notes"] = [

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from textwrap import wrap
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.drawing.colours import CHANCE, DARK_BLUE, LIGHT_BLUE, MODELS, SOFT_ORANGE
+from analyses.drawing.colours import CHANCE, DARK_BLUE, LIGHT_BLUE, MODELS, SOFT_ORANGE, UNTOUCHED
 from analyses.drawing.panels import bars, curve, each_panel, level, model_panels, panels, place, sentence
-from analyses.drawing.rows import over_seeds
+from analyses.drawing.rows import last_layer, over_seeds
+from analyses.questions.class_space.measures.behind import ONE_LAYER, behind_the_last, over_layers, read_elsewhere
 from analyses.running.results import Result
 
 WHAT = {
@@ -27,13 +29,13 @@ SERIES = {
 
 
 def knockout_figure(result: Result) -> go.Figure:
-    """One panel per model: what is left of the class in the image tokens and in the answers after every knockout."""
+    """One panel per model: what is left of the class in image tokens and in the answers after every knockout."""
     everywhere = _everywhere(result.frame)
     fig = model_panels(
         result,
         "What is left of the class when attention is cut in all layers?",
         "Dark bars: after the knockout; light bars: with as much attention taken from the same tokens at random; "
-        "dashed lines: untouched. 95 % intervals over images",
+        f"dashed lines: untouched. 95 % intervals over images{read_elsewhere(result)}",
         x="",
         y="share",
         columns=2,
@@ -54,7 +56,7 @@ def knockout_figure(result: Result) -> go.Figure:
 def places_figure(result: Result) -> go.Figure:
     """How much a knockout in a window of blocks, or in one head, takes from the image tokens."""
     frame = result.frame[(result.frame.measure == "rate_change") & (result.frame.control == "knockout")]
-    frame = frame[frame.tokens == "patches"]
+    frame = behind_the_last(frame[frame.tokens == "patches"])
     full = frame.groupby("model").layer_last.transform("max")
     inside = frame[(frame.layer_first > 0) | (frame.layer_last < full) | frame["head"].notna()]
     if not len(inside):
@@ -69,7 +71,7 @@ def places_figure(result: Result) -> go.Figure:
         [model for model, _, _ in cells],
         "Where does cutting attention take the class from image tokens?",
         "Change of the share of image tokens that put the class first, against the untouched run; 95 % intervals over "
-        "images",
+        f"images{read_elsewhere(result)}",
         y="change of the share",
         columns=2,
         y_range=None,
@@ -85,8 +87,35 @@ def places_figure(result: Result) -> go.Figure:
     return fig
 
 
+def layers_figure(result: Result) -> go.Figure:
+    """One panel per model: the image tokens that put the class first, layer by layer, under every knockout."""
+    rates = _everywhere(result.frame)
+    rates = rates[(rates.measure == "rate") & (rates.tokens == "patches")]
+    if not over_layers(rates):
+        return sentence(ONE_LAYER)
+    fig = model_panels(
+        result,
+        "Behind which layers do image tokens lose the class when attention is cut in all layers?",
+        "Share of image tokens that put the class first, with 95 % intervals over images; thin dotted lines: with as "
+        "much attention taken from the same tokens at random",
+        y="share of image tokens",
+    )
+    for at, model, _ in each_panel(fig, result):
+        rows = rates[rates.model == model]
+        curve(fig, at, rows[rows.control == "clean"], "untouched", UNTOUCHED["color"])
+        names = [name for name in rows.variant.unique() if name != "none"]
+        for name, colour in zip(names, cycle(MODELS), strict=False):
+            mine = rows[rows.variant == name]
+            curve(fig, at, mine[mine.control == "knockout"], WHAT.get(name, name), colour)
+            curve(fig, at, mine[mine.control == "random"], None, colour, dash="dot", bare=True)
+    return fig
+
+
 def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per model and knockout of all layers: rate of image tokens and accuracy, clean, cut, and at random."""
+    """One row per model and knockout of all layers: rate of image tokens and accuracy, clean, cut, and at random.
+
+    The rate is that behind the last `layer` that is read.
+    """
     frame = _everywhere(frame)
     table = []
     for model, rows in frame.groupby("model", sort=False):
@@ -94,7 +123,8 @@ def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
             if name == "none":
                 continue
             part = rows[rows.variant == name]
-            row = {"model": model, "knockout": name, "attention_cut": _value(part, "attention_mass", "clean")}
+            row = {"model": model, "knockout": name, "layer": last_layer(rows)}
+            row["attention_cut"] = _value(part, "attention_mass", "clean")
             for measure in ("rate", "accuracy"):
                 row[f"{measure}_clean"] = _of(rows, measure, "clean").value.mean()
                 for control in ("knockout", "random"):
@@ -107,10 +137,11 @@ def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
 def in_words(result: Result) -> list[str]:
     """One sentence per model and knockout."""
     return [
-        f"{row['model']}, {WHAT.get(row['knockout'], row['knockout'])}: image tokens that put the class first go from "
-        f"{row['rate_clean']:.1%} to {row['rate_knockout']:.1%}, accuracy from {row['accuracy_clean']:.1%} to "
-        f"{row['accuracy_knockout']:.1%}; as much attention cut at random leaves {row['rate_random']:.1%} and "
-        f"{row['accuracy_random']:.1%} ({row['attention_cut']:.0%} of the attention of these tokens)."
+        f"{row['model']}, {WHAT.get(row['knockout'], row['knockout'])}: image tokens that put the class first behind "
+        f"layer {row['layer']} go from {row['rate_clean']:.1%} to {row['rate_knockout']:.1%}, accuracy from "
+        f"{row['accuracy_clean']:.1%} to {row['accuracy_knockout']:.1%}; as much attention cut at random leaves "
+        f"{row['rate_random']:.1%} and {row['accuracy_random']:.1%} ({row['attention_cut']:.0%} of the attention of "
+        "these tokens)."
         for row in result.meta["table"]
     ]
 
@@ -123,7 +154,7 @@ def _everywhere(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _of(rows: pd.DataFrame, measure: str, control: str) -> pd.DataFrame:
     rows = rows[(rows.measure == measure) & (rows.control == control)]
-    return rows[rows.tokens.isna() | (rows.tokens == "patches")]
+    return behind_the_last(rows[rows.tokens.isna() | (rows.tokens == "patches")])
 
 
 def _value(rows: pd.DataFrame, measure: str, control: str, column: str = "value") -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 from operator import add
 from typing import Any, NamedTuple
 
@@ -140,12 +141,17 @@ class Run(NamedTuple):
         return f"attention cut, {self.variant.replace('_', ' ')}{layers}{'' if head is None else f', head {head}'}"
 
 
+Key = tuple[Run, int | None, str | None]
+"""A run, the layer behind which tokens are read, and their kind; of the model's answer the last two are None."""
+
+
 def measure_knockouts(
     model: HookedViT,
     batches: Iterable[tuple[Any, ...]],
     variants: Mapping[str, Variant],
     *,
     places: Sequence[Place] | None = None,
+    layers: Sequence[int] | None = None,
     rules: Rules = AS_TRAINED,
     draws: int = 1,
     published: bool = False,
@@ -157,8 +163,9 @@ def measure_knockouts(
     >>> rows = measure_knockouts(model, [(pixels, labels)], VARIANTS)  # doctest: +SKIP
 
     `batches` are (pixels, classes of the head). Rows hold measure, variant, control (clean, knockout, random), seed,
-    first and last layer, head, tokens, value, low, high, n. `rate_change` is the paired difference to the clean run,
-    with p of a sign-flip test over images, `accuracy_change` has McNemar's; both are adjusted over variants by Holm.
+    first and last layer that are cut, head, layer behind which tokens are read (of `ending_layers`), tokens, value,
+    low, high, n. `rate_change` is the paired difference to the clean run, with p of a sign-flip test over images,
+    `accuracy_change` has McNemar's; both are adjusted over variants by Holm, layer by layer.
     `attention_mass` is the share of the queries' attention, in the clean run, that a variant cuts. `published` counts
     CLS among the tokens of a knockout but not of the clean run, as the code of Vilas et al. 2023 does. With an `album`,
     which is shown every knockout and no control, batches are (pixels, classes, the `Batch` they were made of).
@@ -176,21 +183,21 @@ def measure_knockouts(
             kinds = {"patches": image_tokens(ending.layout, published=True)}
             if run.control != "clean":
                 kinds = {"patches": ending.layout.mask("all")}
-        for kind, here in kinds.items():
+        for layer, (kind, here) in product(ending.pos, kinds.items()):
             if here.any():
-                rates.add((run, kind), ending.rate(here[None]))
-                values.add((run, kind), ending.identifiability(here[None], n_classes))
+                rates.add((run, layer, kind), ending.rate(layer, here[None]))
+                values.add((run, layer, kind), ending.identifiability(layer, here[None], n_classes))
 
     albums = [] if album is None else [album]
     for i, _, (pixels, labels, *of) in numbered(batches, rates, values, mass, right, *albums):
         with torch.no_grad(), model.hooks(_mass_hooks(model, variants, places, mass)):
-            ending = read_ending(model, pixels, labels, rules)
+            ending = read_ending(model, pixels, labels, rules, layers)
         note(Run("none", "clean", None, everywhere), ending)
         for one in albums:
             one.open(of[0].images, of[0].index, labels, ending.scores)
         for run, intervention in _runs(variants, places, draws, seed, i):
             with apply(model, intervention):
-                ending = read_ending(model, pixels, labels, rules)
+                ending = read_ending(model, pixels, labels, rules, layers)
             note(run, ending)
             for one in albums if run.control == "knockout" else []:
                 one.compare(ending.scores, run.said(model.cfg.n_layers))
@@ -238,36 +245,36 @@ def _mass_hooks(
 def _rows(
     rates: ImageMeans, values: ImageMeans, mass: ImageMeans, right: dict[Run, list[Tensor]], seed: int
 ) -> Iterator[dict[str, Any]]:
-    def named(measure: str, run: Run, kind: str | None, row: dict[str, Any]) -> dict[str, Any]:
-        at = {"layer_first": run.place.first, "layer_last": run.place.last, "head": run.place.head}
-        return {"measure": measure, "variant": run.variant, "control": run.control, "seed": run.seed, **at} | (
-            {"tokens": kind, **row}
-        )
+    def named(measure: str, key: Key, row: dict[str, Any]) -> dict[str, Any]:
+        run, layer, kind = key
+        cut = {"layer_first": run.place.first, "layer_last": run.place.last, "head": run.place.head}
+        done = {"variant": run.variant, "control": run.control, "seed": run.seed, **cut}
+        return {"measure": measure, **done, "layer": layer, "tokens": kind, **row}
 
     for measure, means in (("rate", rates), ("identifiability", values)):
-        for (run, kind), row in means.rows():
-            yield named(measure, run, kind, row)
+        for key, row in means.rows():
+            yield named(measure, key, row)
     answers = {run: torch.cat(parts).numpy() for run, parts in right.items()}
     for run, hits in answers.items():
-        yield named("accuracy", run, None, rate_row(int(hits.sum()), len(hits)))
+        yield named("accuracy", (run, None, None), rate_row(int(hits.sum()), len(hits)))
     for (name, place), row in mass.rows():
-        yield named("attention_mass", Run(name, "clean", None, place), None, row)
+        yield named("attention_mass", (Run(name, "clean", None, place), None, None), row)
 
     columns = rates.columns()
     clean = next(run for run in right if run.control == "clean")
-    changed = {(run, kind): columns[run, kind] - columns[clean, kind] for run, kind in columns if run != clean}
-    lost = {(run, None): hits.astype(float) - answers[clean] for run, hits in answers.items() if run != clean}
+    changed = {key: values - columns[clean, *key[1:]] for key, values in columns.items() if key[0] != clean}
+    lost = {(run, None, None): hits.astype(float) - answers[clean] for run, hits in answers.items() if run != clean}
     for measure, differences in (("rate_change", changed), ("accuracy_change", lost)):
-        tests: dict[Any, tuple[float, float]] = {}
-        for control, kind in dict.fromkeys((run.control, kind) for run, kind in differences):
-            family = [key for key in differences if (key[0].control, key[1]) == (control, kind)]
+        tests: dict[Key, tuple[float, float]] = {}
+        for of in dict.fromkeys((run.control, *where) for run, *where in differences):
+            family = [key for key in differences if (key[0].control, *key[1:]) == of]
             p = [
                 sign_flip_test(differences[key], seed=seed, alternative="two-sided", bounds=CHANGE)
-                if kind is not None
+                if measure == "rate_change"
                 else mcnemar(answers[key[0]], answers[clean])
                 for key in family
             ]
             tests |= {key: (raw, held) for key, raw, held in zip(family, p, holm(p), strict=True)}
-        for (run, kind), row in interval_rows(differences, bounds=CHANGE):
-            raw, held = tests[run, kind]
-            yield named(measure, run, kind, row) | {"p": raw, "p_adjusted": held}
+        for key, row in interval_rows(differences, bounds=CHANGE):
+            raw, held = tests[key]
+            yield named(measure, key, row) | {"p": raw, "p_adjusted": held}

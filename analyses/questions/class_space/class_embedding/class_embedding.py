@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from analyses.activations.layers import said_layers
 from analyses.data import ImageData
 from analyses.data.sets import one_set
 from analyses.questions.class_space.class_embedding.figure import figures_of_parts, overview_figure, overview_table
@@ -57,6 +58,7 @@ def class_embedding(
     data: ImageData | Any = None,
     *,
     parts: tuple[str, ...] = tuple(PARTS),
+    layers: tuple[int, ...] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     repro: bool = False,
@@ -69,9 +71,10 @@ def class_embedding(
 
     The frame has the rows of every part, named in the column `study`; `result.part(name)` is the `Result` of one. Parts
     that need object masks are left out where the data has none, those that explain answers leave out models without
-    CLS, and `notes` say so. `repro` is the published code's setting in every part that knows one. `data` is 300
-    scenes:test by default.
-    Where models and data are the paper's, its values stand beside ours in `meta["published"]` and the report.
+    CLS, and `notes` say so. `layers` are those measured in every part that has some to choose from, `repro` is the
+    published code's setting in every part that knows one. `data` is 300 scenes:test by default.
+    Where models and data are the paper's, and no layers are named, its values stand beside ours in `meta["published"]`
+    and the report.
     Raises ValueError for an unknown part, and what the parts raise.
     """
     unknown = [name for name in parts if name not in PARTS]
@@ -89,7 +92,10 @@ def class_embedding(
         chosen = {m: model for m, model in models.items() if m not in lacks}
         notes += [f"{name}: without {m}, which has {why}." for m, why in lacks.items()]
         if chosen:
-            results[name] = _run(name, chosen, data, batch_size, seed, repro)
+            settings = {"layers": layers, "batch_size": batch_size, "seed": seed, "repro": repro}
+            results[name] = _run(name, chosen, data, settings)
+            if layers is not None and "layers" not in _takes(name):
+                notes.append(f"{name}: has no layers to choose from, and is of all of them.")
     meta: dict[str, Any] = {
         "models": {name: _about(name, model, results) for name, model in models.items()},
         "data": about_data(data),
@@ -99,10 +105,12 @@ def class_embedding(
     }
     result = Result.joined(results, meta)
     result.meta["table"] = overview_table(result)
-    result.meta["published"] = _published(results, models, data)
+    result.meta["published"] = [] if layers is not None else _published(results, models, data)
     result.meta["summary"] = [sentence for part in results.values() for sentence in part.meta.get("summary", [])]
-    of_parts = [f"{name}: {note}" for name, part in results.items() for note in part.meta.get("notes", [])]
-    result.meta["notes"] = list(dict.fromkeys([*notes, *of_parts]))
+    said = said_layers({"layers": layers})  # once for all parts
+    of_parts = [(name, note) for name, part in results.items() for note in part.meta.get("notes", [])]
+    notes += [f"{name}: {note}" for name, note in of_parts if note not in said]
+    result.meta["notes"] = list(dict.fromkeys(notes))
     return result
 
 
@@ -130,11 +138,11 @@ def _published(results: Mapping[str, Result], models: Mapping[str, HookedViT], d
     ]
 
 
-def _run(
-    name: str, models: Mapping[str, HookedViT], data: ImageData, batch_size: int, seed: int, repro: bool
-) -> Result:
+def _run(name: str, models: Mapping[str, HookedViT], data: ImageData, settings: Mapping[str, Any]) -> Result:
     """One part, told what it takes of the study's settings."""
-    entry = get_analysis(name)
-    takes = inspect.signature(entry.run).parameters
-    settings = {"batch_size": batch_size, "seed": seed, "repro": repro}
-    return entry(models, data, **{key: value for key, value in settings.items() if key in takes})
+    takes = _takes(name)
+    return get_analysis(name)(models, data, **{key: value for key, value in settings.items() if key in takes})
+
+
+def _takes(name: str) -> Mapping[str, Any]:
+    return inspect.signature(get_analysis(name).run).parameters

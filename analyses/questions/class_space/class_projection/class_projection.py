@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.data import ImageData
 from analyses.questions.class_space.class_projection.figure import (
     box_figure,
@@ -23,7 +24,8 @@ from analyses.questions.class_space.class_projection.figure import (
     rate_figure,
     summary_table,
 )
-from analyses.questions.class_space.class_projection.identifiability import TESTED, measure_identifiability
+from analyses.questions.class_space.class_projection.identifiability import TESTED
+from analyses.questions.class_space.class_projection.measuring import measure_identifiability, stored_runs
 from analyses.questions.class_space.measures.projection import Rules
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.running.registry import analysis
@@ -44,8 +46,8 @@ def class_projection(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, head: str = "auto", random_models: int = 3, permuted_heads: int = 1,
     image_head: Literal["first", "mean"] = "first", norm: bool = True, bias: bool = True, full_range: bool = False,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, batch_size: int = 64, seed: int = 0,
-    repro: bool = False,
+    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, layers: tuple[int, ...] | None = None,
+    batch_size: int = 64, seed: int = 0, repro: bool = False, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """Which tokens know the class of the image, and from which block on?
 
@@ -58,6 +60,9 @@ def class_projection(
     (resid_post) or what a branch adds to it. `control` is trained, random (`random_models` seeds), permuted_head or
     chance. `norm`, `bias` and `image_head` as in `Rules`; `prototypes` [classes, width] by model's name for models that
     answer with an embedding. A model whose head knows none of the classes gets a ridge head, fitted on `fit_data`.
+    `layers` are those measured, without the embedding; "the last" is the last of them. With `activations`, folders that
+    `store_activations` filled with the role "all" and the sites resid_post, attn_out, mlp_out and embedding, the models
+    do not run (controls of random weights do, unless they are stored too).
 
     `repro` is the published code: a model without CLS loses its first image token, blocks are tested over tokens by
     Wilcoxon's test without correction, change starts at block 2. Raises ValueError for labels a head does not know and
@@ -75,16 +80,27 @@ def class_projection(
         prototypes=prototypes,
     )
 
+    random_seeds = range(seed, seed + random_models)
+
     def measured(subject: Subject) -> list[dict[str, Any]]:
+        model, data = subject.model, subjects.data
+        at = None if layers is None else measured_layers(model, layers)
+        stored = stored_runs(model, data, random_seeds, at)
+        unread = len(stored) == 1 + random_models
+        if unread:
+            stored[None].serving.note()
+        batches = subject.unread if unread else subject.labelled
         return measure_identifiability(
-            subject.model,
-            subject.labelled(subjects.data, batch_size, "projecting"),
+            model,
+            batches(data, batch_size, "projecting"),
             rules=subject.rules,
-            random_seeds=range(seed, seed + random_models),
+            layers=at,
+            random_seeds=random_seeds,
             permuted_seeds=range(seed, seed + permuted_heads),
             published=repro,
             full_range=full_range,
             seed=seed,
+            stored=stored,
         )
 
     frame = pd.DataFrame(subjects.rows(measured)).astype({"layer": "Int64", "seed": "Int64"})
@@ -92,7 +108,7 @@ def class_projection(
         frame,
         {
             **subjects.about,
-            "seeds": list(range(seed, seed + random_models)),
+            "seeds": list(random_seeds),
             "batch_size": batch_size,
             "interventions": [],
             "options": {"norm": norm, "bias": bias, "image_head": image_head, "full_range": full_range},

@@ -10,8 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import DARK_BLUE, MODELS, NAMES, TOKENS
-from analyses.drawing.panels import bars, boxes, curve, each_panel, level, model_panels, panels, place, stars
-from analyses.drawing.rows import LEVEL, over_seeds, picked
+from analyses.drawing.panels import bars, curve, each_panel, level, model_panels, panels, place, stars
+from analyses.drawing.rows import LEVEL, from_layer, layers_in, over_seeds, picked, span
+from analyses.drawing.side_by_side import BOX_ROOM, beside, boxes
+from analyses.questions.class_space.measures.projection import EMBEDDING
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
@@ -44,7 +46,8 @@ def evolution_figure(result: Result) -> go.Figure:
         for model, colour in zip(frame.model.unique(), cycle(MODELS), strict=False):
             for control, label, dash in (("trained", model, "solid"), ("random", f"{model}, random weights", "dot")):
                 rows = picked(frame, model=model, measure="identifiability", tokens=kind, control=control)
-                rows = normalised(over_seeds(rows[(rows.site == "resid_post") & (rows.layer >= 0)]))
+                rows = over_seeds(rows[(rows.site == "resid_post") & (rows.layer >= 0)])
+                rows = normalised(rows, result.meta["models"][model]["n_layers"])
                 curve(fig, at, rows, label, colour, x="block", dash=dash)
     return fig
 
@@ -58,20 +61,20 @@ def box_figure(result: Result) -> go.Figure:
         "How far up the ranking is the true class, token by token?",
         f"r = 1 − rank of the true class / classes. Boxes: quartiles over images × tokens, whiskers 1.5 times as long; "
         f"★ above random weights, p < .05 ({test})",
-        x="layer (−1: embedding)",
+        x="layer (−1: embedding)" if (frame.layer == EMBEDDING).any() else "layer",
         y="class identifiability r",
         y_range=(-0.02, 1.16),
     )
-    fig.update_layout(boxmode="group")
     for at, model, _ in each_panel(fig, result):
         layers = frame[(frame.model == model) & (frame.measure == "median") & (frame.site == "resid_post")].layer
         level(fig, at, [layers.min() - 0.5, layers.max() + 0.5], _chance(frame, model), "chance")
-        for kind, colour in TOKENS.items():
+        kinds = [kind for kind in TOKENS if (frame.tokens[frame.model == model] == kind).any()]
+        for number, kind in enumerate(kinds):
             rows = picked(frame, model=model, tokens=kind, control="trained", site="resid_post")
-            boxes(fig, at, rows, NAMES[kind], colour)
+            boxes(fig, at, rows, NAMES[kind], TOKENS[kind], number, len(kinds))
             tests = rows[rows.measure == "above_random"]
             clear = tests[tests.p_adjusted < LEVEL]
-            stars(fig, at, clear.layer + (-0.2 if kind == "cls" else 0.2), [1.1] * len(clear), colour)
+            stars(fig, at, clear.layer + beside(number, len(kinds), BOX_ROOM)[0], [1.1] * len(clear), TOKENS[kind])
     return fig
 
 
@@ -113,17 +116,16 @@ def change_figure(result: Result) -> go.Figure:
         y="share of tokens that gain",
     )
     for at, model, mine in each_panel(fig, result):
-        level(fig, at, [0, int(mine.layer.max())], 0.5, "as often up as down")
+        level(fig, at, span(mine[mine.layer >= 0]), 0.5, "as often up as down")
         for kind, colour in TOKENS.items():
             rows = picked(frame, model=model, measure="change_rate", tokens=kind, control="trained")
             curve(fig, at, rows, NAMES[kind], colour)
     return fig
 
 
-def normalised(rows: pd.DataFrame) -> pd.DataFrame:
+def normalised(rows: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     """Curves over twelfths of the depth, 1 to 12: deeper models averaged in groups, shallower ones spread out."""
-    n = int(rows.layer.max()) + 1 if len(rows) else 1
-    block = np.ceil((rows.layer.astype(int) + 1) * NORMALISED / n)
+    block = np.ceil((rows.layer.astype(int) + 1) * NORMALISED / n_layers)
     return rows.assign(block=block).groupby("block")[["value", "low", "high"]].mean().reset_index()
 
 
@@ -176,9 +178,10 @@ def in_words(result: Result) -> list[str]:
             )
         if told := _tested(result.frame, row["model"]):
             sentences.append(told)
-        since = row["above_random_from"]
+        since, tests = row["above_random_from"], picked(result.frame, model=row["model"], measure="above_random")
+        n_layers = result.meta["models"][row["model"]]["n_layers"]
         sentences.append(
-            f"{row['model']}: image tokens are above the random model from layer {since} on."
+            f"{row['model']}: image tokens are above the random model {from_layer(since, layers_in(tests), n_layers)}."
             if since is not None
             else f"{row['model']}: image tokens of the last layer are not above the random model."
         )

@@ -1,42 +1,28 @@
-"""How identifiable each image's class is in each of its tokens, site by site, block by block.
+"""How identifiable each image's class is in each of its tokens, site by site, block by block: what is kept, and tested.
 
-One forward pass per batch for the model and one for each control. Of the tokens only counts of their ranks are kept,
-of the images one number per block and kind of token.
+Of the tokens only counts of their ranks are kept, of the images one number per block and kind of token.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from analyses.activations.streams import read_stream
-from analyses.controls.random_weights import with_random_weights
-from analyses.processes.walking import filling
 from analyses.questions.class_space.measures.image_means import ImageMeans, interval_rows
-from analyses.questions.class_space.measures.projection import (
-    AS_TRAINED,
-    EMBEDDING,
-    KINDS,
-    Rules,
-    check_rules,
-    class_answers,
-    project_tokens,
-    token_ranks,
-    true_scores,
-)
-from analyses.questions.class_space.measures.random_prototypes import permuted_classes, with_random_prototypes
+from analyses.questions.class_space.measures.projection import EMBEDDING, KINDS, token_ranks, true_scores
+from analyses.questions.class_space.measures.random_prototypes import permuted_classes
 from analyses.questions.class_space.measures.rank_counts import RankCounts, SignedRankCounts
-from analyses.questions.class_space.measures.updates import Scores, read_updates
+from analyses.questions.class_space.measures.updates import Scores
 from analyses.statistics.intervals import CHANGE, RATE, rate_row
 from analyses.statistics.ranks import chance, correct, identifiability, rank
 from analyses.statistics.significance import above_chance, holm, sign_flip_test
-from hooked_vit import HookedViT
+from hooked_vit import TokenLayout
 
 SITES = {"post": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
 
@@ -62,6 +48,7 @@ class Identifiability:
     0
 
     `permuted` are seeds of controls whose head has its rows permuted. `full_range` scales r from 0, not from 1/C.
+    With `embedding` what enters block 0 counts as a layer, of which all others are told by `add`.
     `published` is the code of Vilas et al. 2023: of a model without CLS the first image token is left out, blocks are
     compared with the random model by Wilcoxon's test over tokens, uncorrected, and change starts at the second block.
     methods §7–11.
@@ -77,8 +64,9 @@ class Identifiability:
         permuted: Sequence[int] = (),
         published: bool = False,
         full_range: bool = False,
+        embedding: bool = True,
     ) -> None:
-        self.n_classes, self.published = n_classes, published
+        self.n_classes, self.published, self.embedding = n_classes, published, embedding
         self.scale = n_classes - 1 if full_range else n_classes
         self.n_images = 0
         self._drops_first = published and not has_cls
@@ -94,7 +82,7 @@ class Identifiability:
         """Take in one block's scores of one batch's tokens of one role."""
         parts = {SITES[name]: (layer, getattr(scores, name)) for name in SITES}
         self._note_all(role, parts, labels)
-        if layer == 0:
+        if layer == 0 and self.embedding:
             self._note_all(role, {"resid_post": (EMBEDDING, scores.pre)}, labels)
         if layer == 0 and self.published:
             return
@@ -128,18 +116,9 @@ class Identifiability:
         self._right.append(correct(rank(scores, labels.to(scores.device))).cpu())
         self.n_images += len(labels)
 
-    def add_random(
-        self, seed: int, model: HookedViT, pixels: Float[Tensor, "b ch h w"], labels: Tensor, rules: Rules = AS_TRAINED
-    ) -> None:
-        """Run a model with random weights on the batch that was read last."""
-
-        layout = model.layout_for(*pixels.shape[2:])
-
-        def ranks(x: Tensor) -> Tensor:
-            return token_ranks(project_tokens(model, x, layout, rules), labels)
-
-        _, by_layer = read_stream(model, pixels, ranks, embedding=True)
-        for layer, pos in enumerate(by_layer, start=EMBEDDING):
+    def add_random(self, seed: int, by_layer: Mapping[int, Float64[Tensor, "b t"]], layout: TokenLayout) -> None:
+        """Take in the ranks that random weights give all tokens of the batch that was read last."""
+        for layer, pos in by_layer.items():
             for role in [role for role in layout.roles if role in KINDS]:
                 counted = self._counted(role, pos[:, layout.mask(role)])
                 self._note(Key("random", seed, "resid_post", layer, role), counted)
@@ -245,45 +224,3 @@ def _layer_of(key: Key) -> int:
 
 def _is_tested(key: Key, role: str) -> bool:
     return key.tokens == role and key.control == "trained" and key.site == "resid_post"
-
-
-def measure_identifiability(
-    model: HookedViT,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    rules: Rules = AS_TRAINED,
-    random_seeds: Sequence[int] = (0, 1, 2),
-    permuted_seeds: Sequence[int] = (0,),
-    published: bool = False,
-    full_range: bool = False,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Everything §7–11 ask of one model, from one pass over batches of (pixels, classes of the head).
-
-    >>> rows = measure_identifiability(model, [(pixels, labels)], random_seeds=(0,))  # doctest: +SKIP
-
-    Rows hold measure, control, seed, site, layer (−1 for the stream that enters block 0), tokens, value, low, high, n.
-    Measures: identifiability and its box plot, rate, at_least_one, change_rate, accuracy, at_least_one_when_wrong,
-    and with p and p_adjusted above_random, rate_above_random, rate_above_chance, at_least_one_above_random and
-    at_least_one_above_chance. Controls: random weights, a permuted head, chance.
-    Raises NoHeadError for a model without a head, ValueError for a label that is no class of it.
-    """
-    n_classes = check_rules(model, rules)
-    has_cls = model.cfg.has_cls
-    tally = Identifiability(
-        n_classes, has_cls=has_cls, permuted=permuted_seeds, published=published, full_range=full_range
-    )
-    controls = {s: with_random_weights(model, s) for s in random_seeds}
-    random_rules = {s: with_random_prototypes(rules, s) for s in random_seeds}
-    for pixels, labels in filling(batches, tally):
-        where = labels.to(pixels.device)
-
-        def see(layer: int, role: str, scores: Scores, labels: Tensor = where) -> None:
-            if role in KINDS:
-                tally.add(layer, role, scores, labels)
-
-        output = read_updates(model, pixels, see, rules)
-        tally.add_answers(class_answers(model, output, rules), labels)
-        for s, control in controls.items():
-            tally.add_random(s, control, pixels, where, random_rules[s])
-    return list(tally.rows(seed))

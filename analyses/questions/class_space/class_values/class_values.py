@@ -55,7 +55,7 @@ def class_values(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, head: str = "auto", random_models: int = 3, fold_gain: bool = False,
     memories: int = 2, images: int = 6, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64, seed: int = 0,
+    layers: tuple[int, ...] | None = None, batch_size: int = 64, seed: int = 0,
 ) -> Result:  # fmt: skip
     """Does a layer hold value vectors that point at the classes, and what do they promote?
 
@@ -67,11 +67,11 @@ def class_values(
     bias or LayerScale; `fold_gain` multiplies class vectors by the final norm's gain, and value vectors by LayerScale
     or by the gain of a norm behind the branch. A readout of several tokens has class vectors for each (`tokens`).
 
-    In the layer where each sub-layer agrees most, the `memories` whose value vectors point at a class most:
-    `promoted_class` are the classes of the largest cosines (`rank` 0 to 4), `top_image` the `images` of `data` in which
-    the coefficient of that value vector is largest (`value`), at `token`, with a `picture` of it (PNG, base64). Both
-    are for the first kind of token the readout reads and those that share its class vectors; `memories=0` runs no
-    image. `head`, `fit_data` and `prototypes` as in `class_projection`.
+    In the layer where each sub-layer agrees most, of the `layers` measured, the `memories` whose value vectors point at
+    a class most: `promoted_class` are the classes of the largest cosines (`rank` 0 to 4), `top_image` the `images` of
+    `data` in which the coefficient of that value vector is largest (`value`), at `token`, with a `picture` of it (PNG,
+    base64). Both are for the first kind of token the readout reads and those that share its class vectors; `memories=0`
+    runs no image. `head`, `fit_data` and `prototypes` as in `class_projection`.
     Raises ValueError for labels a head does not know and for negative counts, NoHeadError for a model that answers with
     an embedding and has no prototypes.
     """
@@ -85,6 +85,7 @@ def class_values(
     def measured(subject: Subject) -> list[dict[str, Any]]:
         rows = measure_value_agreement(
             subject.model,
+            layers=layers,
             random_seeds=range(seed, seed + random_models),
             fold_gain=fold_gain,
             rules=subject.rules,

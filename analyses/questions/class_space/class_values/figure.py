@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from analyses.drawing.colours import CHANCE, LIGHT_PARTS, NAMES, PART_NAMES, PARTS
 from analyses.drawing.panels import add, curve, each_panel, level, model_panels, stars
-from analyses.drawing.rows import LEVEL, head_notes
+from analyses.drawing.rows import LEVEL, head_notes, span
+from analyses.drawing.side_by_side import BOX_ROOM, beside
 from analyses.running.results import Result
 from analyses.running.shown import small
 from hooked_vit.config.showing import counted
@@ -40,7 +41,7 @@ def agreement_figure(result: Result) -> go.Figure:
                 continue
             luck = float(mine.loc[mine.control == "chance", "value"].iloc[0])
             line = CHANCE | {"color": colour, "width": 1.5}
-            level(fig, at, [0, int(rows.layer.max())], luck, f"{PART_NAMES[part]}, random directions", line)
+            level(fig, at, span(rows), luck, f"{PART_NAMES[part]}, random directions", line)
             curve(fig, at, mine[mine.control == "random"], None, colour, dash="dot", bare=True)
     return fig
 
@@ -58,11 +59,11 @@ def class_figure(result: Result) -> go.Figure:
     for at, name, _ in each_panel(fig, result):
         mine = cosines[cosines.model == name]
         mine = mine[mine.tokens == mine.tokens.iloc[0]]
-        for part, label in PART_NAMES.items():
-            one = mine[mine.part == part]
-            box = go.Box(x=one.layer, y=one.value, boxpoints=False, marker_color=PARTS[part], offsetgroup=part)
-            add(fig, at, box, label)
-    return fig.update_layout(boxmode="group")
+        for number, (part, label) in enumerate(PART_NAMES.items()):
+            one, (shift, room) = mine[mine.part == part], beside(number, len(PART_NAMES), BOX_ROOM)
+            place = {"x": one.layer + shift, "width": BOX_ROOM * room, "xhoverformat": ".0f"}
+            add(fig, at, go.Box(**place, y=one.value, boxpoints=False, marker_color=PARTS[part]), label)
+    return fig
 
 
 def memory_figure(result: Result) -> go.Figure:
@@ -134,7 +135,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     for row in summary_table(result):
         above = ""
         if row["layers_above_random"] is not None:
-            of = counted(row["layers"], "layer is", "layers are")
+            of = counted(row["layers"], "layer measured is", "layers measured are")
             above = f"; {row['layers_above_random']} of {of} above random weights"
         found.append(
             f"{row['model']}, {PART_NAMES[row['part']]}, class vectors that read {NAMES[row['tokens']]}: agreement is "

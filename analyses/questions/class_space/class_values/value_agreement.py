@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from analyses.activations.layers import measured_layers
 from analyses.controls.random_weights import with_random_weights
 from analyses.questions.class_space.measures.image_means import interval_rows
 from analyses.questions.class_space.measures.memories import PARTS, expected_largest_cosine, promotion, value_vectors
@@ -19,18 +20,21 @@ from hooked_vit import HookedViT
 Scores = dict[tuple[int, str, str], np.ndarray]
 
 
-def value_agreement(model: HookedViT, rules: Rules = AS_TRAINED, *, fold_gain: bool = False) -> Scores:
+def value_agreement(
+    model: HookedViT, rules: Rules = AS_TRAINED, *, layers: Sequence[int] | None = None, fold_gain: bool = False
+) -> Scores:
     """(layer, part, role) -> for every class the largest cosine that any value vector of the layer has with it.
 
     >>> value_agreement(model)[11, "mlp", "cls"].mean()  # doctest: +SKIP
 
     Roles are those the readout reads, each with its own class vectors. Weights only: no norm, no bias, no LayerScale
-    (but see `fold_gain` of `value_vectors`). Source: methods §17.
+    (but see `fold_gain` of `value_vectors`). `layers` are all where none are named. Source: methods §17.
     """
+    at = measured_layers(model, layers)
     return {
         (layer, part, role): promotion(model, layer, part, role, rules, fold_gain=fold_gain, unit=True)
         .amax(1).double().cpu().numpy()
-        for layer in range(model.cfg.n_layers) for part in PARTS for role in model.cfg.sources
+        for layer in at for part in PARTS for role in model.cfg.sources
     }  # fmt: skip
 
 
@@ -38,12 +42,13 @@ def value_agreement(model: HookedViT, rules: Rules = AS_TRAINED, *, fold_gain: b
 def measure_value_agreement(
     model: HookedViT,
     *,
+    layers: Sequence[int] | None = None,
     random_seeds: Sequence[int] = (0, 1, 2),
     fold_gain: bool = False,
     rules: Rules = AS_TRAINED,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Everything §17 asks of one model; no images.
+    """Everything §17 asks of one model, at `layers` or at all; no images.
 
     >>> rows = measure_value_agreement(model)  # doctest: +SKIP
 
@@ -53,9 +58,10 @@ def measure_value_agreement(
     `random` are models with random weights and a head of their own, `chance` random directions.
     """
     check_rules(model, rules)
-    trained = value_agreement(model, rules, fold_gain=fold_gain)
+    asked: dict[str, Any] = {"layers": layers, "fold_gain": fold_gain}
+    trained = value_agreement(model, rules, **asked)
     random = {
-        s: value_agreement(with_random_weights(model, s), with_random_prototypes(rules, s), fold_gain=fold_gain)
+        s: value_agreement(with_random_weights(model, s), with_random_prototypes(rules, s), **asked)
         for s in random_seeds
     }
     p_values = {key: _above(values, [r[key] for r in random.values()], seed) for key, values in trained.items()}

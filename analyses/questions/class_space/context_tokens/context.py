@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,13 +47,15 @@ class ContextTally:
         self._null: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(n_shuffles))
         self._labels: list[Tensor] = []
 
-    def add(self, by_layer: list[Float[Tensor, "b n"]], labels: Int[Tensor, "b n"], number: int | None = None) -> None:
-        """Ranks of the image tokens at the embedding and behind every block, and the labels of their patches.
+    def add(
+        self, by_layer: Mapping[int, Float[Tensor, "b n"]], labels: Int[Tensor, "b n"], number: int | None = None
+    ) -> None:
+        """Ranks of the image tokens behind each layer (−1: at the embedding), and the labels of their patches.
 
         `number` is that of the batch's first image; where it is not given, as many images came before as were added.
         """
         number = sum(map(len, self._labels)) if number is None else number
-        for layer, pos in enumerate(by_layer, start=EMBEDDING):
+        for layer, pos in by_layer.items():
             r, first = identifiability(pos, self.n_classes), correct(pos).double()
             for group, label in GROUPS.items():
                 here = labels == label
@@ -62,9 +64,10 @@ class ContextTally:
                 self._rates.add((layer, group), group_mean(first, here))
         self._labels.append(labels)
         if not self.published:
-            self._deal_out(identifiability(torch.stack(by_layer), self.n_classes).numpy(), labels.numpy(), number)
+            each = identifiability(torch.stack([*by_layer.values()]), self.n_classes)
+            self._deal_out([*by_layer], each.numpy(), labels.numpy(), number)
 
-    def _deal_out(self, r: np.ndarray, labels: np.ndarray, number: int) -> None:
+    def _deal_out(self, layers: Sequence[int], r: np.ndarray, labels: np.ndarray, number: int) -> None:
         """Add to the null distribution: the same labels at other tokens of the same image, each with its own draws."""
         for image, row in enumerate(labels):
             known = np.flatnonzero(row >= 0)
@@ -77,8 +80,8 @@ class ContextTally:
             values = r[:, image, known]
             total, of_class = values.sum(1), values @ dealt.T
             difference = of_class / k - (total[:, None] - of_class) / (len(known) - k)
-            for i, layer_difference in enumerate(difference):
-                self._null[i + EMBEDDING] += layer_difference
+            for layer, layer_difference in zip(layers, difference, strict=True):
+                self._null[layer] += layer_difference
 
     def rows(self, seed: int = 0) -> Iterator[dict[str, Any]]:
         """A row per measure, layer and group; `difference` is class minus context, with p-values."""
@@ -133,11 +136,12 @@ def measure_context(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     *,
     rules: Rules = AS_TRAINED,
+    layers: Sequence[int] | None = None,
     n_shuffles: int = N_SHUFFLES,
     published: bool = False,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Class against context tokens at every block, from one pass.
+    """Class against context tokens at the embedding and every block, or at these `layers` alone, from one pass.
 
     >>> rows = measure_context(model, [(pixels, labels, label_cells(maps, grid))])  # doctest: +SKIP
 
@@ -149,13 +153,13 @@ def measure_context(
     tally = ContextTally(check_rules(model, rules), n_shuffles=n_shuffles, published=published, seed=seed)
     changes = LogitChange(published)
     for _, first, (pixels, labels, patches) in numbered(batches, tally, changes):
-        by_layer: list[Tensor] = []
+        by_layer: dict[int, Tensor] = {}
 
         def see(
             layer: int,
             role: str,
             scores: Scores,
-            by_layer: list[Tensor] = by_layer,
+            by_layer: dict[int, Tensor] = by_layer,
             labels: Tensor = labels,
             patches: Tensor = patches,
         ) -> None:
@@ -166,9 +170,11 @@ def measure_context(
                     f"every image token has one label; there are {tuple(scores.post.shape[:2])} tokens and labels for "
                     f"{tuple(patches.shape)}"
                 )
-            by_layer += [token_ranks(s, labels) for s in ([scores.pre] if layer == 0 else []) + [scores.post]]
+            if layer == 0 and layers is None:
+                by_layer[EMBEDDING] = token_ranks(scores.pre, labels)
+            by_layer[layer] = token_ranks(scores.post, labels)
             changes.add(layer, scores, labels, patches)
 
-        read_updates(model, pixels, see, rules)
+        read_updates(model, pixels, see, rules, layers=layers, answers=False)
         tally.add(by_layer, patches, first)
     return [*tally.rows(seed), *changes.rows(seed)]

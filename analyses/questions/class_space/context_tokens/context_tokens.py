@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.activations.class_masks import Labelling
+from analyses.activations.layers import measured_layers
 from analyses.data import ImageData
 from analyses.questions.class_space.context_tokens.context import N_SHUFFLES, PUBLISHED_SHUFFLES, measure_context
 from analyses.questions.class_space.context_tokens.figure import (
@@ -41,7 +42,7 @@ def context_tokens(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, head: str = "auto", rule: Literal["area", "any", "centre", "corner"] = "area",
     tau: float = 0.5, n_shuffles: int = N_SHUFFLES, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64, seed: int = 0, repro: bool = False,
+    layers: tuple[int, ...] | None = None, batch_size: int = 64, seed: int = 0, repro: bool = False,
 ) -> Result:  # fmt: skip
     """Is the class more identifiable in tokens on the object than in tokens of its context?
 
@@ -55,7 +56,7 @@ def context_tokens(
     `n_shuffles` shuffles of the labels within each image (adjusted over blocks by Holm) and of a sign-flip test over
     images. `logit_change` (§15): how much higher the true class scores in the update of a `part`, alone, than in what
     that sub-layer reads, class minus context tokens per image, with two-sided sign flips of images. Images without
-    tokens of one group are left out of it and counted.
+    tokens of one group are left out of it and counted. `layers` are those measured, without the embedding.
 
     `repro` is the published code: the label is one pixel at the patch's corner of the whole, uncropped mask, ignored
     pixels are context, and labels are shuffled over all tokens, 300 times, uncorrected; logit_change is of attention,
@@ -71,6 +72,7 @@ def context_tokens(
             subject.model,
             batches.map(lambda seen: seen[:3]),
             rules=subject.rules,
+            layers=None if layers is None else measured_layers(subject.model, layers),
             n_shuffles=n_shuffles,
             published=repro,
             seed=seed,

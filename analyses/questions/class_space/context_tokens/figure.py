@@ -6,13 +6,29 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, ORANGE, PART_NAMES, PARTS
-from analyses.drawing.panels import boxes, curve, each_panel, level, model_panels, stars
-from analyses.drawing.rows import LEVEL, over_seeds
+from analyses.drawing.panels import curve, each_panel, level, model_panels, stars
+from analyses.drawing.rows import LEVEL, over_seeds, span
+from analyses.drawing.side_by_side import boxes
+from analyses.questions.class_space.measures.projection import EMBEDDING
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
 GROUPS = {"context": BLUE, "class": ORANGE}
-LAYERS = "layer (−1: embedding)"
+
+
+def _all_layers(frame: pd.DataFrame) -> bool:
+    """Whether none were named, as the embedding is one then."""
+    return bool((frame.layer == EMBEDDING).any())
+
+
+def _axis(result: Result) -> str:
+    return "layer (−1: embedding)" if _all_layers(result.frame) else "layer"
+
+
+def _in(layers: str, frame: pd.DataFrame) -> str:
+    if layers:
+        return f"in layer{'s' * (',' in layers)} {layers}"
+    return "in no layer" if _all_layers(frame) else "in no layer measured"
 
 
 def groups_figure(result: Result) -> go.Figure:
@@ -23,14 +39,13 @@ def groups_figure(result: Result) -> go.Figure:
         "Is the class more identifiable on the object than around it?",
         "r = 1 − rank of the true class / classes. Boxes: quartiles over images × tokens, whiskers 1.5 times as long; "
         f"★ class above context, p < .05 ({test})",
-        x=LAYERS,
+        x=_axis(result),
         y="class identifiability r",
         y_range=(-0.02, 1.16),
     )
-    fig.update_layout(boxmode="group")
     for at, _, rows in each_panel(fig, result):
-        for group, colour in GROUPS.items():
-            boxes(fig, at, rows[rows.tokens == group], f"{group} tokens", colour)
+        for number, (group, colour) in enumerate(GROUPS.items()):
+            boxes(fig, at, rows[rows.tokens == group], f"{group} tokens", colour, number, len(GROUPS))
         clear = _clear(rows)
         stars(fig, at, clear.layer, [1.1] * len(clear), "black")
     return fig
@@ -42,14 +57,14 @@ def difference_figure(result: Result) -> go.Figure:
         result,
         "How much more identifiable is the class on the object?",
         "r of class tokens minus r of context tokens, mean over images with both; 95 % intervals over images",
-        x=LAYERS,
+        x=_axis(result),
         y="difference of r",
         y_range=None,
     )
     for at, _, rows in each_panel(fig, result):
         some = rows[rows.measure == "difference"]
         if len(some):
-            level(fig, at, [-1.3, int(some.layer.max()) + 0.3], 0.0, "no difference")
+            level(fig, at, _wider(some), 0.0, "no difference")
         curve(fig, at, some, "class minus context", GROUPS["class"])
     return fig
 
@@ -68,13 +83,18 @@ def change_figure(result: Result) -> go.Figure:
         shared=False,
     )
     for at, model, mine in each_panel(fig, result):
-        level(fig, at, [-0.3, mine.layer.max() + 0.3], 0.0, "no difference")
+        level(fig, at, _wider(mine[mine.layer != EMBEDDING]), 0.0, "no difference")
         for part, label in PART_NAMES.items():
             rows = frame[(frame.model == model) & (frame.part == part)] if "part" in frame else frame[:0]
             curve(fig, at, rows, label, PARTS[part])
             clear = over_seeds(rows[rows.p_adjusted < LEVEL] if len(rows) else rows)
             stars(fig, at, clear.layer, clear.high.fillna(clear.value), PARTS[part])
     return fig
+
+
+def _wider(rows: pd.DataFrame) -> list[float]:
+    first, last = span(rows)
+    return [first - 0.3, last + 0.3]
 
 
 def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -121,14 +141,15 @@ def in_words(result: Result) -> list[str]:
         if row["largest_difference"] is None:
             sentences.append(f"{row['model']}: no image has both class and context tokens at this resolution.")
             continue
-        where = f"in layers {row['class_above_context']}" if row["class_above_context"] else "in no layer"
+        where = _in(row["class_above_context"], result.frame)
+        where += " (−1 is the embedding)" if _all_layers(result.frame) else ""
         sentences.append(
-            f"{row['model']}: class tokens are more identifiable than context tokens {where} (−1 is the embedding); "
-            f"the difference is largest at layer {row['at_layer']}, {row['largest_difference']:+.3f} of r, over "
+            f"{row['model']}: class tokens are more identifiable than context tokens {where}; the difference is "
+            f"largest at layer {row['at_layer']}, {row['largest_difference']:+.3f} of r, over "
             f"{counted(row['with_both'], 'image')} with both."
         )
-        if row["class_below_context"]:
-            sentences.append(f"{row['model']}: they are less identifiable in layers {row['class_below_context']}.")
+        if below := row["class_below_context"]:
+            sentences.append(f"{row['model']}: they are less identifiable {_in(below, result.frame)}.")
         sentences += _of_changes(result, row["model"])
     return sentences
 
@@ -143,8 +164,7 @@ def _of_changes(result: Result, model: str) -> list[str]:
         more, less = (_layers(rows[(rows.p_adjusted < LEVEL) & (sign * rows.value > 0)]) for sign in (1, -1))
         found.append(
             f"{model}: the update of {label} raises the score of the class over its input's more in class than in "
-            f"context tokens in {f'layers {more}' if more else 'no layer'}, less in "
-            f"{f'layers {less}' if less else 'no layer'}."
+            f"context tokens {_in(more, frame)}, less {_in(less, frame)}."
         )
     return found
 

@@ -43,7 +43,7 @@ class LogitChange:
         changes = {"attn": true.attn - true.pre, "mlp": true.mlp - true.mid}
         if self.published:
             self._changes[layer].append(changes["attn"].float())
-            if layer == 0:
+            if layer == next(iter(self._changes)):  # once a batch
                 self._labels.append(patches)
             return
         for part, change in changes.items():

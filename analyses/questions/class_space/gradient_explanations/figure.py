@@ -15,8 +15,8 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from analyses.drawing.colours import BLUE, GREEN, ORANGE
-from analyses.drawing.panels import curve, level, panels, place, sentence
-from analyses.drawing.rows import by_model, last_layer, value_of
+from analyses.drawing.panels import curve, layer_ticks, level, panels, place, sentence
+from analyses.drawing.rows import by_model, layers_in, span, value_of
 from analyses.questions.class_space.measures.explanations import overlay
 from analyses.running.results import Result
 from analyses.running.shown import small
@@ -59,17 +59,17 @@ def heads_figure(result: Result) -> go.Figure:
         return sentence("No example images were asked for (examples=0).")
     name, image, picture = shown[0]
     rows = _maps(result, name, image).query("of == 'label' and layer.notna()")
-    heads, layers = rows.dropna(subset="head"), range(int(rows.layer.max()) + 1)
+    heads, layers = rows.dropna(subset="head"), layers_in(rows)
     columns = [*range(int(heads["head"].max()) + 1), None]
     titles = ["sum over heads" if h is None else f"head {h}" for h in columns]
     fig = make_subplots(
         rows=len(layers), cols=len(columns), horizontal_spacing=0.008, vertical_spacing=0.1 / len(layers),
         column_titles=titles, row_titles=[f"layer {layer}" for layer in layers],
     )  # fmt: skip
-    for layer in layers:
+    for row, layer in enumerate(layers, start=1):
         for column, head in enumerate(columns, start=1):
             here = rows[(rows.layer == layer) & (rows["head"].isna() if head is None else rows["head"] == head)]
-            _lay_over(fig, picture, _grid(here, picture), layer + 1, column, repro=_as_published(result))
+            _lay_over(fig, picture, _grid(here, picture), row, column, repro=_as_published(result))
     _bare(fig)
     fig.update_annotations(font_size=12)
     of, height = rows.class_name.iloc[0], len(layers) * 120 + 154
@@ -108,17 +108,17 @@ def curves_figure(result: Result) -> go.Figure:
         columns=len(kinds),
         y_range=None,
         shared=False,
-        last=last_layer(result.frame),
     )
     ranges = ([0, None], [-1.02, 1.02], [0, 1.02])
     for row, (name, whole) in enumerate(models):
         rows = frame[frame.model == name]
         for k in range(len(kinds)):
             at = place(fig, row * len(kinds) + k)
+            layer_ticks(fig, rows, **at)
             fig.update_yaxes(range=ranges[k], title_text=("share", "correlation", "share")[k], title_standoff=4, **at)
             if k == 2:
                 chance = value_of(whole, "chance")
-                level(fig, at, [0, int(rows.layer.max())], chance, "chance: share of patches with an object")
+                level(fig, at, span(rows), chance, "chance: share of patches with an object")
             for column, measure, of, label, colour in drawn:
                 if column == k:
                     here = rows[(rows.measure == measure) & (rows.of.isna() if of is None else rows.of == of)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from analyses.activations.class_masks import CLASS, class_maps, label_cells, mask_columns
+from analyses.activations.layers import measured_layers
 from analyses.activations.relevance import attention_patterns, check_classes
 from analyses.activations.token_groups import aligned_masks
 from analyses.data import ImageData
@@ -59,6 +60,7 @@ def gradient_explanations(
     class_of_interest: int | None = None,
     site: str = "attn_out",
     examples: int = 4,
+    layers: tuple[int, ...] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     repro: bool = False,
@@ -70,8 +72,9 @@ def gradient_explanations(
 
     Maps are of `class_of_interest`, a class of the head, or of each image's label where it is None; `of` says whose map
     a row is about: "label" (the class of interest), or "other", the model's strongest class but that one. Without
-    `layer` a row is about the global map, without `head` about the sum over heads. `site` as in `gradient_maps`;
-    `repro=True` scores the softmax of the class scores as if it were logits, as the published code does.
+    `layer` a row is about the global map, without `head` about the sum over heads. `layers` are those measured: the
+    global map is the sum of theirs. `site` as in `gradient_maps`; `repro=True` scores the softmax of the class scores
+    as if it were logits, as the published code does.
 
     Measures, means over images with 95 % intervals: `strength`, a map's share of the absolute importance of
     all; `other_class`, the correlation over patches of both classes' maps; `attention`, that of the map with what CLS
@@ -94,7 +97,7 @@ def gradient_explanations(
             check_classes(torch.tensor([class_of_interest]), 1, n_classes)
     rows: list[dict[str, Any]] = []
     for name, model in models.items():
-        study = _Study(name, answers[name], class_of_interest, site, repro)
+        study = _Study(name, answers[name], class_of_interest, site, measured_layers(model, layers), repro)
         study.run(data, batch_size, examples)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows(seed)]
     kinds = {"layer": "Int64", "head": "Int64", "image": "Int64", "token": "Int64", "class_id": "Int64", "n": "Int64"}
@@ -111,16 +114,18 @@ def gradient_explanations(
     frame = pd.DataFrame(rows)
     result = Result(frame.reindex(columns=list(dict.fromkeys([*frame.columns, *kinds]))).astype(kinds), meta)
     result.meta["table"] = summary_table(result)
-    result.meta["summary"], result.meta["notes"] = _in_words(result), _cautions(answers, site, repro)
+    result.meta["summary"], result.meta["notes"] = _in_words(result), _cautions(answers, layers, repro)
     return result
 
 
 class _Study:
     """The maps of one model, reduced batch by batch to one number per image and measure."""
 
-    def __init__(self, name: str, answers: Answers, interest: int | None, site: str, repro: bool) -> None:
+    def __init__(
+        self, name: str, answers: Answers, interest: int | None, site: str, layers: list[int], repro: bool
+    ) -> None:
         self.name, self.answers, self.model = name, answers, answers.model
-        self.interest, self.site, self.repro = interest, site, repro
+        self.interest, self.site, self.layers, self.repro = interest, site, layers, repro
         self.values: dict[Key, list[Tensor]] = defaultdict(list)
         self.examples: list[dict[str, Any]] = []
 
@@ -132,7 +137,7 @@ class _Study:
             layout = self.model.layout_for(*pixels.shape[2:])
             classes = self._classes(pixels, batch.labels)
             maps = {of: self._maps(pixels, c) for of, c in classes.items()}
-            patterns = attention_patterns(self.model, pixels)
+            patterns = attention_patterns(self.model, pixels, self.layers)
             attended = torch.stack([a[:, :, layout.cls, layout.patches].squeeze(2) for a in patterns], 1).cpu()
             objects = _object_patches(self.model, batch, layout.grid) if extra else None
             self._measure(maps, attended, objects)
@@ -144,7 +149,8 @@ class _Study:
                 )
 
     def _maps(self, pixels: Tensor, classes: Tensor) -> Float[Tensor, "b layers heads n"]:
-        return gradient_maps(self.model, pixels, classes, site=self.site, double_softmax=self.repro).cpu()
+        asked: dict[str, Any] = {"site": self.site, "layers": self.layers, "double_softmax": self.repro}
+        return gradient_maps(self.model, pixels, classes, **asked).cpu()
 
     def _classes(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -155,12 +161,13 @@ class _Study:
         return {"label": wanted, "other": logits.scatter(1, wanted[:, None], -torch.inf).argmax(1)}
 
     def _measure(self, maps: dict[str, Tensor], attended: Tensor, objects: Tensor | None) -> None:
-        label, other = (_views(maps[of]) for of in ("label", "other"))
-        looked = _views(attended)
+        label, other = (_views(maps[of], self.layers) for of in ("label", "other"))
+        looked = _views(attended, self.layers)
         total = maps["label"].abs().sum((1, 2, 3))
         for place, view in label.items():
-            if place != (None, None):
-                inner = view if place[1] is not None else maps["label"][:, place[0]].flatten(1)
+            layer, head = place
+            if layer is not None:
+                inner = view if head is not None else maps["label"][:, self.layers.index(layer)].flatten(1)
                 self.values["strength", "label", *place].append(inner.abs().sum(1) / total)
             self.values["other_class", None, *place].append(_correlation(view, other[place]))
             self.values["attention", "label", *place].append(_correlation(view, looked[place]))
@@ -178,7 +185,7 @@ class _Study:
         self.examples.append({"measure": "picture", **about})
         for of, (c, heads) in maps.items():
             named = {"image": index, "of": of, "class_id": int(c), "class_name": self._name_of(int(c))}
-            for (layer, head), view in _views(heads[None]).items():
+            for (layer, head), view in _views(heads[None], self.layers).items():
                 place = {"measure": "map", **named, "layer": layer, "head": head}
                 self.examples += [{**place, "token": t, "value": float(v)} for t, v in enumerate(view[0])]
 
@@ -199,12 +206,14 @@ class _Study:
         yield from self.examples
 
 
-def _views(maps: Float[Tensor, "b layers heads n"]) -> dict[tuple[int | None, int | None], Float[Tensor, "b n"]]:
-    """The global map, each block's, and each head's."""
+def _views(
+    maps: Float[Tensor, "b layers heads n"], layers: Sequence[int]
+) -> dict[tuple[int | None, int | None], Float[Tensor, "b n"]]:
+    """The global map, each layer's, and each head's."""
     views: dict[tuple[int | None, int | None], Tensor] = {(None, None): maps.sum((1, 2))}
-    for layer in range(maps.shape[1]):
-        views[layer, None] = maps[:, layer].sum(1)
-        views |= {(layer, head): maps[:, layer, head] for head in range(maps.shape[2])}
+    for layer, heads in zip(layers, maps.unbind(1), strict=True):
+        views[layer, None] = heads.sum(1)
+        views |= {(layer, head): heads[:, head] for head in range(maps.shape[2])}
     return views
 
 
@@ -246,13 +255,17 @@ def _in_words(result: Result) -> list[str]:
     return found
 
 
-def _cautions(answers: Mapping[str, Answers], site: str, repro: bool) -> list[str]:
+def _cautions(answers: Mapping[str, Answers], layers: Sequence[int] | None, repro: bool) -> list[str]:
     notes = [
         "A gradient says what a small change of attention would do to the class score of CLS at that block, not what "
         "the later blocks make of it; perturbation-tests measures how much the marked patches matter.",
         "The class of a map is the label's: a map for the label of a misclassified image explains a class that the "
         "model did not choose.",
     ]
+    if layers is not None:
+        notes.append(
+            "Global maps are sums over the layers that were measured, and a share of the importance is of theirs."
+        )
     for name, its in answers.items():
         if "cls" not in its.model.cfg.sources:
             notes.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.processes.walking import filling
 from analyses.questions.class_space.measures.image_means import ImageMeans
 from analyses.questions.class_space.measures.memories import (
@@ -47,7 +48,8 @@ class KeyValues:
     classes for every class, and the same for random memories.
     Match (§20): the top class of the sub-layer's output is the one an active memory promotes most.
 
-    `fold_gain` as in `value_vectors`; `before_activation` ranks MLP coefficients in front of the nonlinearity.
+    `layers` are all where none are named. `fold_gain` as in `value_vectors`; `before_activation` ranks MLP coefficients
+    in front of the nonlinearity.
     Raises ValueError for fewer than one memory or draw or two classes, and for `before_activation` with a gated MLP.
     """
 
@@ -55,6 +57,7 @@ class KeyValues:
         self,
         model: HookedViT,
         *,
+        layers: Sequence[int] | None = None,
         top: int = 5,
         draws: int = 20,
         seed: int = 0,
@@ -76,8 +79,9 @@ class KeyValues:
         self.model, self.rules, self.top, self.before_activation = model, rules, top, before_activation
         self.n_classes = n_classes
         self.roles = list(model.tokens.roles)
+        self.layers = measured_layers(model, layers)
         self.tables: dict[tuple[int, str, str], MemoryTable] = {}
-        for layer in range(model.cfg.n_layers):
+        for layer in self.layers:
             for part in PARTS:
                 for role in self.roles:
                     promoted = promotion(model, layer, part, role, rules, fold_gain=fold_gain)
@@ -99,7 +103,7 @@ class KeyValues:
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
             raise ValueError(f"classes are 0 to {self.n_classes - 1}; got {sorted(set(labels.tolist()))[-5:]}")
         hooks: list[tuple[str, Callable]] = []
-        for layer in range(self.model.cfg.n_layers):
+        for layer in self.layers:
             for part in PARTS:
                 read, judge = self._pair(layer, part, labels)
                 hooks.append((coefficient_site(layer, part, before_activation=self.before_activation), read))
@@ -186,7 +190,7 @@ class KeyValues:
         for part in PARTS:
             for role in ("first",) if published else (*self.roles, "all"):
                 rows = []
-                for layer in range(self.model.cfg.n_layers):
+                for layer in self.layers:
                     values = columns[(layer, part, role, *AGREES)]
                     tokens = "first" if published else role
                     at = {"layer": layer, "part": part, "tokens": tokens, "definition": "A"}
@@ -257,6 +261,7 @@ def measure_key_values(
     model: HookedViT,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
+    layers: Sequence[int] | None = None,
     top: int = 5,
     draws: int = 20,
     n_permutations: int = 1999,
@@ -265,7 +270,7 @@ def measure_key_values(
     seed: int = 0,
     rules: Rules = AS_TRAINED,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Everything §18–20 ask of one model, from one pass over batches of (pixels, classes of the head).
+    """Everything §18–20 ask of one model, at `layers` or at all, from one pass over (pixels, classes of the head).
 
     >>> rows, tied = measure_key_values(model, [(pixels, labels)])  # doctest: +SKIP
 
@@ -274,7 +279,14 @@ def measure_key_values(
     of the nonlinearity and tests as the code of Vilas et al. 2023 does.
     """
     tally = KeyValues(
-        model, top=top, draws=draws, seed=seed, fold_gain=fold_gain, before_activation=published, rules=rules
+        model,
+        layers=layers,
+        top=top,
+        draws=draws,
+        seed=seed,
+        fold_gain=fold_gain,
+        before_activation=published,
+        rules=rules,
     )
     into = (tally.means, tally.labels, tally.right, tally.coefficients)
     for pixels, labels in filling(batches, *into):

@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import CHANCE, LIGHT_PARTS, NAMES, PART_NAMES, PARTS
-from analyses.drawing.panels import add, curve, each_panel, level, model_panels, note, panels, stars
-from analyses.drawing.rows import LEVEL, by_model, head_notes, last_layer
+from analyses.drawing.panels import add, curve, each_panel, layer_ticks, level, model_panels, note, panels, stars
+from analyses.drawing.rows import LEVEL, by_model, head_notes, span
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
@@ -52,7 +52,7 @@ def _agreement(result: Result, definition: str, question: str, explained: str) -
             curve(fig, at, of["random_class"], f"{label}, wrong classes", PARTS[part], dash="dot", bare=True)
             line = CHANCE | {"color": PARTS[part], "width": 1.5}
             luck = float(of["chance"].value.iloc[0])
-            level(fig, at, [0, int(mine.layer.max())], luck, f"{label}, random memories", line)
+            level(fig, at, span(mine), luck, f"{label}, random memories", line)
     return fig
 
 
@@ -69,11 +69,11 @@ def difference_figure(result: Result) -> go.Figure:
         + (" (published test)" if result.meta["repro"] else ", permutation of images, Holm over layers"),
         y="difference of shares",
         y_range=(-reach, reach) if reach == reach else (-1.0, 1.0),
-        last=last_layer(result.frame),
     )
     for at, _, mine in each_panel(fig, result):
         mine = mine[mine.measure == "right_minus_wrong"]
-        level(fig, at, [0, int(mine.layer.max())], 0.0, "no difference")
+        layer_ticks(fig, mine, **at)
+        level(fig, at, span(mine), 0.0, "no difference")
         if mine.value.isna().all():
             note(fig, at, "nothing to compare")
         for tokens, colours in (("cls", LIGHT_PARTS), ("patches", PARTS), ("first", PARTS)):

@@ -50,8 +50,8 @@ NUMBERS = ("value", "low", "high", "n", "n_right", "n_wrong", "p", "p_adjusted")
 def key_values(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, head: str = "auto", top: int = 5, draws: int = 20, n_permutations: int = 1999,
-    fold_gain: bool = False, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, batch_size: int = 64,
-    seed: int = 0, repro: bool = False,
+    fold_gain: bool = False, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
+    layers: tuple[int, ...] | None = None, batch_size: int = 64, seed: int = 0, repro: bool = False,
 ) -> Result:  # fmt: skip
     """Are the memories that are active those that promote the image's class, and does it show in the answer?
 
@@ -66,22 +66,24 @@ def key_values(
     `n_permutations` relabelings of images and `p_adjusted` by Holm over layers. `match` (§20): share of tokens where
     the top class of what the sub-layer adds is the one an active memory promotes most; control `random_memories`.
 
-    `tokens` are roles, or "all" but registers. `fold_gain` as in `class_values`; `head`, `fit_data` and `prototypes` as
-    in `class_projection`. `repro` is the published code: coefficients in front of the nonlinearity, and §19 for token 0
-    alone with 300 relabelings of which those strictly above count, so that p can be 0.
-    Raises ValueError for labels a head does not know, and with `repro` for gated MLPs; NoHeadError for a model that
+    `tokens` are roles, or "all" but registers; `layers` are those measured. `fold_gain` as in `class_values`; `head`,
+    `fit_data` and `prototypes` as in `class_projection`. `repro` is the published code: coefficients in front of the
+    nonlinearity, and §19 for token 0 alone with 300 relabelings of which those strictly above count, so that p may be
+    0. Raises ValueError for labels a head does not know, and with `repro` for gated MLPs; NoHeadError for a model that
     answers with an embedding and has no prototypes.
     """
     if n_permutations < 1:
         raise ValueError(f"a permutation test needs at least one draw; got n_permutations={n_permutations}")
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
     for subject in subjects:  # refuses what it cannot measure before anything runs
-        KeyValues(subject.model, top=top, draws=draws, before_activation=repro, rules=subject.rules)
+        asked: dict[str, Any] = {"layers": layers, "top": top, "draws": draws}
+        KeyValues(subject.model, **asked, before_activation=repro, rules=subject.rules)
 
     def measured(subject: Subject) -> list[dict[str, Any]]:
         rows, tied = measure_key_values(
             subject.model,
             subject.labelled(subjects.data, batch_size, "reading memories"),
+            layers=layers,
             top=top,
             draws=draws,
             n_permutations=n_permutations,

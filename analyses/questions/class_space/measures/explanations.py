@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.activations.relevance import check_classes
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules, project_role
 from hooked_vit import HookedViT
@@ -48,10 +52,11 @@ def gradient_maps(
     classes: Int[Tensor, "_"],
     *,
     site: str = "attn_out",
+    layers: Sequence[int] | None = None,
     double_softmax: bool = False,
     rules: Rules = AS_TRAINED,
 ) -> Float[Tensor, "b layers heads patches"]:
-    """Importance of every image token for a class, in every block and head: −∂ℓ/∂A[CLS, i].
+    """Importance of every image token for a class, in every block, or these `layers`, and head: −∂ℓ/∂A[CLS, i].
 
     >>> maps = gradient_maps(model, pixels, labels)  # doctest: +SKIP
     >>> maps.sum((1, 2))  # the global map, [b, patches]  # doctest: +SKIP
@@ -85,14 +90,16 @@ def gradient_maps(
         scores = scores.softmax(-1) if double_softmax else scores
         losses.append(F.cross_entropy(scores, classes.long().to(scores.device), reduction="sum"))
 
-    hooks = []
+    at = measured_layers(model, layers)
+    # what a block that is not measured would have kept for a gradient is let go at the next
+    hooks: list[Any] = [(f"blocks.{layer}.hook_resid_pre", start) for layer in range(at[-1] + 1)]
     mix = "mid" if model.cfg.attn_inner_norm else "z"  # the sum itself, in front of a norm inside attention
-    for layer in range(model.cfg.n_layers):
+    for layer in at:
         block = f"blocks.{layer}."
-        hooks += [(f"{block}hook_resid_pre", start), (f"{block}attn.hook_v", keep_values)]
-        hooks += [(f"{block}attn.hook_{mix}", from_here), (f"{block}{SITES[site]}", read)]
+        hooks += [(f"{block}attn.hook_v", keep_values), (f"{block}attn.hook_{mix}", from_here)]
+        hooks += [(f"{block}{SITES[site]}", read)]
     with torch.enable_grad(), model.hooks(hooks):
-        model(pixels, stop_at_layer=model.cfg.n_layers)
+        model(pixels, stop_at_layer=at[-1] + 1)
         gradients = torch.autograd.grad(losses, mixed)
     maps = [
         -torch.einsum("bphe,bhe->bhp", v, g[:, layout.cls].squeeze(1)) for v, g in zip(values, gradients, strict=True)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from scipy.special import betainc, gammaln
 from torch import Tensor
 
+from analyses.activations.layers import stop_behind
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules
 from hooked_vit import HookedViT
 
@@ -209,7 +210,7 @@ def top_images(
     >>> top_images(model, [(pixels, labels)], [(6, "mlp", 40)])[6, "mlp", 40][0].image  # doctest: +SKIP
 
     Images are numbered as they come, tokens as in the model; `roles` None means all. No more than k images per memory
-    are remembered.
+    are remembered, and no run goes on behind the last of their layers.
     Raises ValueError for no memories, or one there is not.
     """
     if not memories or k < 1:
@@ -218,7 +219,7 @@ def top_images(
         if not 0 <= number < (m := len(value_vectors(model, layer, part))):
             raise ValueError(f"memories of {part} in layer {layer} are 0 to {m - 1}; got {number}")
     best: dict[tuple[int, str, int], list[TopImage]] = {memory: [] for memory in memories}
-    seen = 0
+    stop, seen = stop_behind(model, [layer for layer, _, _ in memories]), 0
     for pixels, labels in batches:
 
         def keep(x: Tensor, layer: int, part: str, first: int = seen, labels: Tensor = labels) -> None:
@@ -233,7 +234,7 @@ def top_images(
                 new = [TopImage(first + i, int(labels[i]), int(token[i]), v) for i, v in at]
                 best[memory] = sorted(best[memory] + new, key=lambda found: -found.coefficient)[:k]
 
-        model.run_with_hooks(pixels, fwd_hooks=_reading(memories, keep))
+        model.run_with_hooks(pixels, fwd_hooks=_reading(memories, keep), stop_at_layer=stop)
         seen += len(pixels)
     return best
 

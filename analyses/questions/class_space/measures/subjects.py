@@ -16,6 +16,7 @@ from analyses.data.sets import count_classes, one_set
 from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers, own_head
 from analyses.probes.opening import Answering, answering
+from analyses.probes.passes import unopened
 from analyses.processes.walking import Step, Walk
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules
 from analyses.running.notes import progress_batches
@@ -51,6 +52,15 @@ class Subject:
     def labelled(self, data: ImageData, batch_size: int, what: str) -> Walk[tuple[Tensor, Tensor]]:
         """(pixels, classes of the head), with a progress bar."""
         return self.batches(data, batch_size, what).map(lambda seen: seen[:2])
+
+    def unread(self, data: ImageData, batch_size: int, what: str) -> Walk[tuple[None, Tensor]]:
+        """(None, classes of the head), with a progress bar: no picture is opened, and every process has all of them."""
+
+        def start(into: Sequence[Any]) -> Iterator[Step[tuple[None, Tensor]]]:
+            for batch in unopened(data, batch_size, f"{self.name}: {what}"):
+                yield Step(batch.number, batch.first, (None, self.answers.labels(batch.labels)))
+
+        return Walk(start)
 
     def album(self, data: ImageData, n_models: int) -> Album:
         """An empty album of these images, under the names of the classes it answers with."""

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.activations.layers import stop_behind
 from analyses.questions.class_space.measures.image_means import ImageMeans
 from analyses.questions.class_space.measures.projection import AS_TRAINED, Rules, check_rules, project_role, true_scores
-from hooked_vit import HookedViT
+from hooked_vit import HookedViT, TokenLayout
 
 REFERENCES = ("layer_input", "block_input")
 PARTS = ("attn", "mlp")
@@ -43,6 +44,8 @@ class UpdateTally(Protocol):
 
 
 SITES = {"pre": "resid_pre", "attn": "attn_out", "mid": "resid_mid", "mlp": "mlp_out", "post": "resid_post"}
+NOT_READ = torch.empty(0, 0, 0)
+"""The scores of a site that was not asked for."""
 
 
 @torch.no_grad()
@@ -51,35 +54,66 @@ def read_updates(
     pixels: Float[Tensor, "b ch h w"],
     see: Callable[[int, str, Scores], None],
     rules: Rules = AS_TRAINED,
-) -> Float[Tensor, "b c"]:
-    """Run once and show `see(layer, role, scores)` every block's class scores; returns the logits.
+    *,
+    layers: Sequence[int] | None = None,
+    sites: Sequence[str] = tuple(SITES),
+    answers: bool = True,
+) -> Float[Tensor, "b ..."]:
+    """Run once and show `see(layer, role, scores)` the class scores around these blocks; returns the logits.
 
     >>> read_updates(model, pixels, lambda layer, role, scores: print(layer, role, scores.attn.shape))  # doctest: +SKIP
 
-    Each role's tokens are projected by its own rule, methods §7. Raises NoHeadError for a model without a head,
-    ValueError for a stream that holds NaN.
+    Each role's tokens are projected by its own rule, methods §7. `layers` are all where none are named, and `sites` the
+    fields of `Scores` that are needed; the others are empty. Without `answers` the run ends behind the last of the
+    layers, with the stream there. Raises NoHeadError for a model without a head, ValueError for a stream with NaN.
     """
     check_rules(model, rules)
-    scored: dict[str, dict[str, Tensor]] = {}
-
-    def score(x: Tensor) -> dict[str, Tensor]:
-        layout = model.tokens
-        return {role: project_role(model, x[:, layout.where(role)], role, rules) for role in layout.roles}
+    blocks = range(model.cfg.n_layers) if layers is None else layers
+    block = ShownBlock(model, see, rules, sites)
 
     def note(x: Tensor, hook: Any) -> None:
         layer, site = int(hook.name.split(".")[1]), hook.name.rpartition("hook_")[2]
-        if site == "resid_pre" and layer > 0:
-            scored["resid_pre"] = scored.pop("resid_post")  # the stream leaving one block is what enters the next
-            return
-        scored[site] = score(x)
-        if site == "resid_post":
-            if torch.isnan(x).any():
-                raise ValueError(f"the stream after block {layer} holds NaN; look for it in weights or pixels")
-            for role in scored["resid_pre"]:
-                see(layer, role, Scores(**{name: scored[of][role] for name, of in SITES.items()}))
+        block.note(layer, site, x, model.tokens)
 
-    names = {f"blocks.{layer}.hook_{site}" for layer in range(model.cfg.n_layers) for site in SITES.values()}
-    return model.run_with_hooks(pixels, fwd_hooks=[(lambda name: name in names, note)])
+    names = {f"blocks.{layer}.hook_{SITES[site]}" for layer in blocks for site in ("post", *sites)}
+    stop = None if answers else stop_behind(model, blocks)
+    return model.run_with_hooks(pixels, fwd_hooks=[(lambda name: name in names, note)], stop_at_layer=stop)
+
+
+class ShownBlock:
+    """The class scores of one block at a time, gathered from its activations in their order, the stream behind it last.
+
+    The stream behind a block is what enters the next one, so that it is projected once.
+    """
+
+    def __init__(
+        self, model: HookedViT, see: Callable[[int, str, Scores], None], rules: Rules, sites: Sequence[str]
+    ) -> None:
+        self._model, self._see, self._rules, self._sites = model, see, rules, sites
+        self._scored: dict[str, dict[str, Tensor]] = {}
+        self._behind: tuple[int, dict[str, Tensor]] | None = None
+
+    def knows_what_enters(self, layer: int) -> bool:
+        """Whether the block in front was the one shown last."""
+        return self._behind is not None and self._behind[0] == layer - 1
+
+    def note(self, layer: int, site: str, x: Float[Tensor, "b t d"], layout: TokenLayout) -> None:
+        """Take in what a block holds at a site, by the name of its hook, and show the block where it is the last."""
+        known = self._behind[1] if self._behind is not None and self.knows_what_enters(layer) else {}
+        if known and site == SITES["pre"]:
+            return
+        self._scored[site] = {
+            role: project_role(self._model, x[:, layout.where(role)], role, self._rules) for role in layout.roles
+        }
+        if site != SITES["post"]:
+            return
+        if torch.isnan(x).any():
+            raise ValueError(f"the stream after block {layer} holds NaN; look for it in weights or pixels")
+        scored = ({SITES["pre"]: known} if known else {}) | self._scored
+        self._scored, self._behind = {}, (layer, self._scored[site])
+        for role in layout.roles:
+            asked = {name: scored[of][role] if name in self._sites else NOT_READ for name, of in SITES.items()}
+            self._see(layer, role, Scores(**asked))
 
 
 def showing(tallies: Sequence[UpdateTally], labels: Int[Tensor, "b"]) -> Callable[[int, str, Scores], None]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.controls.random_weights import with_random_weights
 from analyses.processes.walking import filling
 from analyses.questions.class_space.measures.image_means import ImageMeans
@@ -146,11 +147,23 @@ class _Counts:
         return self.times[place].where(self.keys[place] == keys, 0)
 
 
+def compared_layers(model: HookedViT, layers: Sequence[int] | None, published: bool) -> list[int]:
+    """The layers that are measured: of those named, or of all, the first is left out as `published`.
+
+    Raises ValueError where nothing is left.
+    """
+    found = [layer for layer in measured_layers(model, layers) if layer > 0 or not published]
+    if not found:
+        raise ValueError("the published setting leaves the first layer out, and no other is measured; name one")
+    return found
+
+
 def measure_residual_updates(
     model: HookedViT,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     reference: str = "layer_input",
+    layers: Sequence[int] | None = None,
     random_seeds: Sequence[int] = (0,),
     published: bool = False,
     seed: int = 0,
@@ -161,18 +174,21 @@ def measure_residual_updates(
     >>> rows = measure_residual_updates(model, [(pixels, labels)], random_seeds=())  # doctest: +SKIP
 
     Rows hold measure (class_similarity, match, partition), control (trained, random, chance), seed, layer, part,
-    tokens, value, low, high, n. With `published` both updates are compared with the block's input, composition never
-    asks the MLP, and the first block is left out.
+    tokens, value, low, high, n. `layers` are all where none are named. With `published` both updates are compared with
+    the block's input, composition never asks the MLP, and the first block is left out. Raises what `compared_layers`
+    raises.
     """
+    layers = compared_layers(model, layers, published)
     similarity = ClassSimilarity("block_input" if published else reference)
     parts = Composition(published)
     controls = {s: (with_random_weights(model, s), ClassSimilarity(similarity.reference)) for s in random_seeds}
     for pixels, labels in filling(batches, similarity, parts, *(tally for _, tally in controls.values())):
-        read_updates(model, pixels, showing([similarity, parts], labels), rules)
+        read_updates(model, pixels, showing([similarity, parts], labels), rules, layers=layers, answers=False)
         for s, (control, tally) in controls.items():
-            read_updates(control, pixels, showing([tally], labels), with_random_prototypes(rules, s))
+            see, untrained = showing([tally], labels), with_random_prototypes(rules, s)
+            read_updates(control, pixels, see, untrained, layers=layers, answers=False)
     rows = [{"control": "trained", "seed": None, **row} for row in similarity.rows(seed)]
     rows += [{"seed": None, **row} for row in parts.rows(seed)]
     for s, (_, tally) in controls.items():
         rows += [{"control": "random", "seed": s, **row} for row in tally.rows(seed)]
-    return [row for row in rows if not (published and row["layer"] == 0)]
+    return rows

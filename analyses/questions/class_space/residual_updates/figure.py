@@ -19,7 +19,8 @@ from analyses.drawing.colours import (
     SOFT_YELLOW,
 )
 from analyses.drawing.panels import add, bars, curve, each_panel, level, model_panels
-from analyses.drawing.rows import by_model, head_notes
+from analyses.drawing.rows import by_model, head_notes, last_layer, span
+from analyses.drawing.side_by_side import beside
 from analyses.running.results import Result
 
 PAIRED = {
@@ -53,7 +54,7 @@ def similarity_figure(result: Result) -> go.Figure:
         y="share of tokens",
     )
     for at, _, rows in each_panel(fig, result):
-        level(fig, at, [0, int(rows.layer.max())], 0.5, "chance")
+        level(fig, at, span(rows), 0.5, "chance")
         for (part, tokens), (label, colour) in PAIRED.items():
             mine = rows[(rows.measure == "class_similarity") & (rows.part == part) & (rows.tokens == tokens)]
             curve(fig, at, mine[mine.control == "trained"], label, colour)
@@ -72,7 +73,7 @@ def composition_figure(result: Result) -> go.Figure:
         MATCH,
         "Share of all tokens; some in several bars. Black: the same with another image's sources",
     )
-    return fig.update_layout(barmode="group", bargap=0.15)
+    return fig.update_layout(barmode="group")
 
 
 def partition_figure(result: Result) -> go.Figure:
@@ -90,20 +91,21 @@ def _bars(result: Result, measure: str, parts: dict[str, tuple[str, str]], expla
         for k, (part, (label, colour)) in enumerate(parts.items()):
             mine = here[here.part == part]
             trained, luck = mine[mine.control == "trained"], mine[mine.control == "chance"]
-            shown = trained[["value"]]
-            bars(fig, at, trained.layer.astype(int), shown, label, colour, offsetgroup=part if overlapping else None)
+            middle, width = beside(k, len(parts)) if overlapping else beside(0, 1)
+            # plotly stacks no bar that has an offset
+            room = {"width": width} | ({"offset": middle - width / 2} if overlapping else {})
+            bars(fig, at, trained.layer.astype(int), trained[["value"]], label, colour, **room)
             if overlapping and len(luck):
-                add(fig, at, _marks(luck, k, len(parts)), "expected of another image")
+                add(fig, at, _marks(luck, middle, width), "expected of another image")
     return fig
 
 
-def _marks(luck: pd.DataFrame, k: int, n: int) -> go.Scatter:
-    """A short black line at the height of chance, over bar k of n."""
-    width = (1 - 0.15) / n
+def _marks(luck: pd.DataFrame, middle: float, width: float) -> go.Scatter:
+    """A short black line at the height of chance, over the bars that stand so far from their layer."""
     x: list[float | None] = []
     y: list[float | None] = []
     for layer, value in zip(luck.layer, luck.value, strict=True):
-        left = layer - (1 - 0.15) / 2 + k * width
+        left = layer + middle - width / 2
         x += [left, left + width, None]
         y += [value, value, None]
     return go.Scatter(x=x, y=y, mode="lines", line={"color": "black", "width": 1.5}, hoverinfo="skip")
@@ -155,4 +157,4 @@ def _of_composition(name: str, rows: pd.DataFrame) -> str:
         + (f" (of another image {share['chance'][part]:.0%})" if "chance" in share else "")
         for part, (label, _) in MATCH.items()
     )
-    return f"{name}: after the last block the top class is that of: {says}."
+    return f"{name}: behind layer {last_layer(rows)} the top class is that of: {says}."

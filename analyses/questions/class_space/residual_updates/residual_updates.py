@@ -21,7 +21,7 @@ from torch import Tensor
 from analyses.data import ImageData
 from analyses.questions.class_space.measures.subjects import Subject, prepare
 from analyses.questions.class_space.measures.updates import ClassSimilarity
-from analyses.questions.class_space.residual_updates.composition import measure_residual_updates
+from analyses.questions.class_space.residual_updates.composition import compared_layers, measure_residual_updates
 from analyses.questions.class_space.residual_updates.figure import (
     composition_figure,
     in_words,
@@ -47,8 +47,8 @@ def residual_updates(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, head: str = "auto",
     reference: Literal["layer_input", "block_input"] = "layer_input", random_models: int = 3,
-    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, batch_size: int = 64, seed: int = 0,
-    repro: bool = False,
+    prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None, layers: tuple[int, ...] | None = None,
+    batch_size: int = 64, seed: int = 0, repro: bool = False,
 ) -> Result:  # fmt: skip
     """Which sub-layer writes the class, and where does a block's top class come from?
 
@@ -63,14 +63,16 @@ def residual_updates(
     counted once each, which sums to 1. Their `control` is "chance": sources of another image at the same position,
     exactly, over all pairs of images.
 
-    `tokens` are roles, or "all" but registers; layers count from 0; intervals resample images. `head`, `fit_data` and
-    `prototypes` as in `class_projection`. `repro` is the published code: both updates against the block's input,
-    composition that never asks the MLP, no first block. Raises ValueError for labels a head does not know and for an
-    unknown reference, NoHeadError for a model that answers with an embedding and has no prototypes.
+    `tokens` are roles, or "all" but registers; layers count from 0, and `layers` are those measured; intervals resample
+    images. `head`, `fit_data` and `prototypes` as in `class_projection`. `repro` is the published code: both updates
+    against the block's input, composition that never asks the MLP, no first block. Raises ValueError for labels a head
+    does not know, for an unknown reference, and with `repro` for the first layer alone; NoHeadError for a model that
+    answers with an embedding and has no prototypes.
     """
     ClassSimilarity(reference)  # refuses what it does not know before anything runs
     if random_models < 0:
         raise ValueError(f"untrained models are compared with, 0 or more; got random_models={random_models}")
+    at = {name: compared_layers(model, layers, repro) for name, model in models.items()}
     subjects = prepare(models, data, fit_data, head=head, batch_size=batch_size, prototypes=prototypes)
 
     def measured(subject: Subject) -> list[dict[str, Any]]:
@@ -78,6 +80,7 @@ def residual_updates(
             subject.model,
             subject.labelled(subjects.data, batch_size, "projecting updates"),
             reference=reference,
+            layers=at[subject.name],
             random_seeds=range(seed, seed + random_models),
             published=repro,
             seed=seed,

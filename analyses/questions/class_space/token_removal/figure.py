@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import DARK_BLUE, SOFT_GREY
-from analyses.drawing.panels import bars, each_panel, model_panels
+from analyses.drawing.panels import bars, curve, each_panel, model_panels, sentence
+from analyses.drawing.rows import last_layer
+from analyses.questions.class_space.measures.behind import ONE_LAYER, behind_the_last, over_layers, read_elsewhere
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
@@ -15,6 +19,7 @@ BARS = {
     "removed": ("all other image tokens removed", "#e31a1c"),
     "random": ("as many removed at random", SOFT_GREY),
 }
+DASHES = {"class": "solid", "context": "dot"}
 GROUPS = {"class": "class tokens,<br>context removed", "context": "context tokens,<br>class removed"}
 
 
@@ -24,7 +29,7 @@ def removal_figure(result: Result) -> go.Figure:
         result,
         "Do tokens on the object and tokens around it need each other?",
         "Share of the tokens that stay which put the class first behind the last layer, and accuracy; 95 % intervals "
-        "over images",
+        f"over images{read_elsewhere(result)}",
         x="",
         y="share",
         columns=2,
@@ -45,11 +50,33 @@ def removal_figure(result: Result) -> go.Figure:
     return fig.update_layout(barmode="group")
 
 
+def layers_figure(result: Result) -> go.Figure:
+    """One panel per model: the tokens that put the class first, layer by layer, of each group that stays."""
+    rates = result.frame[result.frame.measure == "rate"]
+    if not over_layers(rates):
+        return sentence(ONE_LAYER)
+    fig = model_panels(
+        result,
+        "Behind which layers do tokens miss those that were removed?",
+        "Share of the tokens that stay which put the class first, with 95 % intervals over images; solid: class "
+        "tokens, context removed; dotted: context tokens, class removed",
+        y="share of tokens",
+    )
+    for at, model, _ in each_panel(fig, result):
+        for (control, (label, colour)), (kept, dash) in product(BARS.items(), DASHES.items()):
+            rows = rates[(rates.model == model) & (rates.control == control) & (rates.kept == kept)]
+            curve(fig, at, rows, label, colour, dash=dash)
+    return fig
+
+
 def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per model and kept group: rates and accuracies, clean, removed and at random, and the images skipped."""
+    """One row per model and kept group: rates and accuracies, clean, removed and at random, and the images skipped.
+
+    Rates are those behind the last `layer` that is read.
+    """
     table = []
     for (model, kept), rows in frame.groupby(["model", "kept"], sort=False):
-        row = {"model": model, "kept": kept}
+        row = {"model": model, "kept": kept, "layer": last_layer(rows)}
         for measure in ("rate", "rate_micro", "accuracy"):
             for control in ("clean", "removed", "random"):
                 part = _pick(rows, measure, control, kept)
@@ -72,9 +99,9 @@ def in_words(result: Result) -> list[str]:
             continue
         random = "" if row["rate_random"] is None else f" (as many at random: {row['rate_random']:.1%})"
         sentences.append(
-            f"{row['model']}: without {other} tokens, {row['kept']} tokens that put the class first go from "
-            f"{row['rate_clean']:.1%} to {row['rate_removed']:.1%}{random}; accuracy from {row['accuracy_clean']:.1%} "
-            f"to {row['accuracy_removed']:.1%} (at random {row['accuracy_random']:.1%})."
+            f"{row['model']}: without {other} tokens, {row['kept']} tokens that put the class first behind layer "
+            f"{row['layer']} go from {row['rate_clean']:.1%} to {row['rate_removed']:.1%}{random}; accuracy from "
+            f"{row['accuracy_clean']:.1%} to {row['accuracy_removed']:.1%} (at random {row['accuracy_random']:.1%})."
         )
     return sentences
 
@@ -96,4 +123,4 @@ def notes(result: Result) -> list[str]:
 
 
 def _pick(rows: pd.DataFrame, measure: str, control: str, kept: str) -> pd.DataFrame:
-    return rows[(rows.measure == measure) & (rows.control == control) & (rows.kept == kept)]
+    return behind_the_last(rows[(rows.measure == measure) & (rows.control == control) & (rows.kept == kept)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,17 +61,18 @@ def run_without(
     labels: Int[Tensor, "b"],
     removed: Bool[Tensor, "b n"],
     rules: Rules = AS_TRAINED,
+    layers: Sequence[int] | None = None,
 ) -> Ending:
     """Run with these patches of each image taken out of the stream that enters block 0.
 
     >>> run_without(model, pixels, labels, patches == CONTEXT)  # doctest: +SKIP
 
-    The others keep their positions. Nothing removed is the untouched run, to the bit.
+    The others keep their positions. Nothing removed is the untouched run, to the bit. `layers` as in `read_ending`.
     """
     if not removed.any():
-        return read_ending(model, pixels, labels, rules)
+        return read_ending(model, pixels, labels, rules, layers)
     with apply(model, get("remove_tokens", tokens="patches", where=removed)):
-        return read_ending(model, pixels, labels, rules)
+        return read_ending(model, pixels, labels, rules, layers)
 
 
 class RemovalTally:
@@ -83,39 +84,43 @@ class RemovalTally:
 
     def add(self, run: Run, ending: Ending, counted: Bool[Tensor, "b t"]) -> None:
         """What came of a run, at the tokens that count."""
-        self._hits.add(run, (correct(ending.pos) & counted).sum(1).double())
-        self._tokens.add(run, counted.sum(1).double())
+        for layer, pos in ending.pos.items():
+            self._hits.add((run, layer), (correct(pos) & counted).sum(1).double())
+            self._tokens.add((run, layer), counted.sum(1).double())
         self._right[run].append(ending.right)
 
     def rows(self, seed: int = 0) -> Iterator[dict[str, Any]]:
         """rate (mean over images), rate_micro (over all tokens), accuracy, and paired changes to the clean run."""
         hits, tokens = self._hits.columns(), self._tokens.columns()
         with np.errstate(invalid="ignore"):
-            rates = {run: hits[run] / tokens[run] for run in hits}
-        for run, row in interval_rows(rates, bounds=RATE):
-            yield {"measure": "rate", **run._asdict(), **row}
-        for run in hits:
-            yield {"measure": "rate_micro", **run._asdict(), **pooled_rate(hits[run], tokens[run])}
+            rates = {key: hits[key] / tokens[key] for key in hits}
+        for (run, layer), row in interval_rows(rates, bounds=RATE):
+            yield {"measure": "rate", **run._asdict(), "layer": layer, **row}
+        for run, layer in hits:
+            pooled = pooled_rate(hits[run, layer], tokens[run, layer])
+            yield {"measure": "rate_micro", **run._asdict(), "layer": layer, **pooled}
         right = {run: torch.cat(parts).numpy() for run, parts in self._right.items()}
         for run, answers in right.items():
             yield {"measure": "accuracy", **run._asdict(), **rate_row(int(answers.sum()), len(answers))}
         tested: list[dict[str, Any]] = []
-        for run in hits:
+        for run in right:
             clean = Run(run.kept, "clean")
-            if run == clean or clean not in hits or len(rates[clean]) != len(rates[run]):
+            if run == clean or clean not in right or len(right[clean]) != len(right[run]):
                 continue
-            change = rates[run] - rates[clean]
-            known = change[np.isfinite(change)]
-            p = sign_flip_test(known, seed=seed, alternative="two-sided", bounds=CHANGE) if len(known) else float("nan")
-            (_, row), *_ = interval_rows({run: change}, bounds=CHANGE)
-            tested.append({"measure": "rate_change", **run._asdict(), **row, "p": p})
+            for layer in [layer for of, layer in hits if of == run]:
+                change = rates[run, layer] - rates[clean, layer]
+                known = change[np.isfinite(change)]
+                options: dict[str, Any] = {"alternative": "two-sided", "bounds": CHANGE}
+                p = sign_flip_test(known, seed=seed, **options) if len(known) else float("nan")
+                (_, row), *_ = interval_rows({run: change}, bounds=CHANGE)
+                tested.append({"measure": "rate_change", **run._asdict(), "layer": layer, **row, "p": p})
             lost = right[run].astype(float) - right[clean]
             (_, row), *_ = interval_rows({run: lost}, bounds=CHANGE)
             p = mcnemar(right[run], right[clean])
             tested.append({"measure": "accuracy_change", **run._asdict(), **row, "p": p})
-        for measure in ("rate_change", "accuracy_change"):
-            family = [row for row in tested if row["measure"] == measure and np.isfinite(row["p"])]
-            for row, held in zip(family, holm([row["p"] for row in family]), strict=True):
+        for together in dict.fromkeys((row["measure"], row.get("layer")) for row in tested):
+            mine = [row for row in tested if (row["measure"], row.get("layer")) == together and np.isfinite(row["p"])]
+            for row, held in zip(mine, holm([row["p"] for row in mine]), strict=True):
                 row["p_adjusted"] = held
         yield from tested
 
@@ -138,6 +143,7 @@ def measure_removal(
     batches: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]],
     *,
     rules: Rules = AS_TRAINED,
+    layers: Sequence[int] | None = None,
     draws: int = 3,
     published: bool = False,
     seed: int = 0,
@@ -150,6 +156,7 @@ def measure_removal(
     group whose tokens stay and are counted: "class" or "context"; patches of neither go with the other group. `control`
     is clean (the same tokens of the untouched image), removed, or random: as many patches drawn from all, of what stays
     those of the group count. Images that lack a group, or have nothing else, are skipped and counted as "skipped".
+    Tokens are read behind `layers` (as in `read_ending`).
 
     `published` is the code of Vilas et al. 2023: the tokens of the removed run include CLS and are averaged per image,
     and those of the clean run are pooled over images; images left whole or with CLS alone count.
@@ -167,7 +174,7 @@ def measure_removal(
                 continue
             chosen, keep = usable.to(pixels.device), keep[usable]
             for run, gone in _plans(kept, keep, index[usable], draws, seed):
-                ending = run_without(model, pixels[chosen], labels[usable], gone, rules)
+                ending = run_without(model, pixels[chosen], labels[usable], gone, rules, layers)
                 counted = at_tokens(keep & ~gone, ending.layout)
                 if published and run.control == "removed":
                     counted = ending.layout.mask("all").expand(len(keep), -1)

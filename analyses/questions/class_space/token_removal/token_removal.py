@@ -18,7 +18,13 @@ from analyses.activations.class_masks import Labelling
 from analyses.data import ImageData
 from analyses.questions.class_space.measures.masks import ASK_FOR_LESS, masked_batches, with_masks
 from analyses.questions.class_space.measures.subjects import Subject, prepare
-from analyses.questions.class_space.token_removal.figure import in_words, notes, removal_figure, summary_table
+from analyses.questions.class_space.token_removal.figure import (
+    in_words,
+    layers_figure,
+    notes,
+    removal_figure,
+    summary_table,
+)
 from analyses.questions.class_space.token_removal.removal import measure_removal
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -26,12 +32,12 @@ from analyses.statistics.significance import corrected
 from hooked_vit import HookedViT
 
 
-@analysis(figure=removal_figure)
+@analysis(figure=removal_figure, more_figures={"Behind which layers": layers_figure})
 def token_removal(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, head: str = "auto", rule: Literal["area", "any", "centre", "corner"] = "area",
     tau: float = 0.5, draws: int = 3, prototypes: Mapping[str, Float[Tensor, "c p"]] | None = None,
-    batch_size: int = 64, seed: int = 0, repro: bool = False,
+    layers: tuple[int, ...] | None = None, batch_size: int = 64, seed: int = 0, repro: bool = False,
 ) -> Result:  # fmt: skip
     """Do class tokens need context tokens to come to know the class, and the other way round?
 
@@ -40,10 +46,10 @@ def token_removal(
 
     The data need a column `mask`, and `rule` and `tau` say which patches lie on the class, as in `context_tokens`.
     `kept` is the group that stays, class or context, beside CLS and other prefix tokens; patches of neither go with the
-    other group. Rows: rate (share of the group's tokens in the last block that put the class first, mean over images),
-    rate_micro (over all tokens of all images), accuracy, and paired changes to the clean run with p-values; `control`
-    is clean, removed, or random with its seed (`draws` removals of as many patches). Images without tokens of the
-    group, or with nothing else, are skipped and counted.
+    other group. Rows: rate (share of the group's tokens that put the class first, mean over images), rate_micro (over
+    all tokens of all images), accuracy, and paired changes to the clean run with p-values; `control` is clean, removed,
+    or random with its seed (`draws` removals of as many patches). `layers` are those behind which tokens are read, the
+    last where none are named. Images without tokens of the group, or with nothing else, are skipped and counted.
 
     `repro` is the published code: patches are labelled as `context_tokens` does with it, the tokens of the removed run
     include CLS and are averaged per image, those of the clean run are pooled without CLS, and images left with CLS
@@ -57,13 +63,14 @@ def token_removal(
 
     def measured(subject: Subject) -> list[dict[str, Any]]:
         batches = masked_batches(subject, subjects.data, batch_size, "removing tokens", labelling)
-        return measure_removal(subject.model, batches, rules=subject.rules, draws=draws, published=repro, seed=seed)
+        asked: dict[str, Any] = {"rules": subject.rules, "layers": layers, "draws": draws}
+        return measure_removal(subject.model, batches, **asked, published=repro, seed=seed)
 
     rows = subjects.rows(measured)
     if not any("seed" in row for row in rows):
         raise ValueError(f"no image of {subjects.data.name} has patches of its class and others; {ASK_FOR_LESS}")
     result = Result(
-        pd.DataFrame(rows).astype({"seed": "Int64"}),
+        pd.DataFrame(rows).astype({"seed": "Int64", "layer": "Int64"}),
         {
             **subjects.about,
             "seeds": list(range(seed, seed + draws)),
@@ -76,6 +83,6 @@ def token_removal(
     result.meta["table"] = summary_table(result.frame).to_dict("records")
     result.meta["summary"], result.meta["notes"] = in_words(result), notes(result)
     result.meta["corrected"] = [
-        corrected("rate_change and accuracy_change", "Holm", "the runs of one model, each measure by itself")
+        corrected("rate_change and accuracy_change", "Holm", "the runs of one model, each measure and layer by itself")
     ]
     return result

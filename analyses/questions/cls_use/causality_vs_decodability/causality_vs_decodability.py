@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.activations.streams import read_stream
 from analyses.controls.shuffle_floors import batch_seed, check_shuffles, exchange_batches, expected_hits
 from analyses.data import ImageData
@@ -52,13 +53,15 @@ def causality_vs_decodability(
     batch_size: int = 128,
     among: str = "batch",
     head: str = "auto",
+    layers: tuple[int, ...] | None = None,
 ) -> Result:
     """How much of what is decodable from CLS at each layer does the model use?
 
     >>> result = causality_vs_decodability({"vit": zoo.load("vit")})  # doctest: +SKIP
     >>> result.frame.query("measure == 'gap'")  # doctest: +SKIP
 
-    After every block, and for the tokens of the role `tokens` (their mean, where they are several):
+    After every block, or those of `layers` alone, and for the tokens of the role `tokens` (their mean, where they are
+    several):
 
     `decodability`: accuracy of a ridge probe fitted on `fit_data`. `probe_floor`: what the same probe would score on
     another image's tokens, exactly, over all permutations. `causal_effect`: accuracy of the model minus its accuracy
@@ -81,7 +84,8 @@ def causality_vs_decodability(
     about: dict[str, Any] = {}
     pictures: list[dict[str, Any]] = []
     for name, model in models.items():
-        probes, answers = fit_role_probes(name, model, opening, batch_size, tokens)
+        chosen = measured_layers(model, layers)
+        probes, answers = fit_role_probes(name, model, opening, batch_size, tokens, chosen)
         album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
         study = _Study(answers, probes, tokens, among, seeds, album)
         what, into = f"{name}: shuffling {tokens}", (study.columns, study.shuffled, study.labels, album)
@@ -112,11 +116,11 @@ class _Study:
     """One model: right or wrong per image, for every probe and under every shuffle."""
 
     def __init__(
-        self, answers: Answers, probes: list[RidgeProbe], tokens: str, among: str, seeds: int, album: Album
+        self, answers: Answers, probes: Mapping[int, RidgeProbe], tokens: str, among: str, seeds: int, album: Album
     ) -> None:
         self.answers, self.probes, self.tokens, self.among, self.seeds = answers, probes, tokens, among, seeds
         self.album = album
-        self.layers = range(answers.model.cfg.n_layers)
+        self.layers = list(probes)
         self.columns: dict[tuple[str, int | None], list[Tensor]] = defaultdict(list)
         self.shuffled: dict[tuple[int, int], int] = defaultdict(int)
         self.labels: list[Tensor] = []
@@ -125,13 +129,13 @@ class _Study:
         """Take in one batch."""
         model, labels = self.answers.model, batch.labels
         pixels, heads_labels = model.preprocess(batch.images), self.answers.labels(labels)
-        logits, at_layer = read_stream(model, pixels, read_role(model, self.tokens))
+        logits, at_layer = read_stream(model, pixels, read_role(model, self.tokens), layers=self.layers)
         self.album.open(batch.images, batch.index, heads_labels, logits)
         clean = correct(rank(logits.cpu(), heads_labels))
         self._keep("clean", None, clean)
         self._keep("shuffle_floor", None, expected_hits(logits.argmax(-1), heads_labels, self.among))
         self.labels.append(labels)
-        for layer, x in enumerate(at_layer):
+        for layer, x in zip(self.layers, at_layer, strict=True):
             scores = self.probes[layer].scores(x).cpu()
             self._keep("decodability", layer, correct(rank(scores, labels)))
             self._keep("probe_floor", layer, expected_hits(scores.argmax(-1), labels, self.among))

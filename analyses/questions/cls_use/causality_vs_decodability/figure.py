@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, CHANCE, MODELS, ORANGE, PURPLE, UNTOUCHED
 from analyses.drawing.panels import curve, each_panel, level, model_panels, panels, place
-from analyses.drawing.rows import between, by_model, ranges, value_of
+from analyses.drawing.rows import LAST, at_the_end, between, by_model, in_a_row, span, value_of
 from analyses.running.results import Result
 
 USED = 0.05
@@ -33,7 +33,7 @@ def main_figure(result: Result) -> go.Figure:
         "gap": ("gap: blue − dotted blue − orange", PURPLE, "solid"),
     }
     for at, _, rows in each_panel(fig, result):
-        ends = [0, int(rows.layer.max())]
+        ends = span(rows)
         level(fig, at, ends, value_of(rows, "clean"), "the model's accuracy", UNTOUCHED)
         level(fig, at, ends, value_of(rows, "chance"), "chance: always the most frequent class")
         level(fig, at, ends, 0.0, "no gap", NO_GAP)
@@ -57,10 +57,10 @@ def one_axis_figure(result: Result) -> go.Figure:
     at = place(fig, 0)
     for (name, rows), colour in zip(by_model(result), _cycle(result), strict=True):
         gap = rows[rows.measure == "gap"]
-        depth = (gap.layer.astype(int) + 1) / (gap.layer.max() + 1)
+        depth = (gap.layer.astype(int) + 1) / result.meta["models"][name]["n_layers"]
         curve(fig, at, gap.assign(depth=depth), name, colour, x="depth")
     fig.add_hline(y=0, line=CHANCE)
-    return fig
+    return fig.update_xaxes(range=[0, 1.03])  # of one layer plotly would show shares above 1
 
 
 def summary_table(result: Result) -> pd.DataFrame:
@@ -88,15 +88,21 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         gap, effect = (rows[rows.measure == m].set_index("layer") for m in ("gap", "causal_effect"))
         widest = gap.value.idxmax()
         used = [int(layer) for layer in effect.index if effect.low[layer] > USED]
-        where = f"at {_layers(used)}" if used else "at no layer"
+        where = f"at {in_a_row(used)}" if used else "at no layer"
         there, at_end = (
             f"{gap.value[layer]:.1%} of the images ({between(gap.low[layer], gap.high[layer], '.1%')})"
             for layer in (widest, gap.index[-1])
         )
+        apart = f"At layer {widest} {there} are decodable beyond what is used."
+        if len(gap) > 1:
+            end = at_the_end(rows, result.meta["models"][name]["n_layers"])
+            apart = (
+                f"The gap is widest at layer {widest}: {there} are decodable beyond what is used; at {end} it is "
+                f"{at_end}."
+            )
         found.append(
             f"{name}: accuracy {rows[rows.measure == 'clean'].value.iloc[0]:.1%}; losing {_tokens(result)} costs more "
-            f"than {USED:.0%} of the images {where}. The gap is widest at layer {widest}: {there} are decodable beyond "
-            f"what is used; at the last layer it is {at_end}."
+            f"than {USED:.0%} of the images {where}. {apart}"
         )
     notes = [
         "Gap: probe accuracy − what that probe reads from another image's tokens − accuracy the model loses when it "
@@ -106,6 +112,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
             f"{name}: its readout reads {about['readout']}, so {_tokens(result)} of the last layer cannot matter."
             for name, about in result.meta["models"].items()
             if result.meta["tokens"] not in about["readout"].split(" and ")
+            and at_the_end(result.frame[result.frame.model == name], about["n_layers"]) == LAST
         ),
         *(
             f"{name} answers by {about['head']}."
@@ -123,8 +130,3 @@ def _cycle(result: Result) -> list[str]:
 def _tokens(result: Result) -> str:
     tokens = result.meta["tokens"]
     return "CLS" if tokens == "cls" else f"the {tokens} tokens"
-
-
-def _layers(layers: list[int]) -> str:
-    """ "layers 3–5 and 7" """
-    return ("layer " if len(layers) == 1 else "layers ") + " and ".join(ranges(layers))

@@ -28,6 +28,7 @@ from analyses.controls.shuffle_floors import (
     expected_hits,
 )
 from analyses.data import ImageData
+from analyses.drawing.rows import at_the_end, from_layer, layers_in, reached
 from analyses.pages.album import Album
 from analyses.probes.classifier_heads import Answers, by_readout
 from analyses.probes.opening import open_study
@@ -84,7 +85,7 @@ def cls_causality(
     if seeds < 1:
         raise ValueError(f"at least one permutation is needed, got seeds={seeds}")
     done = "CLS exchanged" if disturb is None else "disturbed"
-    plan = _Plan(_disturbance(disturb, among), seeds, batch_size, among, layers, done)
+    plan = _Plan(_disturbance(disturb, among), seeds, batch_size, among, done)
     models, read = by_readout(models, reads)
     for name, model in models.items():
         _check(name, model, plan)
@@ -97,7 +98,7 @@ def cls_causality(
     notes: dict[str, Any] = {}
     pictures: list[dict[str, Any]] = []
     for name, model in models.items():
-        probes, answers = fit_role_probes(name, model, opening, batch_size)
+        probes, answers = fit_role_probes(name, model, opening, batch_size, layers=measured_layers(model, layers))
         album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
         tally = _measure(name, answers, probes, opening.measured, plan, album)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in tally.rows()]
@@ -137,7 +138,6 @@ class _Plan:
     seeds: int
     batch_size: int
     among: str
-    layers: tuple[int, ...] | None
     done: str
     """In words."""
 
@@ -151,17 +151,18 @@ def _check(name: str, model: HookedViT, plan: _Plan) -> None:
 
 
 def _measure(
-    name: str, answers: Answers, probes: list[RidgeProbe], data: ImageData, plan: _Plan, album: Album
+    name: str, answers: Answers, probes: Mapping[int, RidgeProbe], data: ImageData, plan: _Plan, album: Album
 ) -> _Tally:
     model, tally = answers.model, _Tally()
-    layers, read = measured_layers(model, plan.layers), read_role(model)
+    layers, read = list(probes), read_role(model)
     readouts = {"shuffled": readout("full")}
     if _cls_readout(model) == "differs":
         readouts["shuffled_cls_readout"] = readout("cls")
     cls: dict[int, Tensor] = {}
 
     def keep(layer: int, resid: Tensor) -> None:
-        cls[layer] = read(resid)
+        if layer in probes:
+            cls[layer] = read(resid)
 
     clean_of = {"shuffled": "clean", "shuffled_cls_readout": "clean_cls_readout"}
     batches = exchange_batches(data, plan.batch_size, f"{name}: shuffling CLS", plan.among, into=[tally, album])
@@ -269,15 +270,19 @@ def _in_words(result: Result) -> list[str]:
     """One sentence per model: where the label becomes decodable, and where shuffling CLS begins to cost accuracy."""
     sentences = []
     for row in summary_table(result).to_dict("records"):
+        rows = result.frame[result.frame.model == row["model"]]
+        layers, n = layers_in(rows), result.meta["models"][row["model"]]["n_layers"]
         decodable = (
             "no probe on CLS beats chance"
             if pd.isna(row["decodable_from"])
-            else f"from layer {row['decodable_from']} on a probe reads at least half of what the best one does"
+            else f"{reached(row['decodable_from'], layers, n)} a probe reads "
+            + (f"{row['best_probe']:.1%}" if len(layers) == 1 else "at least half of what the best one does")
         )
         used = (
-            "shuffling CLS does not cost five points at the last layer"
+            f"shuffling CLS does not cost five points at {at_the_end(rows, n)}"
             if pd.isna(row["used_from"])
-            else f"from layer {row['used_from']} on shuffling CLS always costs more than five points"
+            else f"{from_layer(row['used_from'], layers, n)} shuffling CLS{' always' * (len(layers) > 1)} costs more "
+            "than five points"
         )
         sentences.append(f"{row['model']}: accuracy {row['clean']:.1%} unperturbed; {decodable}; {used}.")
     return sentences

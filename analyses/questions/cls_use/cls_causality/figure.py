@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, FLOOR, GREEN, ORANGE, PURPLE, UNTOUCHED
 from analyses.drawing.panels import curve, each_panel, level, model_panels
-from analyses.drawing.rows import by_model, value_of
+from analyses.drawing.rows import by_model, span, value_of
 from analyses.running.results import Result
 from analyses.running.shown import drawn_plain
 
@@ -28,7 +28,7 @@ def main_figure(result: Result) -> go.Figure:
         y="accuracy",
     )
     for at, _, rows in each_panel(fig, result):
-        ends = [0, int(rows.layer.max())]
+        ends = span(rows)
         level(fig, at, ends, value_of(rows, "clean"), "the model, unperturbed", UNTOUCHED)
         level(fig, at, ends, value_of(rows, "chance"), "chance: always the most frequent class")
         level(fig, at, ends, value_of(rows, "floor"), "floor: expected of another image's CLS", FLOOR)
@@ -48,7 +48,7 @@ def lens_figure(result: Result) -> go.Figure:
         y="accuracy, or identifiability",
     )
     for at, _, rows in each_panel(fig, result):
-        level(fig, at, [0, int(rows.layer.max())], value_of(rows, "chance"), "accuracy by chance")
+        level(fig, at, span(rows), value_of(rows, "chance"), "accuracy by chance")
         for measure, label, colour, dash in (
             ("probe", "ridge probe: accuracy", BLUE, "solid"),
             ("head_on_cls", "final norm and head on CLS: accuracy", BLUE, "dash"),

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from analyses.activations.layers import measured_layers
 from analyses.data import ImageData
 from analyses.data.sets import classes_to_learn, two_sets
 from analyses.questions.cls_use.random_readouts.arms import CLOSED_FORM, TRAINED, choose
@@ -38,7 +39,7 @@ from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
-from interventions.vocabulary import indices
+from interventions.vocabulary import layer_of
 
 LR, LR_MIN, PUBLISHED_EPOCHS = 1e-3, 1e-6, 5
 RATES = (1e-3, 3e-3, 1e-2)
@@ -177,7 +178,7 @@ def _layers(name: str, model: HookedViT, layers: Sequence[int] | None, start: in
     if not model.cfg.has_cls:
         raise ValueError(f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): none can be replaced")
     n = model.cfg.n_layers
-    chosen = sorted(indices(list(layers) if layers is not None else list(range(n - -(-n // LAST), n)), n, "layer"))
+    chosen = measured_layers(model, layers if layers is not None else range(n - -(-n // LAST), n))
     if not repro:
         if start is not None:
             raise ValueError(
@@ -185,7 +186,7 @@ def _layers(name: str, model: HookedViT, layers: Sequence[int] | None, start: in
                 "the published training they do: repro=True"
             )
         return Layers(chosen, None)
-    first = chosen[max(0, len(chosen) - 2)] if start is None else indices(start, n, "layer")[0]
+    first = chosen[max(0, len(chosen) - 2)] if start is None else layer_of(model, start)
     if first not in chosen:
         raise ValueError(f"the layer others start from is one of those that are read, {chosen}; got start={start}")
     return Layers(chosen, first)

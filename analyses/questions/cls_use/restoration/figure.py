@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import CHANCE, DARK, MODELS
-from analyses.drawing.panels import curve, each_panel, model_panels, panels, place
-from analyses.drawing.rows import by_model, last_layer
+from analyses.drawing.panels import curve, each_panel, model_panels, note, panels, place
+from analyses.drawing.rows import by_model, in_a_row, last_layer
 from analyses.running.results import Result
 from analyses.running.shown import drawn_plain
 from hooked_vit.config.showing import counted
@@ -38,13 +40,25 @@ def restored_figure(result: Result) -> go.Figure:
 def panels_figure(result: Result) -> go.Figure:
     """One panel per probed layer: accuracy against the layer shuffled; `none` is the probe without a shuffle.
 
-    Of models that differ in depth a panel is of one share of the blocks passed, as those of the shallowest are.
+    Of models that differ in depth a panel is of one share of the blocks passed, as those of the shallowest are; where
+    no probe of any model read as early there is none.
     """
+    # the last layer is probed of every model, whichever are shuffled
     depths = {name: last_layer(rows.assign(layer=rows.probe_layer)) + 1 for name, rows in by_model(result)}
     least, same = min(depths.values()), len({*depths.values()}) == 1
-    shares = [(p + 1) / least for p in range(least)]
+
+    def behind(n: int, p: int) -> int:
+        """The layer of a model of n blocks; in whole numbers, as a share of a third is none that floats hold."""
+        return -(-(p + 1) * n // least) - 1
+
+    first = {name: int(rows.probe_layer.min()) for name, rows in by_model(result)}
+    shown = [p for p in range(least) if any(behind(depths[name], p) >= first[name] for name in depths)]
+    shares = [(p + 1) / least for p in shown]
     fig = panels(
-        [f"probe behind layer {p}" if same else f"probe behind {shares[p]:.0%} of the blocks" for p in range(least)],
+        [
+            f"probe behind layer {p}" if same else f"probe behind {share:.0%} of the blocks"
+            for p, share in zip(shown, shares, strict=True)
+        ],
         f"Which shuffles of {_shuffled(result)} hurt what is read from {_probed(result)} later?",
         f"{_reading(result)}. Right of the dotted line the shuffle comes after the probe and cannot matter; "
         f"horizontal, dashed: chance; none: no shuffle{'' if same else OF_DEPTHS}",
@@ -57,17 +71,18 @@ def panels_figure(result: Result) -> go.Figure:
         n, label = depths[name], name if same else f"{name} ({counted(depths[name], 'block')})"
         cells = rows[rows.measure == "accuracy"].sort_values("shuffled_layer", na_position="first")
         cells = cells.assign(shuffle=(cells.shuffled_layer.fillna(-1).astype(float) + 1) / n)  # 0 is none
-        for number, share in enumerate(shares):
-            # in whole numbers, as a share of a third is none that floats hold
-            read = cells[cells.probe_layer == -(-(number + 1) * n // least) - 1]
+        for number, (p, share) in enumerate(zip(shown, shares, strict=True)):
+            read = cells[cells.probe_layer == behind(n, p)]
             curve(fig, place(fig, number), read, label, MODELS[k % len(MODELS)], x="shuffle")
             fig.add_vline(x=share, line={"color": DARK, "dash": "dot", "width": 1}, **place(fig, number))
     chance = float(result.frame[result.frame.measure == "chance"].value.iloc[0])
-    for number in range(least):
+    for number in range(len(shown)):
         fig.add_hline(y=chance, line={**CHANCE, "width": 1}, **place(fig, number))
     every = 1 if least < 9 else 2 if least < 25 else 4
     ticks = {p / least: str(p - 1) for p in range(1, least + 1, every)} if same else DEPTH_TICKS
     fig.update_xaxes(tickvals=[0, *ticks], ticktext=[NONE, *ticks.values()], tickangle=0)
+    if not all(_every_layer(rows) for _, rows in by_model(result)):
+        fig.update_traces(mode="markers")  # a line would say something of the layers between
     return fig.update_xaxes(range=[-0.5 / least, 1 + 0.5 / least])
 
 
@@ -106,13 +121,17 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     """Findings, and what to keep in mind."""
     found = []
     for row in summary_table(result).to_dict("records"):
-        if pd.isna(row["after_one_block"]):
+        rows = result.frame[result.frame.model == row["model"]]
+        back, last, who = rows[rows.measure == "restoration"], int(rows.probe_layer.max()), "it"
+        if rows.shuffled_layer.min() == last:
+            restored, who = f"behind layer {last}, the last, no block is left that could restore anything", "the probe"
+        elif back.empty:
             found.append(f"{row['model']}: no probe reads enough for anything to be restored.")
             continue
+        else:
+            restored = _restored(row, back, last, "the last layer" if _every_layer(rows) else f"layer {last}")
         found.append(
-            f"{row['model']}: one block after the shuffle the probe has regained {row['after_one_block']:.0%} of what "
-            f"it lost, on average over layers (least at {row['least_at']}: {row['least']:.0%}); at the last layer "
-            f"{row['at_the_last_layer']:.0%}. Right behind the shuffle it reads {row['diagonal']:.1%}; "
+            f"{row['model']}: {restored}. Right behind the shuffle {who} reads {row['diagonal']:.1%}; "
             f"{row['floor']:.1%} is to be expected of another image's tokens."
         )
     kind = {
@@ -125,12 +144,35 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     cells = cells[cells.probe_layer > cells.shuffled_layer].drop_duplicates(["model", "shuffled_layer", "probe_layer"])
     left_out = len(cells) - int((result.frame.measure == "restoration").sum())
     notes = [kind[result.meta["probe_fit"]]]
+    notes += [
+        f"{name}: tokens were exchanged behind {in_a_row(_layers(rows.shuffled_layer))} alone, and probes read "
+        f"{in_a_row(_layers(rows.probe_layer))}."
+        for name, rows in by_model(result)
+        if not _every_layer(rows)
+    ]
     if left_out:
         notes.append(
             f"{counted(left_out, 'cell has', 'cells have')} no restoration: the shuffle costs their probe less than "
             "five points."
         )
     return found, notes
+
+
+def _restored(row: dict[str, Any], back: pd.DataFrame, last: int, called: str) -> str:
+    """How much of what it lost a probe has back one block after the shuffle, and how much the last one has."""
+    one, at_end = back[back.probe_layer - back.shuffled_layer == 1], not pd.isna(row["at_the_last_layer"])
+    end = f"{row['at_the_last_layer']:.0%}"
+    if one.empty:
+        told = f"; at {called} it has regained {end} of what it lost" if at_end else ""
+        return f"one block after the shuffle the probe has nothing to regain{told}"
+    regained = f"the probe has regained {row['after_one_block']:.0%} of what it lost"
+    if len(one) > 1:
+        said = f"one block after the shuffle {regained}, on average over layers (least at {row['least_at']}: "
+        said += f"{row['least']:.0%})"
+    else:
+        said = f"one block after the shuffle behind layer {one.shuffled_layer.iloc[0]} {regained}"
+        at_end &= int(one.probe_layer.iloc[0]) != last or back.shuffled_layer.nunique() > 1
+    return said + (f"; at {called} {end}" if at_end else "")
 
 
 def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[str], colours: str) -> go.Figure:
@@ -147,8 +189,8 @@ def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[s
         shared=same,
     )
     for at, _, rows in each_panel(fig, result):
-        layers = _layers(rows)
-        shuffles = [*extra, *map(str, layers)]
+        layers = _layers(rows.probe_layer)
+        shuffles = [*extra, *map(str, _layers(rows.shuffled_layer))]
         cells = rows[rows.measure == measure]
         row = cells.shuffled_layer.map(str, na_action="ignore").fillna(NONE)
         mean = cells.assign(row=row).groupby(["row", "probe_layer"]).value.mean().unstack()
@@ -169,6 +211,8 @@ def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[s
             ),
             **at,
         )
+        if np.isnan(table).all():
+            note(fig, at, "nothing to be restored")
     fig.update_xaxes(type="category")
     fig.update_yaxes(type="category", autorange="reversed", showgrid=False)
     bar = {
@@ -182,8 +226,13 @@ def _heatmaps(result: Result, measure: str, title: str, unit: str, extra: list[s
     return fig.update_layout(coloraxis={"colorscale": colours, "cmin": 0, "cmax": 1, "colorbar": bar})
 
 
-def _layers(frame: pd.DataFrame) -> list[int]:
-    return sorted(int(p) for p in frame.probe_layer.dropna().unique())
+def _every_layer(rows: pd.DataFrame) -> bool:
+    """Whether tokens were exchanged behind every layer of a model; the last is probed in any case."""
+    return len(_layers(rows.shuffled_layer)) > int(rows.probe_layer.max())
+
+
+def _layers(column: pd.Series) -> list[int]:
+    return sorted(int(layer) for layer in column.dropna().unique())
 
 
 def _shuffled(result: Result) -> str:

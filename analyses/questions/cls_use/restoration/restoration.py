@@ -9,14 +9,14 @@ section 5.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.activations.sites import Site, SiteReader
 from analyses.activations.store.serving import Tokens, stored_tokens
 from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches, expected_hits
@@ -35,6 +35,7 @@ from analyses.questions.cls_use.restoration.figure import (
     restored_figure,
     summary_table,
 )
+from analyses.questions.cls_use.restoration.walk import shuffled_streams
 from analyses.running.notes import PROBES_READ, about_model
 from analyses.running.registry import analysis
 from analyses.running.results import Result
@@ -42,7 +43,6 @@ from analyses.statistics.comparisons import ratio_interval
 from analyses.statistics.intervals import rate_row
 from analyses.statistics.ranks import correct, rank
 from hooked_vit import HookedViT
-from hooked_vit.components.pieces import in_pieces
 from interventions import shuffle_tokens
 
 LEAST_LOSS = 0.05  # a probe that a shuffle costs less than this has nothing that could be restored
@@ -64,7 +64,7 @@ def restoration(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, probe_fit: Literal["clean", "refit"] = "clean", tokens: str = "cls",
     probe_tokens: str | None = None, seeds: int = 3, batch_size: int = 64, among: str = "batch", repro: bool = False,
-    activations: tuple[str, ...] | None = None,
+    layers: tuple[int, ...] | None = None, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """How fast is the label rewritten into CLS after it was exchanged between images?
 
@@ -75,14 +75,15 @@ def restoration(
     `shuffle_tokens`, `seeds` permutations), and ridge probes read `probe_tokens` (the same role unless said otherwise;
     the mean of several) after every block. With `probe_fit="clean"` they were fitted on runs without a shuffle, and ask
     whether the information is back in its original code; with "refit" on runs with the same shuffle, and ask whether it
-    is linearly there in any code. `repro` is the published figure's setting: refit, one permutation.
+    is linearly there in any code. `repro` is the published figure's setting: refit, one permutation. With `layers`
+    tokens are exchanged behind those alone, and probes read from the first of them on.
 
     The frame: `accuracy` by `shuffled_layer` (missing: none), `probe_layer` and `seed`, with its 95 % Wilson interval;
     `restoration` (M[ℓ,p] − M[p,p]) / (M[none,p] − M[p,p]) for p > ℓ, over all seeds, with an interval over
     images, left out where the denominator is below 0.05; `floor`, what M[p,p] is on average over all permutations,
     exactly; and `chance` (the most frequent class). Where the two roles differ, M[p,p] loses nothing, and the floor
     takes its place. With `activations`, folders that `store_activations` filled, nothing runs for clean probes, nor
-    without a shuffle where they hold every token of the images that are measured.
+    without a shuffle where they hold every token of the images that are measured, at the layers read.
     Memory grows with the images by a number per cell of the matrix.
     Raises ValueError for a role a model has not, batches a shuffle cannot be drawn for, and fewer than two classes.
     """
@@ -101,8 +102,9 @@ def restoration(
     rows: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
     for name, model in models.items():
-        matrix = _Matrix(name, model, tokens, probe_tokens, among, batch_size)
-        matrix.fit(opening.fitted, opening.n_classes, refit=probe_fit == "refit")
+        chosen = measured_layers(model, layers)
+        matrix = _Matrix(name, model, tokens, probe_tokens, among, batch_size, chosen, probe_fit == "refit")
+        matrix.fit(opening.fitted, opening.n_classes)
         album = Album(f"{name}, its last probe", opening.measured.class_names, opening.measured.name_of, len(models))
         matrix.measure(opening.measured, seeds, album)
         pictures += album.entries()
@@ -127,71 +129,33 @@ def restoration(
     return result
 
 
-def shuffled_streams(
-    model: HookedViT, pixels: Float[Tensor, "b c h w"], tokens: str, orders: Mapping[int, Int[Tensor, "b"]], read: Any,
-    known: Callable[[int], Float[Tensor, "b t d"]] | None = None,
-) -> Iterator[tuple[int | None, int | None, int, Tensor]]:  # fmt: skip
-    """Walk the network once and, behind every block, on from its output with tokens of a role exchanged.
-
-    >>> for shuffled, seed, probed, x in shuffled_streams(model, pixels, "cls", orders, read): ...  # doctest: +SKIP
-
-    Yields (shuffled layer, seed, probed layer, `read` of the stream behind the probed layer); without a shuffle the
-    first two are None. `orders` holds a permutation per seed. The unshuffled prefix is computed once, and two streams
-    are alive at most. Equal to runs of their own under `shuffle_tokens`. Where the stream behind a block is
-    `known`, the prefix is not computed.
-    """
-    layout = model.layout_for(*pixels.shape[2:])
-    mask = layout.mask(tokens).to(pixels.device)[:, None]
-
-    # step by step: a generator that switched gradients off would leave them off for whoever goes through it
-    @torch.no_grad()
-    def through(resid: Tensor, layer: int) -> Tensor:
-        def block(piece: Tensor) -> Tensor:
-            return model(piece, start_at_layer=layer, stop_at_layer=layer + 1, tokens=layout)
-
-        return in_pieces(block, model.cfg, model.hook_points(), resid)
-
-    def read_here(stream: Tensor) -> Tensor:
-        with model.running(layout):
-            return read(stream)
-
-    if known is None:
-        with torch.no_grad():
-            resid = model(pixels, stop_at_layer=0)
-    for layer in range(model.cfg.n_layers):
-        resid = through(resid, layer) if known is None else known(layer).to(pixels.device)
-        yield None, None, layer, read_here(resid)
-        for seed, order in orders.items():
-            other = torch.where(mask, resid[order.to(resid.device)], resid)
-            yield layer, seed, layer, read_here(other)
-            for later in range(layer + 1, model.cfg.n_layers):
-                other = through(other, later)
-                yield layer, seed, later, read_here(other)
-
-
 class _Matrix:
-    """One model: probes, then hits per cell and image, gathered batch by batch."""
+    """One model: probes, then hits per cell and image, gathered batch by batch.
+
+    What a probe reads right behind a shuffle is gathered of every layer probed: restoration is measured from there.
+    """
 
     def __init__(
-        self, name: str, model: HookedViT, tokens: str, probe_tokens: str, among: str, batch_size: int
-    ) -> None:
+        self, name: str, model: HookedViT, tokens: str, probe_tokens: str, among: str, batch_size: int,
+        layers: list[int], refit: bool,
+    ) -> None:  # fmt: skip
         self.name, self.model, self.tokens, self.among, self.batch_size = name, model, tokens, among, batch_size
         self.read, self.probe_tokens = read_role(model, probe_tokens), probe_tokens
         self.same_role = tokens == probe_tokens
         shuffle_tokens(layer=0, tokens=tokens).hooks(model)  # refuses here what this model cannot have
-        self.layers = range(model.cfg.n_layers)
+        self.layers, self.probed, self.refit = layers, range(layers[0], model.cfg.n_layers), refit
         self.probes: dict[Place, RidgeProbe] = {}
         self.counts: dict[tuple[int | None, int, int | None], int] = defaultdict(int)
         self.hits: dict[Place, list[Tensor]] = defaultdict(list)
         self.luck: dict[int, list[Tensor]] = defaultdict(list)
         self.labels: list[Tensor] = []
 
-    def fit(self, data: ImageData, n_classes: int, *, refit: bool) -> None:
-        """A probe per layer, or per cell of the matrix where it is `refit` under each shuffle."""
+    def fit(self, data: ImageData, n_classes: int) -> None:
+        """A probe per layer, or per cell of the matrix where they are fitted under each shuffle."""
         ridges: dict[int | None, GramRidge] = {}
         what = f"{self.name}: fitting probes"
         into = [ridges]
-        for labels, sites in self._refitting(data, what, into) if refit else self._clean(data, what, into):
+        for labels, sites in self._refitting(data, what, into) if self.refit else self._clean(data, what, into):
             for shuffled, features in sites.items():
                 under = "" if shuffled is None else f", shuffled behind {shuffled}"
                 ridge = ridges.setdefault(shuffled, GramRidge(n_classes, name=f"{self.name}{under}"))
@@ -201,9 +165,9 @@ class _Matrix:
 
     def _clean(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Sites]:
         """Labels, and what a clean run holds behind every block, batch by batch."""
-        reader = SiteReader(self.model, (self.probe_tokens,))
+        reader = SiteReader(self.model, (self.probe_tokens,), layers=self.probed)
         for reading in read_images(reader, data, self.batch_size, what, into=into):
-            features = {str(layer): reading.features[str(Site(self.probe_tokens, layer))] for layer in self.layers}
+            features = {str(layer): reading.features[str(Site(self.probe_tokens, layer))] for layer in self.probed}
             yield reading.batch.labels, {None: features}
 
     def _refitting(self, data: ImageData, what: str, into: Sequence[Any]) -> Iterator[Sites]:
@@ -219,7 +183,7 @@ class _Matrix:
         """Whether every probe reads every image right, under every shuffle and under none."""
         self.seeds = seeds
         into = (self.counts, self.hits, self.luck, self.labels, album)
-        stored = stored_tokens(self.model, data)
+        stored = stored_tokens(self.model, data, self.probed)
         for batch in self._exchanging(data, f"{self.name}: shuffling {self.tokens}", into):
             orders = {seed: batch_order(seed, batch.number, self.among, batch.labels) for seed in range(seeds)}
             shares: dict[Place, Tensor] = {}
@@ -230,10 +194,10 @@ class _Matrix:
                 self.counts[shuffled, probed, seed] += int(right.sum())
                 share = right.float() / (1 if seed is None else seeds)
                 shares[shuffled, probed] = shares.get((shuffled, probed), 0.0) + share
-                if probed == self.layers[-1]:
+                if probed == self.probed[-1] and shuffled in (None, *self.layers):
                     last.append((shuffled, scores))
                 if shuffled is None:
-                    read = scores if not self._is_refitted else self._probe(probed, probed).scores(x).cpu()
+                    read = scores if not self.refit else self._probe(probed, probed).scores(x).cpu()
                     self.luck[probed].append(expected_hits(read.argmax(-1), batch.labels, self.among))
             for place, share in shares.items():
                 self.hits[place].append(share)
@@ -247,29 +211,25 @@ class _Matrix:
         return exchange_batches(data, self.batch_size, what, self.among, into=into)
 
     def _walk(
-        self, batch: Batch, orders: Mapping[int, Tensor], stored: Sequence[Tokens] | None = None
+        self, batch: Batch, orders: Mapping[int, Tensor], stored: Mapping[int, Tokens] | None = None
     ) -> Iterator[tuple[int | None, int | None, int, Tensor]]:
         rows = torch.arange(batch.first, batch.first + len(batch))
         known = None if stored is None else lambda layer: stored[layer][rows]
         pixels = self.model.preprocess(batch.images)
-        return shuffled_streams(self.model, pixels, self.tokens, orders, self.read, known)
-
-    @property
-    def _is_refitted(self) -> bool:
-        return (0, 0) in self.probes
+        return shuffled_streams(self.model, pixels, self.tokens, orders, self.read, known, self.layers)
 
     def _probe(self, shuffled: int | None, probed: int) -> RidgeProbe:
-        return self.probes[shuffled if self._is_refitted else None, probed]
+        return self.probes[shuffled if self.refit else None, probed]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         labels = torch.cat(self.labels)
         n = len(labels)
         nothing = {"shuffled_layer": None, "probe_layer": None, "seed": None}
-        for probed in self.layers:
+        for probed in self.probed:
             at = {"shuffled_layer": None, "probe_layer": probed, "seed": None}
             yield {"measure": "accuracy", **at, **rate_row(self.counts[None, probed, None], n)}
         for shuffled in self.layers:
-            for probed in self.layers:
+            for probed in self.probed:
                 for seed in range(self.seeds):
                     # what lies before the shuffle has not seen it
                     place = (shuffled, probed, seed) if probed >= shuffled else (None, probed, None)
@@ -278,9 +238,9 @@ class _Matrix:
         for (shuffled, probed), (value, low, high) in self._restored().items():
             at = {"shuffled_layer": shuffled, "probe_layer": probed, "seed": None}
             yield {"measure": "restoration", **at, "value": value, "low": low, "high": high, "n": n}
-        for probed in self.layers:
-            floor = float(torch.cat(self.luck[probed]).mean())
-            at = {"shuffled_layer": probed, "probe_layer": probed, "seed": None}
+        for shuffled in self.layers:
+            floor = float(torch.cat(self.luck[shuffled]).mean())
+            at = {"shuffled_layer": shuffled, "probe_layer": shuffled, "seed": None}
             yield {"measure": "floor", **at, "value": floor, "low": floor, "high": floor, "n": n}
         chance = int(labels.bincount().max()) / n
         yield {"measure": "chance", **nothing, "value": chance, "low": chance, "high": chance, "n": n}
@@ -291,7 +251,7 @@ class _Matrix:
         luck = {probed: torch.cat(parts).numpy() for probed, parts in self.luck.items()}
         cells = {}
         for shuffled in self.layers:
-            for probed in range(shuffled + 1, len(self.layers)):
+            for probed in range(shuffled + 1, self.probed.stop):
                 floor = hits[probed, probed] if self.same_role else luck[probed]
                 over, under = hits[shuffled, probed] - floor, hits[None, probed] - floor
                 if under.mean() >= LEAST_LOSS:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from analyses.activations.layers import measured_layers
 from analyses.controls.control_task import ControlTask
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
@@ -62,8 +63,9 @@ def decodability(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, other_data: ImageData | Any = None, roles: tuple[str, ...] = (),
     target: str = LABEL, probe: Literal["ridge", "logistic", "mlp"] = "ridge", controls: tuple[str, ...] = CONTROLS,
-    learning_curve: bool = True, embedding: bool = False, permutations: int = 10, random_models: int = 3,
-    components: int = 16, seed: int = 0, batch_size: int = 64, activations: tuple[str, ...] | None = None,
+    learning_curve: bool = True, layers: tuple[int, ...] | None = None, embedding: bool = False, permutations: int = 10,
+    random_models: int = 3, components: int = 16, seed: int = 0, batch_size: int = 64,
+    activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """What can a probe read from each kind of token at each layer, beside what it would read from nothing?
 
@@ -74,7 +76,8 @@ def decodability(
     roles and layers, and measured on `data`. `target` is "label", a column such as "count", "label=dog" for whether
     that is there, or "dataset" for whether an image is of `data` or of `other_data`. `roles` are those of
     `check_roles`, by default every kind of token and a random patch; a model that lacks one is measured without it.
-    `embedding` adds the stream in front of the first block, as layer -1. With `activations`, folders that
+    Behind the blocks `layers` alone where some are named; `embedding` adds the stream in front of the first, in the
+    frame as layer -1. With `activations`, folders that
     `store_activations` filled, the models do not run (controls of random weights do, unless they are stored too).
 
     One row per model, role, layer and measure, with `n` images, an interval, and `n_fit` images fitted on: `accuracy`
@@ -95,8 +98,8 @@ def decodability(
     read = {name: _roles(name, model, roles, models) for name, model in models.items()}
     measured, fitted, note = _two_sets(data, fit_data, other_data, target)
     study = _Study(
-        measured, fitted, controls, learning_curve, embedding, probe, permutations, random_models, components, seed,
-        batch_size,
+        measured, fitted, controls, learning_curve, layers, embedding, probe, permutations, random_models, components,
+        seed, batch_size,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for name, model in models.items():
@@ -170,21 +173,13 @@ class _Study:
     """The settings all models share, and what must be known of their fits."""
 
     def __init__(
-        self,
-        measured: TargetData,
-        fitted: TargetData,
-        controls: Sequence[str],
-        learning_curve: bool,
-        embedding: bool,
-        probe: str,
-        permutations: int,
-        random_models: int,
-        components: int,
-        seed: int,
-        batch_size: int,
-    ) -> None:
+        self, measured: TargetData, fitted: TargetData, controls: Sequence[str], learning_curve: bool,
+        layers: Sequence[int] | None, embedding: bool, probe: str, permutations: int, random_models: int,
+        components: int, seed: int, batch_size: int,
+    ) -> None:  # fmt: skip
         self.measured, self.fitted, self.controls = measured, fitted, controls
-        self.embedding, self.probe, self.seed, self.batch_size = embedding, probe, seed, batch_size
+        self.layers, self.embedding = layers, embedding
+        self.probe, self.seed, self.batch_size = probe, seed, batch_size
         dealt = "permuted" in controls or "memorised" in controls
         self.permutations = permutations if dealt else 0
         self.random_models = random_models if "random_weights" in controls else 0
@@ -195,7 +190,7 @@ class _Study:
 
     def rows(self, name: str, model: HookedViT, roles: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """Rows of a model, without its name."""
-        layers = (*([EMBEDDING] * self.embedding), *range(model.cfg.n_layers))
+        layers = (*([EMBEDDING] * self.embedding), *measured_layers(model, self.layers))
         how = Probing(roles=roles, layers=layers, probe=self.probe, seed=self.seed, batch_size=self.batch_size)
         control = self._control_task()
         fits = fit_with_controls(

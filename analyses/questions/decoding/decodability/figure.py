@@ -11,8 +11,8 @@ from plotly.colors import sample_colorscale
 
 from analyses.activations.sites import LABELS
 from analyses.drawing.colours import BLUE, BROWN, CYAN, GREEN, MIDGREY, OLIVE, ORANGE, PINK, READ_FROM, RED
-from analyses.drawing.panels import Place, add, band, curve, each_panel, level, model_panels, place
-from analyses.drawing.rows import picked, value_of
+from analyses.drawing.panels import HOLLOW, Place, add, band, curve, each_panel, level, model_panels, place
+from analyses.drawing.rows import picked, span, value_of
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
@@ -41,6 +41,8 @@ def main_figure(result: Result) -> go.Figure:
             curve(fig, at, mine[mine.measure == "random_weights"], None, colour, dash="dot")
     if (result.frame.measure == "random_weights").any():
         dotted = go.Scatter(x=[None], y=[None], mode="lines", line={"color": "black", "dash": "dot"})
+        if result.frame.layer.nunique() == 1:
+            dotted.update(mode="lines+markers", marker={"symbol": f"circle{HOLLOW['dot']}", "size": 6})
         add(fig, place(fig, 0), dotted, "dotted: the same token in models of random weights")
     return fig
 
@@ -118,12 +120,14 @@ def in_words(result: Result) -> list[str]:
     """Per model where the answer is read best; then whether the control that can only guess did."""
     table = summary_table(result)
     sentences = []
+    read = result.frame[result.frame.measure == "accuracy"].groupby("model").size()
     for model, rows in table.groupby("model", sort=False):
         best = rows.loc[rows.accuracy.idxmax()]
         where = "" if pd.isna(best.best_layer) else f" after layer {best.best_layer}"
         where = " in front of the first block" if not pd.isna(best.best_layer) and best.best_layer < 0 else where
+        how = "read best" if read[model] > 1 else "read"
         sentence = (
-            f"{model}: {_asked(result)} is read best from {_name(best.role)}{where}, in {best.accuracy:.1%} of images "
+            f"{model}: {_asked(result)} is {how} from {_name(best.role)}{where}, in {best.accuracy:.1%} of images "
             f"(always naming the most frequent: {best.chance:.1%}"
         )
         if "random_weights" in rows and not pd.isna(best.random_weights):
@@ -152,9 +156,7 @@ def _asked(result: Result) -> str:
 
 
 def _chance(fig: go.Figure, rows: pd.DataFrame, at: Place) -> None:
-    layers = rows.layer.dropna()
-    ends = [int(layers.min()), int(layers.max())] if len(layers) else [0, 0]
-    level(fig, at, ends, value_of(rows, "chance"), CHANCE_LABEL)
+    level(fig, at, span(rows), value_of(rows, "chance"), CHANCE_LABEL)
 
 
 def _sites(result: Result) -> Iterator[tuple[Any, Any, pd.DataFrame]]:

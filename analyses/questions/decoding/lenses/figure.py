@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, DARK, ORANGE, PURPLE, UNTRAINED
 from analyses.drawing.panels import add, curve, each_panel, level, model_panels
+from analyses.drawing.rows import last_layer, layers_in, reached, span
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
@@ -47,7 +49,7 @@ def main_figure(result: Result) -> go.Figure:
             fig.update_yaxes(title_text=title, secondary_y=True, **at)
         left, right = ({**at, "secondary_y": second} for second in (False, True))
         chance = _only(rows, "accuracy", "chance").value.iloc[0]
-        level(fig, left, [0, int(rows.layer.max())], chance, "accuracy by chance")
+        level(fig, left, span(rows), chance, "accuracy by chance")
         for reader, (label, dash, _) in READERS.items():
             curve(fig, left, _only(rows, "accuracy", reader), f"accuracy: {label}", BLUE, dash=dash)
         for reader in ("head", "translator"):
@@ -64,7 +66,7 @@ def path_figure(result: Result) -> go.Figure:
     fig = model_panels(
         result,
         "Does the true class come near the top before it comes first?",
-        "Each line goes through the layers of a model, from layer 0, which is marked. Above the dashed line "
+        "Each line goes through the layers of a model, from the first, which is numbered. Above the dashed line "
         "identifiability (1 − rank of the true class / classes) has come further from chance to 1 than accuracy has",
         x="accuracy",
         y="identifiability",
@@ -82,7 +84,7 @@ def path_figure(result: Result) -> go.Figure:
             drawn = go.Scatter(
                 x=x,
                 y=y,
-                text=["0", *[""] * (len(x) - 1)],
+                text=[str(x.index[0]), *[""] * (len(x) - 1)],
                 textposition="bottom center",
                 hovertext=[f"layer {layer}" for layer in x.index],
                 mode="lines+markers+text",
@@ -95,13 +97,14 @@ def path_figure(result: Result) -> go.Figure:
 
 def divergence_figure(result: Result) -> go.Figure:
     """One panel per model: KL divergence of the head's and the translator's reading from the model's answer."""
-    divergence = result.frame[result.frame.measure == "kl"]
+    highest = float(result.frame[result.frame.measure == "kl"].high.max())
     fig = model_panels(
         result,
         "How far is each layer's reading from the model's answer, before and after an affine change of code?",
         "KL divergence of what the head says at a layer from what the model says in the end; 0: the same",
         y="KL divergence (nats)",
-        y_range=(0.0, 1.05 * float(divergence.high.max())),
+        # what the head reads at the last layer is the model's answer, so that all there is may be 0
+        y_range=(0.0, 1.05 * highest if highest > 0 else 1.0),
     )
     for at, _, rows in each_panel(fig, result):
         for reader in ("head", "translator"):
@@ -132,7 +135,12 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     """Findings, and what to keep in mind."""
     found = []
     for row in summary_table(result).to_dict("records"):
-        parts = [f"{what} from {_from(row[key])}" for what, key in (
+        rows = result.frame[result.frame.model == row["model"]]
+        layers, n = layers_in(rows), result.meta["models"][row["model"]]["n_layers"]
+        if len(layers) == 1:
+            found.append(f"{row['model']}: {_at_one(rows)}.")
+            continue
+        parts = [f"{what} {_from(row[key], layers, n)}" for what, key in (
             ("the layer's own probe reads half of its best", "probe_from"),
             ("the model's head", "head_from"),
             ("the head behind a translator", "translator_from"),
@@ -169,8 +177,22 @@ def _half(rows: pd.DataFrame, measure: str, reader: str) -> int | None:
     return int(reached[0])
 
 
-def _from(layer: Any) -> str:
-    return "no layer on" if pd.isna(layer) else f"layer {layer} on"
+def _from(layer: Any, measured: Sequence[int], n_layers: int) -> str:
+    return reached(None if pd.isna(layer) else layer, measured, n_layers)
+
+
+def _at_one(rows: pd.DataFrame) -> str:
+    """What every reader reads at the only layer that was measured."""
+    told = [
+        f"{what} {_only(rows, measure, reader).value.iloc[0]:.1%}"
+        for what, measure, reader in (
+            ("the layer's own probe reads", "accuracy", "probe"),
+            ("the model's head", "accuracy", "head"),
+            ("the head behind a translator", "accuracy", "translator"),
+            ("the head's identifiability is", "identifiability", "head"),
+        )
+    ]
+    return f"at layer {last_layer(rows)} {', '.join(told)}"
 
 
 def _only(rows: pd.DataFrame, measure: str, reader: str) -> pd.DataFrame:

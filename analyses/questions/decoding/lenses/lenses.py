@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.activations.sites import Site, SiteReader
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
@@ -53,19 +54,19 @@ def lenses(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, tokens: str = "cls", final_ln: bool = True, random_models: int = 3,
     steps: int = 500, lens_images: int = 10_000, batch_size: int = 128, head: str = "auto", seed: int = 0,
-    repro: bool = False, activations: tuple[str, ...] | None = None,
+    repro: bool = False, layers: tuple[int, ...] | None = None, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """What do the model's own head, a probe and a translator read from CLS at each layer?
 
     >>> result = lenses({"vit": zoo.load("vit")})  # doctest: +SKIP
     >>> result.frame.query("measure == 'identifiability' and reader == 'head'")  # doctest: +SKIP
 
-    Readers of the tokens of the role `tokens` (their mean, where they are several) after every block: `probe`, a ridge
-    probe of the layer's own; `head`, the model's final norm and head as they are (`final_ln=False`, and `repro`: the
-    bare head, as in the lab note's figure); `translator`, an affine map trained on `fit_data` (at most `lens_images`
-    of it, which are held in memory, for `steps` mini-batches) to give the model's final distribution through that
-    head. Controls: `random_head` and `random_probe`, the same on `random_models` models with random weights, and
-    `chance`. `model` is the model's own answer.
+    Readers of the tokens of the role `tokens` (their mean, where they are several) after every block, or those of
+    `layers` alone: `probe`, a ridge probe of the layer's own; `head`, the model's final norm and head as they are
+    (`final_ln=False`, and `repro`: the bare head, as in the lab note's figure); `translator`, an affine map trained on
+    `fit_data` (at most `lens_images` of it, which are held in memory, for `steps` mini-batches) to give the model's
+    final distribution through that head. Controls: `random_head` and `random_probe`, the same on `random_models` models
+    with random weights, and `chance`. `model` is the model's own answer.
 
     Measures: `accuracy` (Wilson interval), `identifiability` 1 − rank of the true class / classes, and `kl`, the
     divergence of the reading from the model's answer in nats (intervals over images). What a head reads whose
@@ -85,7 +86,8 @@ def lenses(
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     for name, model in models.items():
-        probes, answers = fit_role_probes(name, model, opening, batch_size, tokens)
+        chosen = measured_layers(model, layers)
+        probes, answers = fit_role_probes(name, model, opening, batch_size, tokens, chosen)
         bench = _Bench(name, answers, probes, tokens, final_ln)
         translators = bench.fit_translators(opening.fitted, lens_images, batch_size, steps, seed)
         found = [{**row, "seed": None} for row in bench.measure(opening.measured, batch_size, translators)]
@@ -93,7 +95,7 @@ def lenses(
             untrained = with_random_weights(model, seed + k)
             what = f"{name}, random weights {k + 1} of {random_models}"
             beside = opening.with_control(what, untrained, like=name)
-            its_probes, its_answers = fit_role_probes(what, untrained, beside, batch_size, tokens)
+            its_probes, its_answers = fit_role_probes(what, untrained, beside, batch_size, tokens, chosen)
             control = _Bench(what, its_answers, its_probes, tokens, final_ln)
             found += [
                 {**row, "reader": f"random_{row['reader']}", "seed": seed + k}
@@ -163,11 +165,13 @@ def _drawn(data: ImageData, most: int, seed: int) -> ImageData:
 class _Bench:
     """One model under its readers."""
 
-    def __init__(self, name: str, answers: Answers, probes: list[RidgeProbe], tokens: str, final_ln: bool) -> None:
+    def __init__(
+        self, name: str, answers: Answers, probes: Mapping[int, RidgeProbe], tokens: str, final_ln: bool
+    ) -> None:
         self.name, self.answers, self.probes, self.tokens = name, answers, probes, tokens
         self.model = answers.model
-        self.reader = SiteReader(self.model, (tokens,))
-        self.layers = range(self.model.cfg.n_layers)
+        self.layers = list(probes)
+        self.reader = SiteReader(self.model, (tokens,), layers=self.layers)
         if final_ln:
             self.head: Callable[[Tensor], Tensor] = lambda x: self.model.project(x, tokens)
         else:
@@ -207,11 +211,11 @@ class _Bench:
             true = self.answers.labels(batch.labels)
             labels.append(batch.labels)
             self._keep(columns, "model", None, logits, true)
-            for layer, x in enumerate(at_layer):
+            for place, (layer, x) in enumerate(zip(self.layers, at_layer, strict=True)):
                 self._keep(columns, "probe", layer, self.probes[layer].scores(x), batch.labels)
                 self._keep(columns, "head", layer, self.head(x), true, logits)
                 if translators is not None:
-                    translated = translators(layer, x.float()).to(x.dtype)
+                    translated = translators(place, x.float()).to(x.dtype)
                     self._keep(columns, "translator", layer, self.head(translated), true, logits)
         return list(self._rows({key: torch.cat(parts) for key, parts in columns.items()}, torch.cat(labels)))
 

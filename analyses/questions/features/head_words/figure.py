@@ -34,14 +34,14 @@ def main_figure(result: Result) -> go.Figure:
         table = some.assign(across=across).pivot(index="layer", columns="across", values="value")
         table = table[list(dict.fromkeys(across))]
         widest = max(widest, float(some.value.abs().max()))
-        z, y = table.to_numpy(float), [int(layer) for layer in table.index]
+        z, y = table.to_numpy(float), [str(layer) for layer in table.index]
         heat = go.Heatmap(
             z=z, x=list(table.columns), y=y, coloraxis="coloraxis",
             hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
         )  # fmt: skip
         add(fig, at, heat, None)
     fig.update_xaxes(type="category", tickvals=None)
-    fig.update_yaxes(autorange="reversed", dtick=1)
+    fig.update_yaxes(type="category", autorange="reversed", dtick=1)
     return _scaled(fig, widest, "logits")
 
 
@@ -50,8 +50,8 @@ def explained_figure(result: Result) -> go.Figure:
     fig = model_panels(
         result,
         "How much of what a head says do a few words explain?",
-        f"Share of the variance of a head's outputs over images, mean over the heads of the last "
-        f"{counted(result.meta['last_layers'], 'layer')}; bars: the middle half of the heads",
+        f"Share of the variance of a head's outputs over images, mean over the heads of the {_described(result)}; "
+        "bars: the middle half of the heads",
         x="words", y="share of variance",
     )  # fmt: skip
     for at, _, rows in each_panel(fig, result):
@@ -75,8 +75,8 @@ def map_figure(result: Result) -> go.Figure:
     fig = panels(
         [f"{name}: image {image}, towards “{some.text.iloc[0]}”" for name, image, some in shown],
         "From which patches do the heads take the answer?",
-        "What all heads together add to the logit of the image's answer, by the patch they take it from; each map on "
-        "its own scale, red adds and blue takes away",
+        f"What all heads{' of the layers measured' if result.meta.get('layers') else ''} together add to the logit of "
+        "the image's answer, by the patch they take it from; each map on its own scale, red adds and blue takes away",
         x="column of patches", y="row of patches", y_range=None, shared=False,
     )  # fmt: skip
     for number, (_, _, some) in enumerate(shown):
@@ -85,6 +85,10 @@ def map_figure(result: Result) -> go.Figure:
         cells = go.Heatmap(z=grid, colorscale="RdBu_r", zmin=-widest, zmax=widest, showscale=False)
         add(fig, place(fig, number), cells, None)
     return fig.update_yaxes(autorange="reversed", showgrid=False).update_xaxes(showgrid=False)
+
+
+def _described(result: Result) -> str:
+    return "layers measured" if result.meta.get("layers") else f"last {counted(result.meta['last_layers'], 'layer')}"
 
 
 def _scaled(fig: go.Figure, widest: float, title: str) -> go.Figure:
@@ -122,10 +126,12 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     for name, rows in by_model(result):
         about, parts = result.meta["models"][name], picked(rows, measure="contribution")
         sums = parts.groupby("component").value.sum()
-        total = parts.value.sum()
+        total, some = parts.value.sum(), "other_layers" in sums
         found.append(
-            f"{name}: of the margin of an image's own answer, {total:.2f} on average, heads add {sums['attn']:.2f} and "
-            f"MLPs {sums['mlp']:.2f}; the sum over parts is the logit to {about['error']:.1e}."
+            f"{name}: of the margin of an image's own answer, {total:.2f} on average, heads"
+            f"{' of the layers measured' * some} add {sums['attn']:.2f} and {'their ' * some}MLPs {sums['mlp']:.2f}"
+            f"{', all other layers ' + format(sums['other_layers'], '.2f') if some else ''}; the sum over parts is the "
+            f"logit to {about['error']:.1e}."
         )
         explained = picked(rows, measure="explained")
         by_k = explained[explained.k == explained.k.max()].groupby("variant").value.mean()
@@ -138,7 +144,8 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         if (on := value_of(rows, "on_object", variant=TEXTS)) is not None:
             other, untrained = (value_of(rows, "on_object", variant=v) for v in (OTHER, UNTRAINED))
             found.append(
-                f"{name}: a patch on an object has more of the answer's map than one beside it with probability "
+                f"{name}: a patch on an object has more of the answer's map{' of these layers' * some} than one beside "
+                "it with probability "
                 f"{on:.2f} ({other:.2f} for another text, {untrained:.2f} with random weights)."
             )
         if about["words"] != "its texts":

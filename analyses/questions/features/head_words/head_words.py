@@ -47,7 +47,8 @@ TYPES = dict.fromkeys(("layer", "head", "k", "image", "seed", "row", "col", "n")
 )
 def head_words(
     models: Mapping[str, HookedViT], data: Any = None, *, fit_data: Any = None, texts: tuple[str, ...] = (),
-    last_layers: int = 4, top: int = 5, examples: int = 3, draws: int = 3, seed: int = 0, batch_size: int = 32,
+    layers: tuple[int, ...] | None = None, last_layers: int = 4, top: int = 5, examples: int = 3, draws: int = 3,
+    seed: int = 0, batch_size: int = 32,
 ) -> Result:  # fmt: skip
     """In which words do the heads speak, and which of them write an image's answer?
 
@@ -58,9 +59,11 @@ def head_words(
     texts, `texts` are read by the text tower of its checkpoint. Without texts a model's classes are the words, and
     where it has none, those of a ridge head on what its family's classifier reads, fitted on `fit_data`. Heads of the
     `last_layers` are described by `top` of them; `draws` sets of random directions of their lengths are the control.
+    `layers` are those whose parts are told, and whose heads are described and mapped in place of the last ones.
 
     One row per model, measure and part of the network. contribution: what a part adds to the margin, the logit of the
-    image's own answer minus the mean of the others, with a 95 % interval over images; all of them sum to the margin.
+    image's own answer minus the mean of the others, with a 95 % interval over images; all of them sum to the margin,
+    with one part for all layers that are not measured.
     word: the k-th text of a head and the share of variance it adds. explained: that of the first k, by `variant`
     "texts", "random directions" and "random weights". map: of `examples` images, what heads take from each patch for
     the answer `text`. on_object, where images have masks: how often a patch on an object has more of the map than one
@@ -83,7 +86,8 @@ def head_words(
             asked, told = answers.model, answers.note
         directions(asked)
         study = WordStudy(
-            name, asked, texts, last_layers=last_layers, top=top, examples=examples, draws=draws, seed=seed
+            name, asked, texts, layers=layers, last_layers=last_layers, top=top, examples=examples, draws=draws,
+            seed=seed,
         )  # fmt: skip
         study.measure(measured, batch_size)
         n = study.n

@@ -8,6 +8,7 @@ Efros & Steinhardt 2024, arXiv 2310.05916, for CLIP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ FIRST = "blocks.0.hook_resid_pre"
 
 
 class Part(NamedTuple):
-    """A part of the network: "embed", "attn", "attn_bias", "mlp", "pool_mlp" or "constant"."""
+    """A part of the network: "embed", "attn", "attn_bias", "mlp", "other_layers", "pool_mlp" or "constant"."""
 
     component: str
     layer: int | None = None
@@ -54,12 +55,20 @@ class JointReading:
     >>> reading = JointReading(model, pixels)  # doctest: +SKIP
     >>> reading.vectors().sum(1) @ directions(model).T + model.b_U  # the logits  # doctest: +SKIP
 
-    `parts` names the second axis of `vectors()`. Raises NoHeadError for a model without a classifier, and ValueError
+    `parts` names the second axis of `vectors()`; with `layers`, those of all other layers are one, "other_layers".
+    Raises NoHeadError for a model without a classifier, and ValueError
     where a norm stands behind the branches, or, with `patterns`, inside attention.
     """
 
     @torch.no_grad()
-    def __init__(self, model: HookedViT, pixels: Float[Tensor, "b c h w"], *, patterns: bool = False) -> None:
+    def __init__(
+        self,
+        model: HookedViT,
+        pixels: Float[Tensor, "b c h w"],
+        *,
+        patterns: bool = False,
+        layers: Sequence[int] | None = None,
+    ) -> None:
         self.directions = directions(model)
         model.require_branches_are_sums("a head's output in the space of the texts")
         if patterns and model.cfg.attn_inner_norm:
@@ -68,11 +77,14 @@ class JointReading:
                 "that sum and the output matrix"
             )
         self.model, self.layout = model, model.layout_for(*pixels.shape[2:])
+        self.layers = list(range(model.cfg.n_layers)) if layers is None else sorted(layers)
+        self.rest = len(self.layers) < model.cfg.n_layers
+        self.last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
         self.logits, self.acts = self._run(pixels, patterns)
-        heads = [Part("attn", layer, h) for layer in range(model.cfg.n_layers) for h in range(model.cfg.n_heads)]
-        others = [Part(kind, layer) for kind in ("attn_bias", "mlp") for layer in range(model.cfg.n_layers)]
-        pool = [Part("pool_mlp")] if _has_pool_mlp(model.cfg) else []
-        self.parts = [*heads, Part("embed"), *others, *pool, Part("constant")]
+        heads = [Part("attn", layer, h) for layer in self.layers for h in range(model.cfg.n_heads)]
+        others = [Part(kind, layer) for kind in ("attn_bias", "mlp") for layer in self.layers]
+        others += [Part("other_layers")] * self.rest + [Part("pool_mlp")] * _has_pool_mlp(model.cfg)
+        self.parts = [*heads, Part("embed"), *others, Part("constant")]
         self.weights = self._weights(len(pixels))
         self.maps, self.constant = self._maps()
         scale = self.acts["hook_image_scale"] if model.cfg.unit_norm else torch.ones(len(pixels), 1)
@@ -81,7 +93,7 @@ class JointReading:
     def _run(self, pixels: Tensor, patterns: bool) -> tuple[Tensor, dict[str, Tensor]]:
         cfg, seen = self.model.cfg, {}
         kinds = ["attn.hook_z", "hook_mlp_out", *(["attn.hook_pattern", "attn.hook_v"] if patterns else [])]
-        names = [f"blocks.{layer}.{kind}" for layer in range(cfg.n_layers) for kind in kinds]
+        names = [f"blocks.{layer}.{kind}" for layer in self.layers for kind in kinds] + [self.last] * self.rest
         names += [FIRST, "ln_final.hook_scale", *["hook_image_scale"] * cfg.unit_norm]
         names += ["hook_pool_pattern"] * bool(cfg.attention_pool) + ["hook_pool_mlp_out"] * _has_pool_mlp(cfg)
 
@@ -134,12 +146,15 @@ class JointReading:
         """What each part adds to the vector of each image; with a length to divide out, of the unit vector."""
         heads, others = [], [self.read(self.acts[FIRST])]
         biases, mlps = [], []
-        for layer, block in enumerate(self.model.blocks):
+        for layer in self.layers:
             z = torch.einsum("bjt,bthk->bjhk", self.weights, self.acts[f"blocks.{layer}.attn.hook_z"])
             heads.append(torch.einsum("bjhk,jhke->bhe", z, self._written(layer)))
-            biases.append(self.read(block.attn.b_O.double().expand(self.acts[FIRST].shape)))
+            biases.append(self.read(self.model.blocks[layer].attn.b_O.double().expand(self.acts[FIRST].shape)))
             mlps.append(self.read(self.acts[f"blocks.{layer}.hook_mlp_out"]))
         others += [*biases, *mlps]
+        if self.rest:  # all that was added to the stream, but for what was told
+            told = sum(part.sum(1) for part in heads) + sum(others)
+            others.append(self.read(self.acts[self.last]) - told)
         if _has_pool_mlp(self.model.cfg):
             out, projection = self.acts["hook_pool_mlp_out"].flatten(1), self._projection()
             others.append(out if projection is None else out @ projection.T)
@@ -158,7 +173,7 @@ class JointReading:
         """What every head adds along a direction per image, by the token it takes that from; their sum over tokens is
         `vectors()` of the head. The reading needs `patterns`."""
         found = []
-        for layer in range(self.model.cfg.n_layers):
+        for layer in self.layers:
             name = f"blocks.{layer}.attn"
             read = torch.einsum("bjt,bhts->bjhs", self.weights, self.acts[f"{name}.hook_pattern"])
             along = torch.einsum("jhke,be->bjhk", self._written(layer), towards)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
 from analyses.activations.token_groups import aligned_masks
 from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData
@@ -27,8 +28,8 @@ class WordStudy:
     """The measurements of `head_words` on one model."""
 
     def __init__(
-        self, name: str, model: HookedViT, texts: tuple[str, ...], *, last_layers: int, top: int, examples: int,
-        draws: int, seed: int,
+        self, name: str, model: HookedViT, texts: tuple[str, ...], *, layers: Sequence[int] | None, last_layers: int,
+        top: int, examples: int, draws: int, seed: int,
     ) -> None:  # fmt: skip
         self.name, self.model, self.top, self.examples = name, model, top, examples
         self.draws, self.seed = draws, seed
@@ -37,7 +38,8 @@ class WordStudy:
         self.all_words = known
         chosen = [model.to_single_token(text) for text in texts] or list(range(len(known)))
         self.chosen, self.words = chosen, [known[i] for i in chosen]
-        self.layers = list(range(model.cfg.n_layers))[-last_layers:]
+        self.measured = measured_layers(model, layers)
+        self.layers = self.measured[-last_layers:] if layers is None else self.measured
         self.untrained = with_random_weights(model, seed)
         self.parts: list[Part] = []
         self.outputs: dict[str, list[Tensor]] = defaultdict(list)
@@ -54,7 +56,7 @@ class WordStudy:
         for batch in progress_batches(data, batch_size, f"{self.name}: reading heads", extra=extra, into=into):
             pixels = self.model.preprocess(batch.images)
             mapped = not self.model.cfg.attn_inner_norm
-            reading = JointReading(self.model, pixels, patterns=mapped)
+            reading = JointReading(self.model, pixels, patterns=mapped, layers=self.measured)
             vectors = reading.vectors()
             self.parts = reading.parts
             self._check(vectors, reading.logits)
@@ -62,7 +64,7 @@ class WordStudy:
             margins = torch.einsum("bpe,be->bp", vectors, self._margin(self.directions, answer))
             margins[:, -1] += self._margin(self.model.b_U.double(), answer)  # the head's bias is a constant too
             self.margins.append(margins.cpu().numpy())
-            untrained = JointReading(self.untrained, pixels, patterns=mapped)
+            untrained = JointReading(self.untrained, pixels, patterns=mapped, layers=self.measured)
             for variant, of_parts in ((TEXTS, vectors), (UNTRAINED, untrained.vectors())):
                 self.outputs[variant].append(self._heads(of_parts))
             if mapped:
@@ -80,8 +82,9 @@ class WordStudy:
 
     def _heads(self, vectors: Tensor) -> Tensor:
         """[b, layers described, heads, e]."""
-        n_layers, n_heads = self.model.cfg.n_layers, self.model.cfg.n_heads
-        return vectors[:, : n_layers * n_heads].unflatten(1, (n_layers, n_heads))[:, self.layers].float().cpu()
+        shape = len(self.measured), self.model.cfg.n_heads
+        by_layer = vectors[:, : shape[0] * shape[1]].unflatten(1, shape)
+        return by_layer[:, [self.measured.index(layer) for layer in self.layers]].float().cpu()
 
     def _maps(
         self, reading: JointReading, untrained: JointReading, answer: Tensor, objects: Tensor | None, first: int

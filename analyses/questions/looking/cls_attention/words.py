@@ -65,7 +65,7 @@ def _levels(rows: pd.DataFrame, n_layers: int, measured: list[int]) -> list[str]
         third if of == whole[third] else f"{third} ({', '.join(ranges(of))})" for third, of in layers.items()
     ]
     names = f"{', '.join(first)} and {last}" if first else last
-    return [f"in {names} layers {'; '.join(told)}{objects}; chance {chance:.3f}."]
+    return [f"in the network's {names} part {'; '.join(told)}{objects}; chance {chance:.3f}."]
 
 
 def _middle(rows: pd.DataFrame, variant: str, layers: list[int]) -> float | None:

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from analyses.activations.streams import read_stream
+from analyses.activations.layers import measured_layers
+from analyses.activations.streams import read_layers, read_stream
 from analyses.data import ImageData
 from analyses.pages.album import Album
 from analyses.probes.ridge import GramRidge, RidgeProbe
@@ -59,6 +60,8 @@ def counting(
     eps: float = EPS,
     seed: int = 0,
     batch_size: int = 64,
+    layers: tuple[int, ...] | None = None,
+    embedding: bool = False,
 ) -> Result:
     """Which tokens does a counting model use at which depth, and where is the count only decodable?
 
@@ -69,13 +72,15 @@ def counting(
     `mask`, and `pair`, the image without object `removed`. Only pairs whose two members are both counted right are
     patched, at most `max_pairs` of them. A patch belongs to an object with more than `threshold` pixels in it. Probes
     are fitted on clean scenes of `fit_data` (scenes: the train split; otherwise half of `data`) and measured on all
-    of `data`.
+    of `data`. `layers` are the blocks behind which that is done, each at a depth one more than its own number; depth 0,
+    in front of the first block, is among them where none are named, or with `embedding`.
 
     One row per model, token group, depth (0: behind the embedding, to n_layers) and measure. `recovery` (of logit k −
     logit k−1), `flip_rate`, `expected_value` for each `direction`, and patched at that depth alone or, `cumulative`,
-    there and at every depth before; `probe_accuracy` and `probe_mae`. Without group: `pairs_right`, `accuracy`,
-    `chance` (the most frequent count) and `chance_mae` (the best constant). Pairs in which a group has no token are
-    left out of its rows. Raises ValueError for data without pairs, pairs of two shapes, and models that do not count.
+    there and at every depth before, named or not; `probe_accuracy` and `probe_mae`. Without group: `pairs_right`,
+    `accuracy`, `chance` (the most frequent count) and `chance_mae` (the best constant). Pairs in which a group has no
+    token are left out of its rows. Raises ValueError for data without pairs, pairs of two shapes, and models that do
+    not count.
     """
     models = {"vit-count": zoo.load("vit-count")} if models is None else dict(models)
     data, fit_data, split_note = paired_sets(data, fit_data)
@@ -88,7 +93,7 @@ def counting(
     for name, model in models.items():
         scenes = Scenes(name, model, ids[name], threshold, seed)
         album = Album(name, model.cfg.class_names, data.name_of, len(models))
-        study = _Study(scenes, eps, album)
+        study = _Study(scenes, eps, album, measured_layers(model, layers), embedding or layers is None)
         study.fit_probes(fit_data, batch_size)
         study.measure(data, batch_size, max_pairs)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
@@ -104,7 +109,7 @@ def counting(
         "eps": eps,
         "seeds": [seed],
         "batch_size": batch_size,
-        "site": "the residual stream, depth 0 (behind the embedding) to n_layers (behind the last block)",
+        "site": "the residual stream by depth: 0 behind the embedding, n_layers behind the last block",
         "pictures": pictures,
     }
     result = Result(frame, meta)
@@ -117,12 +122,14 @@ def counting(
 class _Study:
     """One model: probes, then patches, gathered batch by batch."""
 
-    def __init__(self, scenes: Scenes, eps: float, album: Album) -> None:
+    def __init__(self, scenes: Scenes, eps: float, album: Album, layers: list[int], embedding: bool) -> None:
         self.scenes, self.name, self.model = scenes, scenes.name, scenes.model
         self.n_counts = max(scenes.ids) + 1
+        self.layers, self.embedding = layers, embedding
+        self.depths = [*[0] * embedding, *(layer + 1 for layer in layers)]
         self.answered, self.patched_ones = album, album.fresh()
         self.tally = Tally([METRICS[m] for m in MEASURES], eps)
-        self.probes: dict[str, list[RidgeProbe]] = {}
+        self.probes: dict[str, dict[int, RidgeProbe]] = {}
         self.errors: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
         self.counts: list[int] = []
         self.right: list[Tensor] = []
@@ -134,22 +141,22 @@ class _Study:
         """A ridge probe of the count for every group and depth, from one pass over clean scenes."""
         ridges: dict[str, GramRidge] = {}
         for scenes in self.scenes.walk(data, batch_size, "fitting probes", [ridges], False):
-            _, streams = read_stream(self.model, scenes.clean, embedding=True)
+            streams = read_layers(self.model, scenes.clean, layers=self.layers, embedding=self.embedding)
             for group, mask in scenes.groups.items():
                 rows = mask.any(1)
-                means = {str(depth): mean_of(x, mask)[rows] for depth, x in enumerate(streams)}
+                at_depth = zip(self.depths, streams, strict=True)
+                means = {str(depth): mean_of(x, mask)[rows] for depth, x in at_depth}
                 ridge = ridges.setdefault(group, GramRidge(self.n_counts, name=f"{self.name}, {group} by depth"))
                 ridge.update(means, scenes.counts[rows])
         for group, ridge in ridges.items():
-            fitted = ridge.fit()
-            self.probes[group] = [fitted[str(depth)] for depth in range(self.model.cfg.n_layers + 1)]
+            self.probes[group] = {int(depth): probe for depth, probe in ridge.fit().items()}
 
     def measure(self, data: ImageData, batch_size: int, max_pairs: int) -> None:
         """Probes on every clean scene, patches on the pairs whose members are both counted right."""
         into = (self.errors, self.counts, self.right, self.right_pairs, self.answered)
         for scenes in self.scenes.walk(data, batch_size, "probing", into, True):
             assert scenes.corrupt is not None
-            logits, streams = read_stream(self.model, scenes.clean, embedding=True)
+            logits, streams = read_stream(self.model, scenes.clean, layers=self.layers, embedding=self.embedding)
             for group, mask in scenes.groups.items():
                 self._probe(group, mask, streams, scenes.counts)
             self.counts += scenes.counts.tolist()
@@ -185,7 +192,7 @@ class _Study:
 
     def _probe(self, group: str, mask: Tensor, streams: list[Tensor], counts: Tensor) -> None:
         rows = mask.any(1)
-        for depth, x in enumerate(streams):
+        for depth, x in zip(self.depths, streams, strict=True):
             predicted = self.probes[group][depth].predict(mean_of(x, mask)[rows]).cpu()
             self.errors[group, depth].append((predicted - counts[rows]).abs())
 
@@ -197,7 +204,7 @@ class _Study:
         left_out["random"] |= groups["random"].sum(1) < n_removed  # too few other patches to draw from
         for group, mask in groups.items():
             self.sizes[group] += mask.sum(1)[~left_out[group]].tolist()
-        patches = list_patches(self.model, "resid", None, groups)
+        patches = list_patches(self.model, "resid", self.depths, groups)
         for way, cumulative in WAYS:
             base, donor = (corrupt, clean) if way == "denoise" else (clean, corrupt)
             shown: slice | None = None

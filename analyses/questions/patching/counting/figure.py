@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, ORANGE
-from analyses.drawing.panels import curve, level, panels, place
-from analyses.drawing.rows import ranges
+from analyses.drawing.panels import curve, layer_ticks, level, panels, place
+from analyses.drawing.rows import ranges, span
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
 
@@ -71,15 +71,18 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     """What was found, and what to keep in mind."""
     found, notes = [], []
     for name, about in result.meta["models"].items():
+        depths = sorted({int(depth) for depth in result.frame[result.frame.model == name].depth.dropna()})
+        never = "never" if len(depths) > about["n_layers"] else "at none of these depths"
+        best = "with" if len(depths) == 1 else "with at best"
         rows = {row["group"]: row for row in summary_table(result).query("model == @name").to_dict("records")}
         found.append(
             f"{name} counts {about['accuracy']:.1%} of {counted(about['scenes'], 'scene')} right, and "
             f"{about['pairs_right']:.1%} of the pairs on both sides; "
-            f"{counted(about['pairs_patched'], 'such pair was', 'such pairs were')} patched, at depth 0 to "
-            f"{about['n_layers']}."
+            f"{counted(about['pairs_patched'], 'such pair was', 'such pairs were')} patched, at depth "
+            f"{' and '.join(ranges(depths)).replace('–', ' to ')}."
         )
         told = [group for group in ("removed", "cls", "random") if group in rows]
-        found += [f"{name}: {_sentence(GROUPS[group], rows[group])}" for group in told]
+        found += [f"{name}: {_sentence(GROUPS[group], rows[group], best, never)}" for group in told]
         found.append(f"{name}: {_at_the_end(result, name)}")
         notes += _cautions(result, name, about)
     notes.append(
@@ -90,13 +93,13 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     return found, notes
 
 
-def _sentence(what: str, row: dict[str, Any]) -> str:
-    probe = f"the count is read from {what} with at best {row['best_probe']:.0%}"
-    if row["decodable_from"] is not None and row["decodable_from"] == row["decodable_from"]:
+def _sentence(what: str, row: dict[str, Any], best: str, never: str) -> str:
+    probe = f"the count is read from {what} {best} {row['best_probe']:.0%}"
+    if best != "with" and row["decodable_from"] is not None and row["decodable_from"] == row["decodable_from"]:
         probe += f" (half the way there from chance at depth {int(row['decodable_from'])})"
     enough = f"is enough for half of the difference at depth {row['enough_at']}"
     if row["enough_at"] == "–":
-        enough = f"never brings back half of the difference (at most {row['recovered']:.0%})"
+        enough = f"{never} brings back half of the difference (at most {row['recovered']:.0%})"
     needed = "and is needed for half of it at no depth"
     if row["needed_at"] != "–":
         needed = f"and is needed for half of it at depth {row['needed_at']}"
@@ -104,12 +107,13 @@ def _sentence(what: str, row: dict[str, Any]) -> str:
 
 
 def _at_the_end(result: Result, name: str) -> str:
-    """What is decodable from the patches behind the last block, and what they still do there."""
+    """What is decodable from the patches behind the last block that was measured, and what they still do there."""
     rows = result.frame[(result.frame.model == name) & (result.frame.group == "patches")]
     last = int(rows.depth.max())
+    block = "the last block" if last == result.meta["models"][name]["n_layers"] else f"block {last - 1}"
     probe, recovered = _curve_of(rows, "probe_accuracy")[last], _curve_of(rows, "recovery", "denoise")[last]
     return (
-        f"behind the last block (depth {last}) the count is read from all patches with {probe:.0%} (the most frequent "
+        f"behind {block} (depth {last}) the count is read from all patches with {probe:.0%} (the most frequent "
         f"count makes up {_value(result, name, 'chance'):.0%}), and patching all of them there brings back "
         f"{recovered:.0%}."
     )
@@ -158,12 +162,12 @@ def _figure(result: Result, *, cumulative: bool) -> go.Figure:
         columns=4,
         y_range=(-0.12, 1.12),
         height=310,
-        last=int(result.frame.depth.max()),
     )
     for number, (name, _, rows) in enumerate(cells):
         at = place(fig, number)
         chance = _value(result, name, "chance")
-        level(fig, at, [0, int(rows.depth.max())], chance, "accuracy by chance: the most frequent count")
+        layer_ticks(fig, rows.assign(layer=rows.depth), **at)
+        level(fig, at, span(rows.assign(layer=rows.depth)), chance, "accuracy by chance: the most frequent count")
         probe = rows[rows.measure == "probe_accuracy"]
         curve(fig, at, probe, "ridge probe on the group's mean: accuracy", BLUE, x="depth")
         for way, says, colour, dash in (

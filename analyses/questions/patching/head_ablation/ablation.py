@@ -7,7 +7,7 @@ output stay nearer to what it knows (Wang et al. 2022, Chan et al. 2022).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from hooked_vit import HookedViT
 from interventions import Intervention, ablate_branch, ablate_heads, patch_branch, patch_heads, sweep
-from interventions.wiring import Outputs
+from interventions.sources import run_pixels
 
 WAYS = ("zero", "mean", "resample")
 EFFECTS = ("total", "direct")
+Outputs = Mapping[str, Tensor]
+"""What stands at the sites of parts, by the name of the hook: all heads of a layer [b t h e], or its MLP [b t d]."""
 
 
 class Part(NamedTuple):
@@ -33,25 +35,37 @@ class Part(NamedTuple):
         """ "head" or "mlp"."""
         return "mlp" if self.head is None else "head"
 
+    @property
+    def hook(self) -> str:
+        """Where what it puts out stands."""
+        return f"blocks.{self.layer}.{'hook_mlp_out' if self.head is None else 'attn.hook_z'}"
+
     def __str__(self) -> str:
         return f"{'MLP' if self.head is None else f'head {self.head}'} of layer {self.layer}"
 
 
-def parts_of(model: HookedViT) -> list[Part]:
-    """Every head and every MLP, layer by layer."""
-    return [Part(l, h) for l in range(model.cfg.n_layers) for h in (*range(model.cfg.n_heads), None)]
+def parts_of(model: HookedViT, layers: Sequence[int] | None = None) -> list[Part]:
+    """Every head and every MLP, layer by layer, of some layers where these are named."""
+    chosen = range(model.cfg.n_layers) if layers is None else layers
+    return [Part(l, h) for l in chosen for h in (*range(model.cfg.n_heads), None)]
 
 
-def written_by(outputs: Outputs, part: Part) -> Tensor:
-    """What stands at the part's site: all heads of its layer [b t h e], or the MLP [b t d]."""
-    return outputs.mlp[part.layer] if part.head is None else outputs.z[part.layer]
+def outputs_of(model: HookedViT, pixels: Float[Tensor, "b c h w"], parts: Sequence[Part]) -> Outputs:
+    """What these parts put out in a clean run, which ends behind the last of them."""
+    stop = max(part.layer for part in parts) + 1
+    return run_pixels(model, pixels, list(dict.fromkeys(part.hook for part in parts)), stop_at_layer=stop)
 
 
-@torch.no_grad()
-def ends(model: HookedViT, pixels: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
-    """(logits, stream behind the last block) of a clean run."""
-    final = model(pixels, stop_at_layer=model.cfg.n_layers)
-    return model(final, start_at_layer=model.cfg.n_layers), final
+def clean_run(
+    model: HookedViT, pixels: Float[Tensor, "b c h w"], parts: Sequence[Part]
+) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b t d"], Outputs]:
+    """Logits, the stream behind the last block, and what these parts put out, of one run."""
+    n = model.cfg.n_layers
+    behind = f"blocks.{n - 1}.hook_resid_post"
+    seen = run_pixels(model, pixels, [*dict.fromkeys(part.hook for part in parts), behind], stop_at_layer=n)
+    final = seen.pop(behind)
+    with torch.no_grad():
+        return model(final, start_at_layer=n, tokens=model.layout_for(pixels)), final, seen
 
 
 def without(parts: Sequence[Part], values: Outputs | None) -> Intervention:
@@ -62,9 +76,9 @@ def without(parts: Sequence[Part], values: Outputs | None) -> Intervention:
         if heads and values is None:
             found.append(ablate_heads(layers=layer, heads=heads))
         elif heads and values is not None:
-            found.append(patch_heads(layer=layer, heads=heads, value=values.z[layer]))
+            found.append(patch_heads(layer=layer, heads=heads, value=values[Part(layer, heads[0]).hook]))
         if Part(layer, None) in parts:
-            mlp = None if values is None else values.mlp[layer]
+            mlp = None if values is None else values[Part(layer, None).hook]
             gone = ablate_branch("mlp", layers=layer) if mlp is None else patch_branch(layer, "mlp", value=mlp)
             found.append(gone)
     first, *others = found
@@ -90,8 +104,8 @@ def direct_logits(
     """Logits in which the readout alone misses what each part writes, all other parts kept as they were."""
     layout = model.layout_for(*pixels.shape[2:])
     for part in parts:
-        own = written_by(outputs, part)
-        change = (torch.zeros_like(own) if values is None else written_by(values, part)) - own
+        own = outputs[part.hook]
+        change = (torch.zeros_like(own) if values is None else values[part.hook]) - own
         if part.head is not None:
             change = change[:, :, part.head] @ model.blocks[part.layer].attn.W_O[part.head].detach()
         with torch.no_grad():

@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.drawing.colours import BLUE, MIDGREY, ORANGE, UNTOUCHED
-from analyses.drawing.panels import add, curve, level, panels, place
-from analyses.drawing.rows import by_model, head_notes, model_names, picked, value_of
+from analyses.drawing.panels import add, curve, level, panels, place, whole_numbers
+from analyses.drawing.rows import by_model, head_notes, in_a_row, layers_in, model_names, picked, value_of
 from analyses.questions.patching.head_ablation.ablation import WAYS
 from analyses.running.results import Result
 from hooked_vit.config.showing import counted
@@ -43,7 +43,10 @@ def together_figure(result: Result) -> go.Figure:
             at, mine = place(fig, i * len(WAYS) + j), picked(rows, measure="together_accuracy", way=way)
             curve(fig, at, picked(mine, order="ranked"), "in the order of their effect", BLUE, x="k")
             curve(fig, at, picked(mine, order="random"), "at random", ORANGE, x="k")
-            level(fig, at, [1, int(mine.k.max())], value_of(rows, "accuracy"), "nothing ablated", UNTOUCHED)
+            most = int(mine.k.max())
+            ends = [1, most] if most > 1 else [0.5, 1.5]
+            level(fig, at, ends, value_of(rows, "accuracy"), "nothing ablated", UNTOUCHED)
+            whole_numbers(fig, most, **at)
     return fig
 
 
@@ -66,17 +69,17 @@ def _maps(result: Result, effect: str, question: str) -> go.Figure:
             mine = mine.assign(across=mine["head"].map(lambda h: "MLP" if pd.isna(h) else str(h)))
             table = mine.pivot(index="layer", columns="across", values="value")[list(mine["across"].unique())]
             heat = go.Heatmap(
-                z=table.to_numpy(float), x=list(table.columns), y=[int(l) for l in table.index], colorscale=COLOURS,
+                z=table.to_numpy(float), x=list(table.columns), y=list(map(str, table.index)), colorscale=COLOURS,
                 zmin=-widest, zmax=widest, showscale=j == len(WAYS) - 1,
                 hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
             )  # fmt: skip
             add(fig, at, heat, None)
             unsure = mine[~((mine.low > 0) | (mine.high < 0))]  # those without an interval too
             marker = {"color": MIDGREY, "size": 4}
-            dots = go.Scatter(x=unsure["across"], y=unsure.layer.astype(int), mode="markers", marker=marker)
+            dots = go.Scatter(x=unsure["across"], y=unsure.layer.astype(str), mode="markers", marker=marker)
             add(fig, at, dots.update(hoverinfo="skip"), None)
     fig.update_xaxes(type="category")
-    fig.update_yaxes(autorange="reversed", dtick=1)
+    fig.update_yaxes(type="category", autorange="reversed", dtick=1)  # layers left out take no room
     return _side_scales(fig, len(names))
 
 
@@ -124,7 +127,11 @@ def summary_table(result: Result) -> pd.DataFrame:
 
 def in_words(result: Result) -> tuple[list[str], list[str]]:
     """What was found, and what to keep in mind."""
-    found = [_sentence(row) for row in summary_table(result).to_dict("records") if row["way"] == "mean"]
+    found = [
+        _sentence(row, _the_head(result, row["model"]))
+        for row in summary_table(result).to_dict("records")
+        if row["way"] == "mean"
+    ]
     notes = [
         "Ablating one part leaves those that could stand in for it: a head without an effect here may still have one "
         "together with others.",
@@ -133,7 +140,14 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
     return found, notes
 
 
-def _sentence(row: dict[str, Any]) -> str:
+def _the_head(result: Result, name: str) -> str:
+    """ "the head that matters most", and of which layers where others were not looked at"""
+    layers = layers_in(result.frame[result.frame.model == name])
+    of_all = len(layers) == result.meta["models"][name]["n_layers"]
+    return "the head that matters most" if of_all else f"of the heads of {in_a_row(layers)} the one that matters most"
+
+
+def _sentence(row: dict[str, Any], head: str) -> str:
     def told(column: str, text: str, form: str = ".2f") -> str:
         return "" if pd.isna(row[column]) else text.format(f"{row[column]:{form}}")
 
@@ -141,7 +155,7 @@ def _sentence(row: dict[str, Any]) -> str:
     held = told("stability", "; two halves of the images agree on the order with {}")
     direct = told("direct", "; total and direct effect with {}")
     return (
-        f"{row['model']}: the head that matters most is {row['most']}{drop}{held}{direct}; "
+        f"{row['model']}: {head} is {row['most']}{drop}{held}{direct}; "
         f"{counted(row['heads'], 'head')} set to the mean: an accuracy of {row['ranked']:.1%} in that order and "
         f"{row['random']:.1%} at random (untouched {row['accuracy']:.1%})."
     )

@@ -18,6 +18,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.activations.layers import measured_layers
+from analyses.activations.store.stats import means_over
 from analyses.controls.shuffle_floors import batch_order, check_shuffles, exchange_batches
 from analyses.data import ImageData
 from analyses.data.batches import Batch
@@ -27,10 +29,12 @@ from analyses.probes.opening import open_study
 from analyses.questions.patching.head_ablation.ablation import (
     EFFECTS,
     WAYS,
+    Outputs,
     Part,
+    clean_run,
     direct_logits,
-    ends,
     margin,
+    outputs_of,
     parts_of,
     total_logits,
 )
@@ -42,14 +46,12 @@ from analyses.questions.patching.head_ablation.figure import (
     together_figure,
 )
 from analyses.questions.patching.head_ablation.ranking import sizes, stability_rows
-from analyses.running.notes import progress_batches
 from analyses.running.registry import analysis
 from analyses.running.results import Result
 from analyses.statistics.intervals import CHANGE, Bounds, mean_intervals, rate_row
 from analyses.statistics.ranks import correct, rank
 from analyses.statistics.significance import uncorrected
 from hooked_vit import HookedViT
-from interventions.wiring import Outputs, mean_outputs, outputs_of
 
 SPLITS = 50
 N, N_FIT = 64, 256
@@ -69,6 +71,7 @@ Key = tuple[str, str, int | None, Part]
 def head_ablation(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *, fit_data: ImageData | Any = None,
     seeds: int = 2, draws: int = 5, head: str = "auto", seed: int = 0, batch_size: int = 32,
+    layers: tuple[int, ...] | None = None, activations: tuple[str, ...] | None = None,
 ) -> Result:  # fmt: skip
     """Which heads and MLPs does the answer need: zeroed, set to their mean, or given another image's output?
 
@@ -76,7 +79,10 @@ def head_ablation(
     >>> result.frame.query("measure == 'drop' and way == 'mean' and effect == 'total'")  # doctest: +SKIP
 
     Means are over `fit_data`, at every token; other images are drawn within batches, `seeds` times. A model whose
-    `head` knows none of the data's classes gets a ridge head on what its checkpoint reads, fitted on `fit_data`.
+    `head` knows none of the data's classes gets a ridge head on what its checkpoint reads, fitted on `fit_data`. With
+    `layers` there are the heads and MLPs of those alone, and what is said of an order or of heads together is of them.
+    With `activations`, folders that `store_activations` filled with the sites "z" and "mlp_out" of every token (the
+    role "all"), nothing runs for means and heads.
 
     The frame: `drop`, what ablating a part (`layer` and `head`; no head: the MLP) takes from the margin, the logit of
     the right class minus the mean of the others, with a 95 % interval over images, and `accuracy_drop`; for
@@ -101,7 +107,8 @@ def head_ablation(
         own = opening.heads[name]
         answers = own or fit_head(name, model, opening.fitted, opening.n_classes, batch_size)
         album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
-        study = _Study(name, answers, seeds, draws, seed, batch_size, album)
+        parts = parts_of(answers.model, measured_layers(model, layers))
+        study = _Study(name, answers, parts, seeds, draws, seed, batch_size, album)
         study.measure(opening.measured, opening.fitted)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         pictures += album.entries()
@@ -130,12 +137,13 @@ class _Study:
     """One model: the drop of every part per image, then heads together in the order that came out."""
 
     def __init__(
-        self, name: str, answers: Answers, seeds: int, draws: int, seed: int, batch_size: int, album: Album
-    ) -> None:
+        self, name: str, answers: Answers, parts: list[Part], seeds: int, draws: int, seed: int, batch_size: int,
+        album: Album,
+    ) -> None:  # fmt: skip
         self.name, self.answers, self.model = name, answers, answers.model
         self.seeds, self.draws, self.seed, self.batch_size = seeds, draws, seed, batch_size
         self.album = album
-        self.parts = parts_of(self.model)
+        self.parts = parts
         self.heads = [part for part in self.parts if part.head is not None]
         self.drops: dict[Key, list[Tensor]] = defaultdict(list)
         self.lost: dict[Key, list[Tensor]] = defaultdict(list)
@@ -149,8 +157,8 @@ class _Study:
 
     def measure(self, data: ImageData, fit_data: ImageData) -> None:
         """All parts by themselves, then heads together."""
-        fitting = progress_batches(fit_data, self.batch_size, f"{self.name}: mean outputs")
-        self.mean = mean_outputs(self.model, (self.model.preprocess(batch.images) for batch in fitting))
+        hooks, what = list(dict.fromkeys(part.hook for part in self.parts)), f"{self.name}: mean outputs"
+        self.mean = means_over(self.model, fit_data, hooks, batch_size=self.batch_size, what=what)
         into = (self.clean, self.drops, self.lost, self.album)
         for batch in self._exchanging(data, "ablating one by one", into):
             self._one_by_one(batch.number, batch)
@@ -169,12 +177,12 @@ class _Study:
         yield "mean", None, self.mean
         for seed in range(self.seeds):
             order = batch_order(self.seed + seed, batch, "others", labels)
-            yield "resample", seed, outputs.map(lambda x, order=order: x[order.to(x.device)])
+            yield "resample", seed, {hook: x[order.to(x.device)] for hook, x in outputs.items()}
 
     def _one_by_one(self, number: int, batch: Batch) -> None:
         pixels, labels = self.model.preprocess(batch.images), batch.labels
         classes = self.answers.labels(labels)
-        (logits, final), outputs = ends(self.model, pixels), outputs_of(self.model, pixels)
+        logits, final, outputs = clean_run(self.model, pixels, self.parts)
         before = _judged(logits, classes)
         self.clean.append(before)
         self.album.open(batch.images, batch.index, classes, logits)
@@ -206,12 +214,12 @@ class _Study:
         self, batch: int, pixels: Tensor, labels: Tensor, held_out: Tensor, groups: dict[Any, list[Part]]
     ) -> None:
         classes = self.answers.labels(labels[held_out])
-        outputs = outputs_of(self.model, pixels)
+        outputs = outputs_of(self.model, pixels, self.heads)
         for way, seed, values in self._values(batch, outputs, labels):
             if seed != self.seed_of(way):
                 continue
             if values is not None and values is not self.mean:
-                values = values.map(lambda x: x[held_out.to(x.device)])
+                values = {hook: x[held_out.to(x.device)] for hook, x in values.items()}
             mine = {key: parts for key, parts in groups.items() if key[0] == way}
             found = total_logits(self.model, pixels[held_out], list(mine.values()), values)
             for key, out in zip(mine, found, strict=True):

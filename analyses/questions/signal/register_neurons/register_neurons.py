@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from analyses.activations.layers import measured_layers
 from analyses.data import ImageData
 from analyses.pages.album import Album
 from analyses.probes.classifier_heads import fit_head
@@ -47,8 +48,8 @@ COLUMNS = (
 def register_neurons(
     models: Mapping[str, HookedViT], data: ImageData | Any = None, *,
     fit_data: ImageData | Any = None, neurons: int = 10, n_registers: int = 1, z: float = 5.0,
-    cutoff: float | None = None, calibration: int = 128, seeds: int = 2, seed: int = 0, batch_size: int = 64,
-    head: str = "auto",
+    cutoff: float | None = None, calibration: int = 128, layers: tuple[int, ...] | None = None, seeds: int = 2,
+    seed: int = 0, batch_size: int = 64, head: str = "auto",
 ) -> Result:  # fmt: skip
     """Which neurons make tokens of high norm, and can a token added at test time take them?
 
@@ -58,7 +59,8 @@ def register_neurons(
     Outliers by `z` and `cutoff` as in `registers`, set by the first `calibration` images of `fit_data`, which also
     choose the neurons: those `neurons` behind whose nonlinearity the magnitude at outlier tokens most exceeds that at
     other patches of the same images, in blocks up to the one with most outliers. (Jiang et al. rank by the magnitude at
-    outliers alone.) `n_registers` tokens are added.
+    outliers alone.) `n_registers` tokens are added. `layers` are those behind which norms are measured, and
+    probes read where the last is among them; neurons are sought in all.
 
     Variants: "untouched"; "register neurons", moved with `add_registers`; "random neurons", as many of the same layers,
     `seeds` times; "empty token", added without a neuron; "switched off", the neurons at 0 on patches and no token.
@@ -79,13 +81,14 @@ def register_neurons(
             name, answers.model, opening.fitted, z=float(z), cutoff=cutoff, n=calibration, batch_size=batch_size
         )
         album = Album(name, answers.model.cfg.class_names, opening.measured.name_of, len(models))
-        study = MovedNeurons(name, answers, search, neurons, n_registers, seeds, seed, album)
+        measured = measured_layers(model, layers)
+        study = MovedNeurons(name, answers, search, neurons, n_registers, seeds, seed, album, measured)
         study.fit(opening.fitted, opening.n_classes, batch_size)
         study.measure(opening.measured, batch_size)
         rows += [{"model": name, "architecture": model.cfg.architecture, **row} for row in study.rows()]
         about[name] = {
             **answers.about(),
-            **{"prefix": list(model.cfg.prefix), "layer": search.layer},
+            **{"prefix": list(model.cfg.prefix), "layer": search.layer, "described": search.described(measured)},
             **{"has_outliers": search.outliers, "neurons": search.top(neurons)},
         }
         pictures += album.entries()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from analyses.activations.streams import read_stream
+from analyses.activations.streams import read_layers
 from analyses.data import ImageData
 from analyses.questions.signal.norms import NormRule, token_norms
 from analyses.running.notes import progress_batches
@@ -45,14 +45,15 @@ class Search:
         shares = torch.stack([self.rule.outliers(x, l).double().mean() for l, x in enumerate(together)])
         self.outliers = bool(shares.max() > 0)
         stands_out = together.amax(2).mean(1) / self.rule.median
-        self.layer = int((shares if self.outliers else stands_out).argmax())
+        self.standing_out = shares if self.outliers else stands_out
+        self.layer = int(self.standing_out.argmax())
         self.neurons = self._ranked([x[self.layer] for x in norms])
 
     def _norms(self, pixels: Tensor) -> list[Tensor]:
         def read(resid: Tensor) -> Tensor:
             return token_norms(resid)[:, self.model.tokens.mask("patches")]
 
-        return read_stream(self.model, pixels, read)[1]
+        return read_layers(self.model, pixels, read)
 
     def _ranked(self, norms: list[Tensor]) -> list[Neuron]:
         """All neurons up to the layer, those first that are more active at the outliers than elsewhere."""
@@ -90,6 +91,10 @@ class Search:
         hooks = [(f"blocks.{layer}.mlp.hook_post", keep) for layer in range(self.layer + 1)]
         self.model.run_with_hooks(pixels, fwd_hooks=hooks, stop_at_layer=self.layer + 1)
         return kept
+
+    def described(self, layers: Sequence[int]) -> int:
+        """Of these layers the one that is told of: the layer itself, or behind which there is most of the same."""
+        return self.layer if self.layer in layers else max(layers, key=lambda layer: float(self.standing_out[layer]))
 
     def top(self, k: int) -> list[tuple[int, int]]:
         """The first k neurons as (layer, neuron)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -33,8 +33,10 @@ class MovedNeurons:
     """The measurements of `register_neurons` on one model."""
 
     def __init__(
-        self, name: str, answers: Answers, search: Search, k: int, n_registers: int, seeds: int, seed: int, album: Album
-    ) -> None:
+        self, name: str, answers: Answers, search: Search, k: int, n_registers: int, seeds: int, seed: int,
+        album: Album, layers: Sequence[int],
+    ) -> None:  # fmt: skip
+        self.layers, self.probes_last = layers, layers[-1] == answers.model.cfg.n_layers - 1
         self.name, self.answers, self.model = name, answers, answers.model
         self.search, self.k, self.seed, self.album = search, k, seed, album
         top = search.top(k)
@@ -55,7 +57,7 @@ class MovedNeurons:
         return sum(map(len, self.labels))
 
     def run(self, pixels: Tensor, variant: Variant) -> tuple[Tensor, list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Logits; per layer the norms [b, k] of the tokens of each role; and behind the last, their mean vectors."""
+        """Logits; per measured layer the norms [b, k] of each role's tokens; behind the last of them, their means."""
         model, edit = self.model, self.variants[variant]
         norms: list[dict[str, Tensor]] = []
         vectors: dict[str, Tensor] = {}
@@ -68,11 +70,14 @@ class MovedNeurons:
             return resid[:0]
 
         with nullcontext() if edit is None else apply(model, edit):
-            logits, _ = read_stream(model, pixels, read)
+            logits, _ = read_stream(model, pixels, read, layers=self.layers)
         return logits, norms, vectors
 
     def fit(self, data: ImageData, n_classes: int, batch_size: int) -> None:
-        """Probes of the class on the mean token of each role, of every variant."""
+        """Probes of the class on the mean token of each role behind the model's last layer, of every variant."""
+        self.probes: dict[str, RidgeProbe] = {}
+        if not self.probes_last:
+            return
         ridge = GramRidge(n_classes, name=self.name)
         for batch in progress_batches(data, batch_size, f"{self.name}: fitting probes", into=[ridge]):
             pixels = self.model.preprocess(batch.images)
@@ -80,7 +85,7 @@ class MovedNeurons:
             for variant in self.variants:
                 sites |= {_site(variant, role): x for role, x in self.run(pixels, variant)[2].items()}
             ridge.update(sites, batch.labels)
-        self.probes: dict[str, RidgeProbe] = ridge.fit()
+        self.probes = ridge.fit()
 
     def measure(self, data: ImageData, batch_size: int) -> None:
         """Norms, answers and probes on every image."""
@@ -96,10 +101,10 @@ class MovedNeurons:
                     self.album.open(batch.images, batch.index, classes, logits)
                 else:
                     self.album.compare(logits, SAID.get(variant[0], variant[0]))
-                for role, x in vectors.items():
+                for role, x in vectors.items() if self.probes_last else ():
                     scores = self.probes[_site(variant, role)].scores(x)
                     self._hit(("probe", role, variant), scores, batch.labels)
-                for layer, of_roles in enumerate(norms):
+                for layer, of_roles in zip(self.layers, norms, strict=True):
                     self._norms(variant, layer, of_roles)
 
     def _norms(self, variant: Variant, layer: int, norms: dict[str, Tensor]) -> None:
@@ -124,11 +129,12 @@ class MovedNeurons:
             low, high = intervals[key]
             numbers = {"value": values.mean(), "low": low, "high": high, "n": len(values)}
             yield {"measure": measure, "variant": variant, "token": role, "layer": layer, "seed": seed, **numbers}
-        last = self.model.cfg.n_layers - 1
+        last = self.layers[-1]
         for (measure, role, (variant, seed)), hits in self.hits.items():
             where = {"token": role, "layer": last if measure == "probe" else None}
             yield {"measure": measure, "variant": variant, "seed": seed, **where, **rate_row(hits, self.n)}
-        for place, neuron in enumerate(self.search.neurons[: self.k]):
+        chosen = enumerate(self.search.neurons[: self.k])
+        for place, neuron in ((place, one) for place, one in chosen if one.layer in self.layers):
             which = {"layer": neuron.layer, "neuron": neuron.unit, "rank": place}
             yield {"measure": "activation", **which, "value": neuron.there}
             yield {"measure": "activation_elsewhere", **which, "value": neuron.elsewhere}

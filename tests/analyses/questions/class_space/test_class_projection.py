@@ -23,12 +23,8 @@ from analyses.questions.class_space.class_projection.figure import (
     normalised,
     rate_figure,
 )
-from analyses.questions.class_space.class_projection.identifiability import (
-    TESTED,
-    Identifiability,
-    Key,
-    measure_identifiability,
-)
+from analyses.questions.class_space.class_projection.identifiability import TESTED, Identifiability, Key
+from analyses.questions.class_space.class_projection.measuring import measure_identifiability
 from analyses.questions.class_space.measures.projection import (
     Rules,
     check_rules,
@@ -411,7 +407,8 @@ def test_counted_ranks_have_numpys_quantiles_and_scipys_signed_rank_test(seed: i
 
 def test_deeper_models_are_averaged_in_twelve_groups_and_shallower_ones_spread_out() -> None:
     def curve(n: int) -> pd.DataFrame:
-        return normalised(pd.DataFrame({"layer": range(n), "value": np.arange(n) * 1.0, "low": 0.0, "high": 1.0}))
+        rows = pd.DataFrame({"layer": range(n), "value": np.arange(n) * 1.0, "low": 0.0, "high": 1.0})
+        return normalised(rows, n)
 
     assert curve(12).block.tolist() == list(range(1, 13))
     assert curve(24).value.tolist() == [0.5 + 2 * i for i in range(12)]

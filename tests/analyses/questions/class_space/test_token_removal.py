@@ -40,12 +40,12 @@ def test_removing_nothing_is_the_baseline_to_the_bit(name: str) -> None:
     ending = run_without(net, x, labels, nothing)
     with torch.no_grad():
         logits, kept = net.run_with_cache(x)
-        assert torch.equal(ending.pos, token_ranks(project_tokens(net, kept["resid_post", 1]), labels))
+        assert torch.equal(ending.pos[1], token_ranks(project_tokens(net, kept["resid_post", 1]), labels))
     assert torch.equal(ending.right, logits.argmax(-1) == labels)
     one = nothing.clone()
     one[0, 3] = True  # the other images keep everything
     shorter = run_without(net, x, labels, one)
-    assert torch.equal(shorter.pos[1:], ending.pos[1:])
+    assert torch.equal(shorter.pos[1][1:], ending.pos[1][1:])
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -59,7 +59,7 @@ def test_images_that_keep_different_tokens_are_as_if_each_ran_alone(name: str) -
         assert together.right[image] == alone.right[0]
         here = at_tokens(~removed, together.layout)[image]
         assert torch.equal(
-            together.pos[image][here], alone.pos[0][at_tokens(~removed[image : image + 1], alone.layout)[0]]
+            together.pos[1][image][here], alone.pos[1][0][at_tokens(~removed[image : image + 1], alone.layout)[0]]
         )
 
 

@@ -17,7 +17,7 @@ from analyses.probes.opening import Opening
 from analyses.probes.ridge import GramRidge
 from analyses.probes.role_probes import fit_role_probes, read_role
 from analyses.questions.cls_use.restoration.figure import panels_figure, restored_figure
-from analyses.questions.cls_use.restoration.restoration import shuffled_streams
+from analyses.questions.cls_use.restoration.walk import shuffled_streams
 from interventions import apply, shuffle_tokens
 from interventions.catalogue.shuffling import draw_permutation
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model

@@ -16,7 +16,7 @@ from analyses import Result
 from analyses.data import ImageData, as_data
 from analyses.questions.features.head_words.figure import explained_figure
 from analyses.questions.features.head_words.head_words import head_words
-from analyses.questions.features.head_words.joint import JointReading, directions, prompt_map
+from analyses.questions.features.head_words.joint import JointReading, Part, directions, prompt_map
 from analyses.questions.features.head_words.text_span import text_span
 from analyses.running.catalogue import get_analysis
 from hooked_vit import HookedViT, zero_shot_head
@@ -60,6 +60,20 @@ def test_the_parts_sum_to_the_logit(name, size):
     by_token = reading.by_source(towards)
     want = torch.einsum("bpe,be->bp", vectors[:, heads], towards)
     assert (by_token.sum(-1).flatten(1) - want).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("layers", [(0,), (1,)])
+@pytest.mark.parametrize("name", [*TEXTS, *CLASSIFIERS])
+def test_of_some_layers_the_others_are_one_part(name, layers):
+    model = model_of(name)
+    x = pixels(model)
+    whole, some = JointReading(model, x), JointReading(model, x, layers=layers)
+    vectors, told = (dict(zip(r.parts, r.vectors().unbind(1), strict=True)) for r in (whole, some))
+    other = told.pop(Part("other_layers"))
+    assert all(torch.equal(vector, vectors[part]) for part, vector in told.items())
+    left_out = [vector for part, vector in vectors.items() if part not in told]
+    assert {part.layer for part in vectors if part not in told} == {*range(model.cfg.n_layers)} - {*layers}
+    assert (other - sum(left_out)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("name", ["clip-full", "siglip-full"])
@@ -216,6 +230,31 @@ def test_words_stand_beside_their_controls(result: Result) -> None:
         assert draw is not None
         draw(result)
     assert explained_figure(result).layout.xaxis.dtick == 1  # there is no half a word
+
+
+@pytest.mark.parametrize("layers", [(0,), (1, -1)])
+def test_what_is_said_is_of_the_layers_measured(layers: tuple[int, ...]) -> None:
+    """Two blocks, and five: a part for all others closes the sum, and a cell of the picture is a layer measured."""
+    models = {"two": tiny_of("deit-teacher"), "five": HookedViT.from_hf(make_hf("vit", num_hidden_layers=5))}
+    for model in models.values():
+        model.processor = processor_of((IMAGE, IMAGE))
+    whole, some = (head_words(models, scenes(8, 0), examples=1, draws=1, **which) for which in ({}, {"layers": layers}))
+    for name, model in models.items():
+        n, rows = model.cfg.n_layers, some.frame[some.frame.model == name]
+        measured = {layer % n for layer in layers}
+        assert set(rows.layer.dropna()) == set(rows[rows.measure == "word"].layer) == measured
+        sums = [f[(f.model == name) & (f.measure == "contribution")].value.sum() for f in (whole.frame, some.frame)]
+        assert sums[0] == pytest.approx(sums[1], abs=1e-6)  # streams of float32
+        (told,) = (s for s in some.meta["summary"] if s.startswith(f"{name}: of the margin"))
+        assert "heads of the layers measured add" in told
+        assert "all other layers " in told
+    entry = get_analysis("head-words")
+    assert entry.figure is not None
+    for trace, model in zip(entry.figure(some).data, models.values(), strict=True):
+        assert list(trace.y) == [str(layer) for layer in sorted({layer % model.cfg.n_layers for layer in layers})]
+    explained, maps = (draw(some) for draw in entry.figures(some).values())
+    assert "the heads of the layers measured" in explained.layout.title.text.replace("<br>", " ")
+    assert "all heads of the layers measured together" in maps.layout.title.text.replace("<br>", " ")
 
 
 def test_some_of_the_texts() -> None:

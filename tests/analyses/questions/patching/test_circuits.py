@@ -17,7 +17,7 @@ from analyses.questions.patching.path_patching import Receiver, Sender, path_pat
 from hooked_vit import HookedViT
 from interventions import Circuit, apply, only, patch_tokens, readout, sweep
 from interventions.circuits import Graph
-from interventions.wiring import Outputs, outputs_of
+from interventions.wiring import Outputs, mean_outputs, outputs_of
 from tests.interventions.cases import unchecked_types
 from tests.tiny import make, pixels, tiny
 
@@ -32,7 +32,7 @@ def logit(logits: torch.Tensor) -> torch.Tensor:
 def put_in(model: HookedViT, donor: torch.Tensor, kind: str) -> Outputs | None:
     """What cut edges carry, as each ablation has it."""
     values = outputs_of(model, donor)
-    return {"zero": None, "mean": values.map(lambda x: x.mean(0, keepdim=True)), "counterfactual": values}[kind]
+    return {"zero": None, "mean": mean_outputs(model, [donor]), "counterfactual": values}[kind]
 
 
 KINDS = [*(("counterfactual", family) for family in SHOWN), ("mean", "vit"), ("zero", "vit")]
@@ -106,7 +106,7 @@ def test_all_edges_are_the_model_and_none_the_ablated_one(family: str) -> None:
     with apply(model, only(none, value=donor)):
         assert torch.allclose(model(x), model.shared_copy()(donor), atol=1e-10)
     for kind in ("zero", "mean"):
-        values = put_in(model, donor, kind) or outputs_of(model, donor).map(torch.zeros_like)
+        values = put_in(model, donor, kind) or Outputs(*map(torch.zeros_like, outputs_of(model, donor)))
         names = {"blocks.0.hook_resid_pre": values.embed}
         for l in range(model.cfg.n_layers):
             names |= {f"blocks.{l}.attn.hook_z": values.z[l], f"blocks.{l}.hook_mlp_out": values.mlp[l]}

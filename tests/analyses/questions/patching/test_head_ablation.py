@@ -10,17 +10,18 @@ from analyses import Result, head_ablation
 from analyses.data import as_data
 from analyses.questions.patching.head_ablation.ablation import (
     Part,
+    clean_run,
     direct_logits,
-    ends,
     margin,
+    outputs_of,
     parts_of,
     total_logits,
-    written_by,
 )
 from analyses.questions.patching.head_ablation.ranking import half_correlations, sizes
 from analyses.running.catalogue import get_analysis
 from hooked_vit import HookedViT
-from interventions.wiring import mean_outputs, outputs_of
+from interventions import wiring
+from interventions.sources import mean_over_images
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
 from tests.tiny import FAMILIES, make, pixels, tiny
 
@@ -54,19 +55,23 @@ def by_hand(
 def test_every_ablation_is_the_run_made_by_hand(family: str) -> None:
     vit = make(family)
     x, others = pixels(vit, n=4), pixels(vit, n=6, seed=1)
-    final, outputs = ends(vit, x)[1], outputs_of(vit, x)
     parts, order = [Part(0, 1), Part(0, None), Part(1, 3), Part(1, None)], torch.tensor([2, 3, 1, 0])
+    logits, final, outputs = clean_run(vit, x, parts)
+    assert torch.equal(logits, vit(x))
     cache = vit.run_with_cache(x)[1]
-    zeros = outputs.map(torch.zeros_like)
-    donors = outputs.map(lambda kept: kept[order])
-    mean = mean_outputs(vit, iter(others.split(4)))
-    whole = outputs_of(vit, others).map(lambda x: x.mean(0, keepdim=True))
-    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(mean, whole, strict=True))
+    zeros = {hook: torch.zeros_like(kept) for hook, kept in outputs.items()}
+    donors = {hook: kept[order] for hook, kept in outputs.items()}
+    mean = mean_over_images(outputs_of(vit, some, parts) for some in others.split(4))
+    whole = outputs_of(vit, others, parts)
+    assert all(torch.allclose(mean[hook], kept.mean(0, keepdim=True), atol=1e-12) for hook, kept in whole.items())
+    stacked = wiring.mean_outputs(vit, iter(others.split(4)))
+    assert all(torch.equal(stacked.z[part.layer], mean[part.hook]) for part in parts if part.head is not None)
+    assert all(torch.equal(stacked.mlp[part.layer], mean[part.hook]) for part in parts if part.head is None)
     for values, put_in in ((None, zeros), (mean, mean), (donors, donors)):
         total = list(total_logits(vit, x, [[part] for part in parts], values))
         direct = list(direct_logits(vit, x, final, outputs, parts, values))
         for part, all_behind, alone in zip(parts, total, direct, strict=True):
-            value = written_by(put_in, part)
+            value = put_in[part.hook]
             assert torch.allclose(all_behind, by_hand(vit, x, cache, part, value, False), atol=1e-10), part
             assert torch.allclose(alone, by_hand(vit, x, cache, part, value, True), atol=1e-10), part
         # behind the last MLP there is nothing that could hear of it

@@ -28,9 +28,9 @@ def pictures(n: int, seed: int) -> ImageData:
 
 
 @torch.no_grad()
-def planted(name: str) -> HookedViT:
+def planted(name: str, **changes: int) -> HookedViT:
     """At one position the embedding points along a direction; the neuron fires there alone, and writes a large norm."""
-    model = HookedViT.from_hf(make_hf(name), processor=processor_of((IMAGE, IMAGE)))
+    model = HookedViT.from_hf(make_hf(name, **changes), processor=processor_of((IMAGE, IMAGE)))
     block, along = model.blocks[0], torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(0))
     along = (along - along.mean()) / (along - along.mean()).norm()
     n_embedded = model.pos_embed.weight.shape[-2] - model.cfg.grid[0] * model.cfg.grid[1]
@@ -115,6 +115,35 @@ def test_a_model_without_outliers_says_so() -> None:
     assert any("no patch is an outlier by this rule" in note for note in told.meta["notes"])
     assert (told.frame[told.frame.measure == "outlier_share"].value == 0).all()
     assert len(told.meta["models"]["vit"]["neurons"]) == 2
+
+
+@pytest.mark.parametrize("layers", [(0,), (-1,), (1, -1)])
+def test_some_layers_leave_the_neurons_as_they_are_and_probes_to_the_last(layers: tuple[int, ...]) -> None:
+    """The neuron is of block 0: of a model of two blocks and one of five, whatever is measured of them."""
+    models = {"two": planted("registers"), "five": planted("vit", num_hidden_layers=5)}
+    some = register_neurons(
+        models, pictures(20, 1), fit_data=pictures(30, 2), neurons=1, calibration=20, batch_size=10, layers=layers
+    )
+    for name, model in models.items():
+        n, about, rows = model.cfg.n_layers, some.meta["models"][name], some.frame[some.frame.model == name]
+        measured = {layer % n for layer in layers}
+        assert about["neurons"] == [[0, NEURON]]
+        assert set(rows.layer.dropna()) == measured
+        assert (rows.measure == "probe").any() == (n - 1 in measured)
+        assert (rows.measure == "activation").any() == (0 in measured)
+        told = " ".join(sentence for sentence in some.meta["summary"] if sentence.startswith(name))
+        assert ("a probe reads the class" in told) == (n - 1 in measured)
+        assert f"behind layer {about['described']} the largest norm" in told
+        assert about["described"] in measured
+        assert sum(f"{name}: its neurons were sought in all layers" in note for note in some.meta["notes"]) == 1
+        assert all(row["largest_norm"] > 0 for row in some.meta["table"] if row["model"] == name)
+    entry = get_analysis("register-neurons")
+    _, neurons = (draw(some) for draw in entry.figures(some).values())
+    lacking = [note for note in neurons.layout.annotations if note.text == "none in the layers measured"]
+    assert len(lacking) == (0 if 0 in layers else 2)
+    assert {trace.xaxis for trace in neurons.data} == {"x", "x2"}
+    assert entry.figure is not None
+    assert len(entry.figure(some).data)
 
 
 def test_random_neurons_are_others_of_the_same_layers(result: Result) -> None:
