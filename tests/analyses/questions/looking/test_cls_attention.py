@@ -254,7 +254,7 @@ def test_a_third_without_a_measured_layer_has_no_claim(layers: tuple[int, ...], 
     judged = [row for row in one.meta["table"] if row["why"] not in unjudged]
     assert {row["claim"] for row in judged} == ({claims.DISCRIMINATES} if len(layers) == 2 else set())
     for name, thirds in told.items():
-        assert sum(s.startswith(f"{name}: in {thirds} layers entropy") for s in one.meta["summary"]) == 1
+        assert sum(s.startswith(f"{name}: in the network's {thirds} part entropy") for s in one.meta["summary"]) == 1
     # what is compared is the mean of the layers that were measured, here of one
     compared = one.frame[one.frame.measure == "contrast"].set_index(["model", "part"]).value
     there = whole.frame[whole.frame.measure == "contrast"].set_index(["model", "part"]).value
