@@ -19,7 +19,6 @@ from tests.analyses.everything import arguments, scenes
 
 COMMANDS = {name: entry for name, entry in registered_analyses().items() if entry.is_command}
 ASKED = (-1, 1)
-MEASURED = (1, 3)
 OF_NO_LAYER: dict[str, str] = {
     "few-shot-transfer": "prototypes are made of tokens behind the last block and the final norm alone",
     "register-controls": "tokens are replaced behind every block at once, and no number is of one",
