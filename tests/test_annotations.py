@@ -8,6 +8,7 @@ import torch
 
 import analyses
 import interventions
+from analyses.questions.signal.few_shot_transfer.transfer_study import matched_cls
 from hooked_vit import HookedViT
 from tests.tiny import tiny
 
@@ -30,3 +31,8 @@ def test_every_package_is_checked_and_nothing_inside_a_function_is():
         return x
 
     assert inner.__code__.co_filename == __file__
+
+
+def test_a_name_is_one_size_throughout_a_call():
+    with pytest.raises(jaxtyping.TypeCheckError, match="size of dimension d is 3"):
+        matched_cls(torch.zeros(2), torch.zeros(3), seed=0)

@@ -102,7 +102,10 @@ def visible(text: object) -> str:
     That is control characters, line breaks among them, what turns the direction of writing, and halves of characters,
     as file names hold that are no UTF-8.
     """
-    return "".join(character if is_seen(character) else written(character) for character in str(text))
+    text = str(text)
+    if text.isprintable():  # nearly all there is, and thousands of them in a figure
+        return text
+    return "".join(character if is_seen(character) else written(character) for character in text)
 
 
 def is_seen(character: str) -> bool:
