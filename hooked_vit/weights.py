@@ -15,6 +15,7 @@ from hooked_vit.components.linears import plain
 from hooked_vit.components.mlp import MLP
 from hooked_vit.components.norms import LayerNorm, NoNorm
 from hooked_vit.config import ViTConfig
+from hooked_vit.config.numbers import in_full_digits
 
 
 class Weights(nn.Module):
@@ -155,12 +156,17 @@ class Weights(nn.Module):
                 "in this model a norm of their sum is added instead. Whole branches (`attn_out`, `mlp_out`) do add up"
             )
 
+    def _forget_cast_weights(self) -> None:
+        """What a `torch.autocast` around us keeps of weights from run to run, which are about to change in place."""
+        torch.clear_autocast_cache()
+
     @torch.no_grad()
     def fold_layer_scale_(self) -> None:
         """Multiply LayerScale into the output weights of its branch and drop it; logits stay as they are.
 
         >>> model.fold_layer_scale_()  # doctest: +SKIP
         """
+        self._forget_cast_weights()
         for block in self.blocks:
             for branch, linear in ((block.attn, block.attn.o), (block.mlp, block.mlp.fc_out)):
                 if branch.ls is not None:
@@ -181,6 +187,7 @@ class Weights(nn.Module):
         linear layer reads one role of it: of a feature model, of a head that reads several roles (in one bias their
         offsets could not be told apart, and `project` tells roles apart), and of a readout of unit length.
         """
+        self._forget_cast_weights()
         for block in self.blocks if not self.cfg.post_norm else ():
             attn, mlp = block.attn, block.mlp
             _fold(block.ln1, [attn.q, attn.k, attn.v])
@@ -209,7 +216,8 @@ def _fold(norm: LayerNorm, readers: list[nn.Linear]) -> None:
     for linear in map(plain, readers):
         copies = linear.in_features // len(norm.weight)
         if norm.bias is not None:
-            shift = linear.weight @ norm.bias.repeat(copies)
+            with in_full_digits(linear.weight.device.type):
+                shift = linear.weight @ norm.bias.repeat(copies)
             linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias + shift)
         linear.weight.mul_(norm.weight.repeat(copies))
     norm.weight.fill_(1.0)

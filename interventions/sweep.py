@@ -22,6 +22,7 @@ from hooked_vit import HookedViT, HookPoint, TokenLayout
 from hooked_vit.components.narrowing import BEHIND_POOLING, can_narrow, rows_pooled
 from hooked_vit.components.pieces import in_pieces
 from hooked_vit.components.watching import watched
+from hooked_vit.config.numbers import in_full_digits
 from hooked_vit.hook_table import SPLICED
 from hooked_vit.loading.progress import ahead, tick
 from interventions.apply import AppliedRun, InterventionNotFired, brought
@@ -234,8 +235,7 @@ def _attached(model: HookedViT, fork: Fork, tokens: TokenLayout) -> Iterator[Non
     hooks = [(s.name, s.edit) for s in fork.steps]
     with model.running(tokens), model.hooks(fwd_hooks=hooks):
         yield
-    here = {s.name for s in fork.steps}
-    if missed := [name for name in fork.run.missed if name in here]:
+    if missed := [name for name in fork.run.missed if name in {s.name for s in fork.steps}]:
         raise InterventionNotFired(f"{', '.join(missed)} was never reached in its part of the network")
 
 
@@ -247,7 +247,7 @@ def _edit_outside(model: HookedViT, states: dict[History, State], forks: list[Fo
         resid = state.resid
         # what a dictionary shows is edited while the edit of the stream that spliced it in is made
         spliced = Fork(fork.old, fork.new, [s for s in fork.steps if s.name.endswith(SPLICED)], fork.run)
-        with _attached(model, spliced, state.tokens):
+        with _attached(model, spliced, state.tokens), in_full_digits(resid.device.type):  # as at the hook itself
             for step in [s for s in fork.steps if not s.name.endswith(SPLICED)]:
                 new = step.edit(resid, hook=model.hook_dict[step.name])
                 resid = resid if new is None else new

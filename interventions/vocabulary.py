@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -53,12 +54,12 @@ def indices(asked: int | Sequence[int] | None, n: int, what: str) -> list[int]:
     """
     if asked is None:
         return list(range(n))
-    wanted = list(asked) if isinstance(asked, Iterable) else [asked]
-    if bad := [i for i in wanted if isinstance(i, bool) or not isinstance(i, int) or not -n <= i < n]:
+    wanted: list[Any] = list(asked) if isinstance(asked, Iterable) else [asked]
+    if bad := [i for i in wanted if isinstance(i, bool) or not isinstance(i, Integral) or not -n <= int(i) < n]:
         raise ValueError(f"{what}s are 0 to {n - 1} (or negative from the end): the model has {n}, got {bad}")
     if not wanted:
         raise ValueError(f"no {what} is named, so nothing would happen; leave it out to mean all of them")
-    return list(dict.fromkeys(i % n for i in wanted))
+    return list(dict.fromkeys(int(i) % n for i in wanted))
 
 
 def site_hook(model: HookedViT, site: str, layer: int, among: Sequence[str] = TOKEN_SITES) -> str:

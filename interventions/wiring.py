@@ -136,11 +136,11 @@ class Wiring:
 
     def _difference(self, x: Tensor, value: Tensor | None) -> Tensor:
         if value is None:
-            return -x
+            return -x.to(self.cut)
         per_image(value, len(x), "the values of a circuit are")
         if value.shape[1] != x.shape[1]:
             raise ValueError(f"the values of a circuit are for {value.shape[1]} tokens, this run has {x.shape[1]}")
-        return value.to(x) - x
+        return (value.to(x) - x).to(self.cut)
 
     def _listen(self, x: Tensor) -> Tensor:
         self.heard.append(x)
@@ -172,7 +172,7 @@ class Wiring:
     def _add(self, x: Tensor, block: int, at: tuple[int, slice]) -> Tensor:
         self.heard.append(x)
         message = self._message(block, *at)
-        return x if message is None else x + message[0]
+        return x if message is None else x + message[0].to(x)
 
     def _read(self, act: Tensor, layer: int, kind: int) -> Tensor:
         """Queries, keys or values [b t h e] of every head, each from the stream as this head reads it."""
@@ -188,6 +188,7 @@ class Wiring:
         new = torch.einsum("hbtd,hed->bthe", stream, linear.weight.unflatten(0, (n, -1)))
         if linear.bias is not None:
             new = new + linear.bias.unflatten(0, (n, -1))
+        new = new.to(act)
         if self.leaves is not None:
             return new
         # a head none of whose edges is cut reads bit for bit what it read

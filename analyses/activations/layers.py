@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 from analyses.running.notice import remark
@@ -30,7 +31,8 @@ def said_layers(meta: Mapping[str, Any]) -> list[str]:
     >>> said_layers({"layers": [3]})
     ['Only layer 3 was measured: where a first or a last layer is named, it is the first or last of these.']
     """
-    layers = meta.get("layers") or []
+    named = meta.get("layers")
+    layers = [named] if isinstance(named, Integral) else list(named or ())
     if not layers:
         return []
     spoken = f"layer {layers[0]} was" if len(layers) == 1 else f"layers {', '.join(map(str, layers))} were"
@@ -47,13 +49,18 @@ def stop_behind(model: HookedViT, layers: Sequence[int]) -> int | None:
     return None if any(watched(point) for point in model.hook_points()) else max(layers) + 1
 
 
+def _as_int(layer: Any) -> Any:
+    return layer if isinstance(layer, bool) or not isinstance(layer, Integral) else int(layer)
+
+
 @contextmanager
 def layers_in_use(layers: int | Sequence[int], models: Mapping[str, HookedViT] | None) -> Iterator[list[int]]:
     """Refuse layers that a model has not before any of them runs, and note which were measured.
 
     Raises what `measured_layers` raises, with the model's name.
     """
-    layers = [layers] if isinstance(layers, int) else list(layers)
+    named: Any = layers  # numpy's whole numbers are some too, but none of ours
+    layers = [_as_int(layer) for layer in ([named] if isinstance(named, Integral) else named)]
     for name, model in (models or {}).items():
         try:
             measured_layers(model, layers)

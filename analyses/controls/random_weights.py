@@ -23,5 +23,6 @@ def with_random_weights(model: HookedViT, seed: int) -> HookedViT:
             fresh = HookedViT(model.cfg)
     fresh.to(like.device, like.dtype)
     fresh.set_attention(model.run.attention)
+    fresh.set_autocast(model.run.autocast)
     fresh.processor = model.processor
     return fresh

@@ -81,6 +81,11 @@ def autocast_on(kind: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
 
 
+def in_full_digits(kind: str) -> AbstractContextManager[Any]:
+    """Inside it nothing on this kind of device is multiplied in autocast's numbers."""
+    return nullcontext() if autocast_on(kind) is None else torch.autocast(kind, enabled=False)
+
+
 def multiplying(autocast: torch.dtype | None, module: nn.Module) -> AbstractContextManager[Any]:
     """Inside it products are taken in these numbers where the module is; in those of its weights where it is None."""
     return nullcontext() if autocast is None else torch.autocast(next(module.parameters()).device.type, autocast)

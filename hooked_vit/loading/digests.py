@@ -104,7 +104,10 @@ def autocast_of(model: HookedViT) -> torch.dtype | None:
     >>> autocast_of(model)  # doctest: +SKIP
     torch.bfloat16
     """
-    return model.run.autocast or autocast_on(model.embed.patch.weight.device.type)
+    weight = model.embed.patch.weight
+    if weight.dtype != torch.float32:  # autocast casts nothing else
+        return None
+    return model.run.autocast or autocast_on(weight.device.type)
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def new_head(
 
     def read(logits: Tensor, hook: object) -> Tensor:
         pooled = seen.pop()
-        new = F.linear(pooled, weight.to(pooled), None if bias is None else bias.to(pooled))
+        new = F.linear(pooled, weight.to(pooled), None if bias is None else bias.to(pooled)).to(logits)
         if whole:
             return new
         everything = torch.ones(1, dtype=torch.bool, device="cpu")

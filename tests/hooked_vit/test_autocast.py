@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from analyses.controls.random_weights import with_random_weights
 from analyses.running.models import load_model
 from analyses.running.notes import about_model
 from hooked_vit import HookedViT
 from hooked_vit.loading.digests import model_digests
-from interventions import apply, shuffle_cls, sweep
+from interventions import apply, new_head, only, project_out, shuffle_cls, sweep
+from interventions.circuits import Circuit, Graph
 from tests.tiny import make, pixels
 
 FAMILIES = ("vit", "dinov2", "clip-full", "siglip-full", "beit-mean-both")
@@ -119,3 +121,58 @@ def test_what_cannot_be_is_refused() -> None:
 def test_it_has_a_name_among_the_numbers_a_model_is_loaded_in() -> None:
     model = load_model("zoo:vit", dtype="autocast")
     assert (model.dtype, model.run.autocast) == (torch.float32, torch.bfloat16)
+
+
+@torch.no_grad()
+def test_what_an_edit_multiplies_is_the_same_in_a_sweep() -> None:
+    told = make("dinov2", torch.float32)
+    told.set_autocast("bfloat16")
+    x, directions = pixels(told), torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    edits = [project_out(layer=layer, tokens="cls", directions=directions) for layer in range(told.cfg.n_layers)]
+    for edit, (_, out) in zip(edits, sweep(told, x, edits, fold_tokens=0), strict=True):
+        with apply(told, edit):
+            assert torch.equal(out, told(x))
+
+
+@torch.no_grad()
+def test_what_hooks_return_there_is_what_they_were_shown_in_kind() -> None:
+    """New heads, circuits and paths multiply in full digits, and answer in those of the run."""
+    plain = make("vit", torch.float32)
+    told = plain.shared_copy()
+    told.set_autocast("bfloat16")
+    x, other = pixels(plain), pixels(plain).flip(0)
+    weight = torch.randn(5, plain.cfg.d_pooled, generator=torch.Generator().manual_seed(0))
+    graph = Graph.of(plain)
+    circuit = Circuit.of(plain, graph.edges[::2])
+    for edit in (new_head(weight), only(circuit), only(circuit, value=other)):
+        with apply(plain, edit):
+            wanted = plain(x)
+        with apply(told, edit):
+            found = told(x)
+        assert (found.float() - wanted).abs().max() < 0.03 * wanted.abs().max()  # a bfloat16 has 8 bits
+        assert not torch.equal(found.float(), wanted)
+
+
+def test_weights_folded_inside_autocast_stay_whole() -> None:
+    for family in ("vit", "dinov2", "vit-no-qkv-bias"):
+        model = make(family, torch.float32)
+        x, before = pixels(model), model(pixels(model)).detach()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            inside = model(x)
+            model.fold_layer_norm_()
+            model.fold_layer_scale_()
+            assert torch.allclose(model(x), inside, atol=0.1)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert torch.allclose(model(x), before, atol=1e-5)
+
+
+def test_a_model_of_random_weights_multiplies_as_the_model_does() -> None:
+    told = make("vit", torch.float32)
+    told.set_autocast("bfloat16")
+    assert with_random_weights(told, seed=0).run.autocast == torch.bfloat16
+
+
+def test_only_products_of_float32_are_taken_in_other_numbers() -> None:
+    double = make("vit", torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert about_model(double)["dtype"] == "float64"

@@ -23,6 +23,7 @@ from analyses.running.fingerprint import Fingerprint
 from analyses.running.notice import remark
 from analyses.running.registry import meanwhile
 from hooked_vit import HookedViT, TokenLayout
+from hooked_vit.components.watching import watched
 from hooked_vit.config.showing import counted
 from hooked_vit.loading.digests import pooling_digest
 
@@ -207,6 +208,11 @@ class InUse:
 
     def expect(self, name: str, model: HookedViT) -> None:
         """Refuse a model no store is of. Raises ValueError."""
+        if any(watched(point) for point in model.hook_points()):
+            raise ValueError(
+                f"hooks are attached to {name}, and stored activations know nothing of them; reset_hooks(), or leave "
+                "activations out"
+            )
         parts = self._of(model)
         if not self._fitting(parts):
             nearest = min((stream_differences(parts, store) for store in self.stores), key=len)

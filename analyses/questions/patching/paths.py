@@ -190,7 +190,7 @@ class Wires:
         if sender.site == "attn_out":
             heads = list(sender.heads) if sender.heads is not None else slice(None)
             weight = self.model.blocks[sender.layer].attn.W_O[heads]
-            change = torch.einsum("bthe,hed->btd", change[:, :, heads], weight)
+            change = torch.einsum("bthe,hed->btd", change[:, :, heads].to(weight), weight)
         return change * self._of_images(sender)[..., None].to(change)
 
     def _of_images(self, end: Sender | Receiver) -> Bool[Tensor, "#b t"]:
@@ -269,6 +269,6 @@ class Wires:
         def speak(act: Tensor, hook: object) -> Tensor:
             linear = getattr(block.attn, receiver.site)
             heard = linear(block.ln1(seen[-1] + message)).unflatten(-1, act.shape[2:])
-            return torch.where(heads[None, None, :, None], heard, act)
+            return torch.where(heads[None, None, :, None], heard.to(act), act)
 
         return [(f"{name}.hook_resid_pre", listen), (f"{name}.attn.hook_{receiver.site}", speak)]

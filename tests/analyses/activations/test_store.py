@@ -37,7 +37,7 @@ from analyses.controls.random_weights import with_random_weights
 from analyses.data import ImageData, as_data
 from analyses.running import places
 from hooked_vit import HookedViT
-from interventions import zero_attention
+from interventions import apply, zero_attention
 from tests.analyses.questions.cls_use.test_cls_causality import coloured, model
 from tests.analyses.running.test_kills import killed_at
 
@@ -354,6 +354,11 @@ def test_a_store_of_another_version_or_under_an_intervention(
         asked(vit, data, tmp_path / "s")
     monkeypatch.setattr(plan, "environment", lambda: {"torch": "1.0"})
     with pytest.raises(ValueError, match=r"torch \(1\.0, not "):
+        asked(vit, data, kept)
+
+
+def test_a_store_knows_nothing_of_hooks(vit: HookedViT, data: ImageData, kept: Path) -> None:
+    with apply(vit, zero_attention("cls", "patches", layers=0)), pytest.raises(ValueError, match="hooks are attached"):
         asked(vit, data, kept)
 
 

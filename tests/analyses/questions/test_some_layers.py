@@ -6,6 +6,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,9 @@ from analyses.running.catalogue import Analysis, registered_analyses
 from analyses.running.models import default_models, load_model
 from analyses.running.results import Result
 from hooked_vit import HookedViT
+from interventions import shuffle_cls
 from tests.analyses.everything import arguments, scenes
+from tests.interventions.cases import unchecked_types
 
 COMMANDS = {name: entry for name, entry in registered_analyses().items() if entry.is_command}
 ASKED = (-1, 1)
@@ -148,3 +151,23 @@ def test_layers_there_are_not_are_refused_before_any_image_is_read(
     monkeypatch.setattr("analyses.data.ImageData.batches", lambda *_, **__: pytest.fail("images were read"))
     with pytest.raises(ValueError, match=said):
         run(name, layers=layers)
+
+
+def test_layers_are_whole_numbers_of_any_kind() -> None:
+    plain = run("decodability", layers=(1, 3), roles=("cls",))
+    with unchecked_types():  # annotations say what is usual
+        for layers in (np.array([1, 3]), range(1, 4, 2), [np.int64(1), -1]):
+            same = run("decodability", layers=layers, roles=("cls",))
+            pd.testing.assert_frame_equal(same.frame, plain.frame)
+            assert same.meta["layers"] == [int(layer) for layer in layers]
+        for layers in (3, np.int64(3)):
+            assert run("class-embedding", layers=layers, parts=("class-projection",)).meta["layers"] == [3]
+    with pytest.raises(TypeError, match="layers is a whole number"):
+        run("decodability", layers=(True,), roles=("cls",))
+
+
+def test_only_what_is_done_is_asked_for_and_said() -> None:
+    """Of an intervention of one's own, which may be defined behind no other layer."""
+    own = run("cls-causality", layers=(3,), disturb=lambda layer: {3: shuffle_cls(layer=3, seed=0)}[layer])
+    assert own.meta["interventions"] == ["shuffle_cls(layer=…)", "readout(source='cls')"]
+    assert run("cls-causality", layers=(1, 3)).meta["interventions"] == own.meta["interventions"]

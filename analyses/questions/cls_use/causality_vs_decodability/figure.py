@@ -88,7 +88,7 @@ def in_words(result: Result) -> tuple[list[str], list[str]]:
         gap, effect = (rows[rows.measure == m].set_index("layer") for m in ("gap", "causal_effect"))
         widest = gap.value.idxmax()
         used = [int(layer) for layer in effect.index if effect.low[layer] > USED]
-        where = f"at {in_a_row(used)}" if used else "at no layer"
+        where = f"at {in_a_row(used)}" if used else "at no layer" + " measured" * bool(result.meta.get("layers"))
         there, at_end = (
             f"{gap.value[layer]:.1%} of the images ({between(gap.low[layer], gap.high[layer], '.1%')})"
             for layer in (widest, gap.index[-1])

@@ -9,8 +9,9 @@ and head read from CLS at every depth (Vilas et al., NeurIPS 2023).
 from __future__ import annotations
 
 import inspect
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,7 @@ def cls_causality(
     plan = _Plan(_disturbance(disturb, among), seeds, batch_size, among, done)
     models, read = by_readout(models, reads)
     for name, model in models.items():
-        _check(name, model, plan)
+        _check(name, model, plan, layers)
     opening = open_study(models, data, fit_data, head, read)
     if disturb is None:
         check_shuffles(opening.measured, batch_size, seeds, among)
@@ -110,7 +111,7 @@ def cls_causality(
         **opening.about(n=tally.n),
         "seeds": seeds,
         "batch_size": batch_size,
-        "interventions": [repr(plan.disturbed(0, 0, None)), repr(readout("cls"))],
+        "interventions": [_at_any_layer(plan, next(iter(models.values())), layers), repr(readout("cls"))],
         "pictures": pictures,
     }
     result = Result(frame, meta)
@@ -142,12 +143,19 @@ class _Plan:
     """In words."""
 
 
-def _check(name: str, model: HookedViT, plan: _Plan) -> None:
+def _at_any_layer(plan: _Plan, model: HookedViT, layers: Sequence[int] | None) -> str:
+    """What was done behind every layer measured, in words."""
+    (first, *_) = measured_layers(model, layers)
+    return re.sub(r"\blayer=-?\d+", "layer=…", repr(plan.disturbed(first, 0, None)))
+
+
+def _check(name: str, model: HookedViT, plan: _Plan, layers: Sequence[int] | None) -> None:
     if not model.cfg.has_cls:
         raise ValueError(
             f"{name} has no CLS token (it has {', '.join(model.tokens.roles)}): there is nothing to shuffle"
         )
-    plan.disturbed(0, 0, torch.zeros(0, dtype=torch.long)).hooks(model)  # refuses here what this model cannot have
+    (first, *_) = measured_layers(model, layers)
+    plan.disturbed(first, 0, torch.zeros(0, dtype=torch.long)).hooks(model)  # refuses here what this model cannot have
 
 
 def _measure(

@@ -107,7 +107,8 @@ def direct_logits(
         own = outputs[part.hook]
         change = (torch.zeros_like(own) if values is None else values[part.hook]) - own
         if part.head is not None:
-            change = change[:, :, part.head] @ model.blocks[part.layer].attn.W_O[part.head].detach()
+            weight = model.blocks[part.layer].attn.W_O[part.head].detach()
+            change = change[:, :, part.head].to(weight) @ weight
         with torch.no_grad():
             logits = model(final + change, start_at_layer=model.cfg.n_layers, tokens=layout)
         yield logits
