@@ -90,7 +90,7 @@ class Serving:
             lacks += [] if found[HEAD_INPUT] else [_what_is_pooled(reader.model)]
         if lacks:
             more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
-            raise ValueError(self._lacking(f"{lacks[0]}{more}", "store it with roles=… (--roles)"))
+            raise ValueError(self._lacking(f"{lacks[0]}{more}", "store it with layers=…, roles=… (--layers, --roles)"))
         return found
 
     def pooled(self, model: HookedViT) -> Callable[[Int64[Tensor, "b"]], Float[Tensor, "b p"]]:
