@@ -117,7 +117,7 @@ def test_an_intervention_of_ones_own_works_in_sweep_and_in_cls_causality(monkeyp
         assert torch.equal(vit(pixels), ours[negated_cls(layer=1)])
     assert run.fired == {"blocks.1.hook_resid_post": 1}
     result = cls_causality({"vit": vit}, data, fit_data=coloured(60, 2), seeds=1, disturb=negated_cls)
-    assert result.meta["interventions"][0] == "negated_cls(layer=0)"
+    assert result.meta["interventions"][0] == "negated_cls(layer=…)"
     shuffled = result.frame[(result.frame.measure == "shuffled") & (result.frame.layer == 1)]["value"].item()
     answers = ours[negated_cls(layer=1)].argmax(-1)
     assert shuffled == (answers == next(data.batches(30)).labels).double().mean().item()
